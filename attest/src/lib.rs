@@ -1,0 +1,1 @@
+//! Judges attestation evidence.

@@ -1,0 +1,1 @@
+//! One tenant VM in one confined process.
