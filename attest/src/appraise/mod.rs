@@ -1,0 +1,1 @@
+//! The whole judgement: from evidence to a verdict, or to every reason against it.

@@ -1,0 +1,1 @@
+//! Firmware event logs: what the firmware and the boot loader say they measured.

@@ -1,0 +1,1 @@
+//! IMA lists: what the kernel measured after boot.

@@ -1,0 +1,288 @@
+//! Why something was denied: a stable code, where it was seen, what was expected and what was found.
+//!
+//! Scripts rely on the codes, people on the sentences. A code, once published, keeps its name and its meaning.
+
+use core::fmt;
+use core::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Longest text that a reason repeats from evidence, in characters. What is longer is cut and says so.
+pub const MAX_QUOTED_CHARS: usize = 600;
+
+/// One reason for a denial.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// What is wrong, as a stable code.
+    pub code: ReasonCode,
+    /// The PCR that it concerns, if it concerns one.
+    pub pcr: Option<u32>,
+    /// The event that it concerns, in words: "kernel command line", "initrd", "Secure Boot off".
+    pub event: Option<String>,
+    /// What a good host would have shown.
+    pub expected: Option<String>,
+    /// What this host showed.
+    pub found: Option<String>,
+    /// One sentence for a person.
+    pub text: String,
+}
+
+impl Reason {
+    /// A reason whose sentence is the code's own.
+    pub fn new(code: ReasonCode) -> Self {
+        Self { code, pcr: None, event: None, expected: None, found: None, text: code.sentence().to_owned() }
+    }
+
+    /// The same reason, naming the PCR.
+    #[must_use]
+    pub fn pcr(mut self, pcr: u32) -> Self {
+        self.pcr = Some(pcr);
+        self
+    }
+
+    /// The same reason, naming the event in words.
+    #[must_use]
+    pub fn event(mut self, event: impl AsRef<str>) -> Self {
+        self.event = Some(printable(event.as_ref()));
+        self
+    }
+
+    /// The same reason with what a good host would have shown.
+    #[must_use]
+    pub fn expected(mut self, expected: impl AsRef<str>) -> Self {
+        self.expected = Some(printable(expected.as_ref()));
+        self
+    }
+
+    /// The same reason with what this host showed.
+    #[must_use]
+    pub fn found(mut self, found: impl AsRef<str>) -> Self {
+        self.found = Some(printable(found.as_ref()));
+        self
+    }
+
+    /// The same reason with a sentence that says more than the code's own.
+    #[must_use]
+    pub fn text(mut self, text: impl AsRef<str>) -> Self {
+        self.text = printable(text.as_ref());
+        self
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.text)?;
+        if let Some(pcr) = self.pcr {
+            write!(f, " [PCR {pcr}]")?;
+        }
+        if let Some(event) = &self.event {
+            write!(f, " [{event}]")?;
+        }
+        if let Some(expected) = &self.expected {
+            write!(f, " expected: {expected};")?;
+        }
+        if let Some(found) = &self.found {
+            write!(f, " found: {found}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Evidence is written by whoever is judged: what is repeated from it is cut to a bound, and nothing in it moves a
+/// terminal's cursor or hides text.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().min(MAX_QUOTED_CHARS));
+    for (count, c) in text.chars().enumerate() {
+        if count >= MAX_QUOTED_CHARS {
+            out.push_str("… (cut)");
+            break;
+        }
+        if c.is_control() || is_invisible(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Characters that are not control characters to Unicode and yet change how a line is read: separators, zero-width
+/// marks, and the marks that turn the direction of writing.
+const fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Written from one table so that the code, its sentence and the list of all of them cannot drift apart.
+macro_rules! reason_codes {
+    ($($variant:ident = $code:literal, $sentence:literal;)*) => {
+        /// The stable code of a reason. Serialises as its string.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum ReasonCode {
+            $(#[doc = concat!("`", $code, "`: ", $sentence)] $variant,)*
+        }
+
+        impl ReasonCode {
+            /// Every code, in the order of this file.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The code as a string, `room.what-is-wrong`.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code,)* }
+            }
+
+            /// What the code means, in one sentence.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$variant => $sentence,)* }
+            }
+        }
+    };
+}
+
+reason_codes! {
+    // The firmware event log.
+    EventlogUnreadable = "eventlog.unreadable", "The firmware event log cannot be read, so nothing in it can be believed.";
+    EventlogMissing = "eventlog.missing", "The evidence has no firmware event log.";
+    EventlogTrailing = "eventlog.trailing-bytes", "The firmware event log goes on after its last event with bytes that nothing accounts for.";
+    EventlogPcrMismatch = "eventlog.pcr-mismatch", "The firmware event log does not lead to the value that the TPM signed for this PCR.";
+    EventlogPcrWithoutEvents = "eventlog.pcr-without-events", "The TPM signed a value for this PCR, but the firmware event log has no event for it.";
+    EventlogBankMissing = "eventlog.bank-missing", "The TPM signed PCRs of a bank for which the firmware event log has no digests.";
+    EventlogBankUnextended = "eventlog.bank-unextended", "A PCR that every firmware extends still has its initial value: the firmware does not measure into this bank.";
+    EventlogForgedNoAction = "eventlog.forged-no-action", "An event that says it extends no PCR carries a digest.";
+    EventlogUnknownEvent = "eventlog.unknown-event", "An event has a type that has no place in a measured boot.";
+    EventlogDigestMismatch = "eventlog.digest-mismatch", "An event's digest does not cover what the event says.";
+    EventlogTextNotCovered = "eventlog.text-not-covered", "An event's text is not what its digest was made of.";
+    EventlogLocality = "eventlog.startup-locality", "The event that tells the startup locality is malformed, repeated or comes too late.";
+    EventlogSeparatorMissing = "eventlog.separator-missing", "The separator between firmware and operating system is missing in this PCR.";
+    EventlogSeparatorRepeated = "eventlog.separator-repeated", "The separator between firmware and operating system appears more than once in this PCR.";
+    EventlogSeparatorError = "eventlog.separator-error", "The firmware reported an error where the separator should be.";
+    EventlogAfterSeparator = "eventlog.after-separator", "Firmware state was measured after the separator, where an operating system could have done it.";
+    EventlogEventUnexpected = "eventlog.unexpected-event", "The host measured something that no reference value foresees.";
+    EventlogEventMissing = "eventlog.missing-event", "The host did not measure something that the reference values require.";
+    EventlogEventMismatch = "eventlog.event-mismatch", "The host measured another value than the reference values accept.";
+    EventlogCommandLine = "eventlog.command-line", "The kernel was started with another command line than the reference values accept.";
+    EventlogGrubCommand = "eventlog.grub-command", "The boot loader ran another command than the reference values accept.";
+    EventlogBootFile = "eventlog.boot-file", "The boot loader read another file than the reference values accept.";
+    EventlogKernel = "eventlog.kernel", "Another kernel was started than the reference values accept.";
+    EventlogInitrd = "eventlog.initrd", "Another initrd was loaded than the reference values accept.";
+    EventlogBootLoader = "eventlog.boot-loader", "Another boot loader was started than the reference values accept.";
+    EventlogFirmware = "eventlog.firmware", "The firmware itself is not the one that the reference values accept.";
+
+    // Secure Boot.
+    SecureBootDisabled = "secure-boot.disabled", "Secure Boot is off: the firmware starts any boot loader.";
+    SecureBootUnknown = "secure-boot.unknown", "No event that a digest covers says whether Secure Boot is on.";
+    SecureBootRepeated = "secure-boot.repeated-variable", "A variable of Secure Boot was measured more than once.";
+    SecureBootMalformed = "secure-boot.malformed-variable", "A variable of Secure Boot was measured with a content it cannot have.";
+    SecureBootVariableMissing = "secure-boot.variable-missing", "A variable that Secure Boot rests on (PK, KEK, db, dbx) was not measured.";
+    SecureBootNoAuthority = "secure-boot.no-authority", "Secure Boot is said to be on, but nothing was verified by it.";
+    SecureBootDebugMode = "secure-boot.debug-mode", "The firmware runs in debug mode, in which what it measures can be forged.";
+
+    // The IMA list.
+    ImaUnreadable = "ima.unreadable", "The list of programs that the kernel measured (IMA) cannot be read.";
+    ImaMissing = "ima.missing", "The evidence has no list of the programs that the kernel measured (IMA).";
+    ImaPcrMismatch = "ima.pcr-mismatch", "The list of measured programs does not lead to the value that the TPM signed for PCR 10.";
+    ImaPaddedSha1 = "ima.padded-sha1", "PCR 10 of this bank holds SHA-1 digests padded with zeros, which is no evidence for the bank.";
+    ImaViolation = "ima.violation", "A file was written while it was measured, so its measurement says nothing.";
+    ImaTemplateMismatch = "ima.template-mismatch", "An entry of the list of measured programs has a hash that is not made of what the entry says.";
+    ImaWrongPcr = "ima.wrong-pcr", "An entry of the list of measured programs names another PCR than 10.";
+    ImaBootAggregate = "ima.boot-aggregate", "The list of measured programs does not begin with the boot that the TPM signed.";
+    ImaUnlisted = "ima.unlisted", "The host ran or loaded something that is in no list of reference values.";
+    ImaWrongHash = "ima.wrong-hash", "A file has another content than the reference values accept.";
+    ImaWeakHash = "ima.weak-hash", "A file was measured with a hash that can be forged.";
+    ImaBadName = "ima.bad-name", "A measured name is not a plain file name.";
+    ImaHistoryChanged = "ima.history-changed", "The list of measured programs is shorter than, or different from, what this boot showed before.";
+
+    // Freshness and the boot instance.
+    BootChanged = "boot.changed", "The host was restarted since it was judged.";
+    BootResetCount = "boot.reset-count", "The TPM counts fewer resets than it did before.";
+    BootRestartCount = "boot.restart-count", "The TPM counts fewer restarts than it did before.";
+    BootClock = "boot.clock", "The TPM's clock went backwards within one boot.";
+    BootFirmwareVersion = "boot.tpm-firmware", "The TPM's own firmware is another version than before.";
+    BootOtherTpm = "boot.other-tpm", "The quote comes from another TPM than the one that was judged.";
+    BootStaticPcrs = "boot.static-pcrs", "What was measured at boot changed since the host was judged.";
+
+    // Reference values and policy.
+    PolicyEmpty = "policy.empty", "The policy requires nothing, so it trusts nothing.";
+    PolicyBank = "policy.bank", "The evidence has no quote over the PCR bank that the policy demands.";
+    PolicyPcr = "policy.pcr-not-quoted", "The quote leaves out a PCR that the policy needs.";
+    ReferenceMissing = "reference.missing", "No reference values are there for this host, so nothing can be compared.";
+
+    // Quotes, keys and credentials: append below.
+}
+
+impl fmt::Display for ReasonCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A string that is no reason code of this version.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no reason code that this version knows")]
+pub struct UnknownReasonCode(String);
+
+impl FromStr for ReasonCode {
+    type Err = UnknownReasonCode;
+
+    fn from_str(code: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|known| known.as_str() == code)
+            .ok_or_else(|| UnknownReasonCode(printable(code)))
+    }
+}
+
+impl Serialize for ReasonCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for ReasonCode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // A borrowed str would refuse JSON that needs unescaping.
+        let code = String::deserialize(deserializer)?;
+        code.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_come_back_from_json() {
+        let mut seen = std::collections::BTreeSet::new();
+        for code in ReasonCode::ALL {
+            assert!(seen.insert(code.as_str()), "{code} is there twice");
+            assert!(code.as_str().contains('.'), "{code} names no room");
+            assert!(code.sentence().ends_with('.'), "{code} has no sentence");
+            let json = serde_json::to_string(code).unwrap();
+            assert_eq!(serde_json::from_str::<ReasonCode>(&json).unwrap(), *code);
+        }
+    }
+
+    #[test]
+    fn what_evidence_says_cannot_move_the_cursor_or_flood_the_screen() {
+        let reason = Reason::new(ReasonCode::EventlogCommandLine)
+            .found("quiet\u{1b}[2K\nroot=\u{202e}x")
+            .expected("a".repeat(100_000));
+        assert_eq!(reason.found.as_deref(), Some("quiet\\u{1b}[2K\\nroot=\\u{202e}x"));
+        assert!(reason.expected.unwrap().chars().count() < MAX_QUOTED_CHARS + 20);
+    }
+
+    #[test]
+    fn a_reason_with_an_unknown_field_or_code_is_refused() {
+        let good = serde_json::to_value(Reason::new(ReasonCode::PolicyEmpty)).unwrap();
+        assert!(serde_json::from_value::<Reason>(good.clone()).is_ok());
+        let mut extra = good.clone();
+        extra["more"] = 1.into();
+        assert!(serde_json::from_value::<Reason>(extra).is_err());
+        let mut unknown = good;
+        unknown["code"] = "quote.never-heard".into();
+        assert!(serde_json::from_value::<Reason>(unknown).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! Reference values: what a good boot looks like.

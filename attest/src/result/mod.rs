@@ -1,0 +1,1 @@
+//! The attestation result that relying parties read.
