@@ -1,0 +1,84 @@
+//! Directories: short-lived ones a test, and the cache that lives across runs.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// Where what is expensive to make is kept between runs: `$PORTCULLIS_LAB_CACHE`, else `target/lab` of the workspace.
+///
+/// # Errors
+/// When the directory cannot be made.
+pub fn cache_dir() -> io::Result<PathBuf> {
+    let dir = match std::env::var_os("PORTCULLIS_LAB_CACHE") {
+        Some(dir) if !dir.is_empty() => std::path::absolute(dir)?,
+        _ => Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).join("target/lab"),
+    };
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// Makes a private directory for one TPM or host, removed when the handle is dropped.
+///
+/// A process that was killed could not remove its own; its id is in the name, so the next one does.
+///
+/// # Errors
+/// When the directory cannot be made.
+pub fn scratch(what: &str) -> io::Result<TempDir> {
+    let base = scratch_base()?;
+    sweep(&base);
+    tempfile::Builder::new().prefix(&format!("{}-{what}-", std::process::id())).tempdir_in(base)
+}
+
+/// The directory that holds the short-lived directories of this user. Short, because Unix socket paths are limited to
+/// 107 bytes.
+///
+/// # Errors
+/// When the directory cannot be made.
+pub fn scratch_base() -> io::Result<PathBuf> {
+    let base = std::env::temp_dir().join(format!("portcullis-lab-{}", nix::unistd::getuid()));
+    fs::create_dir_all(&base)?;
+    Ok(base)
+}
+
+/// Removes what dead processes left. Errors do not matter: another process may be doing the same.
+fn sweep(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.split('-').next()).and_then(|pid| pid.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid.to_string()).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Holds a lock on a file in the cache, so that two processes do not make the same thing at once. Released on drop.
+#[derive(Debug)]
+pub struct CacheLock {
+    _held: nix::fcntl::Flock<fs::File>,
+}
+
+impl CacheLock {
+    /// Waits for the lock `name` in the cache directory.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn take(name: &str) -> io::Result<Self> {
+        Self::take_in(&cache_dir()?, name)
+    }
+
+    /// Waits for the lock `name` in `dir`.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn take_in(dir: &Path, name: &str) -> io::Result<Self> {
+        let file = fs::File::create(dir.join(format!(".{name}.lock")))?;
+        let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+        Ok(Self { _held: held })
+    }
+}
