@@ -1,0 +1,44 @@
+//! What the agent does to itself before it holds a secret: no core dumps, no debugger, no swapping of its memory, and
+//! mounts that nobody else sees.
+
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+
+/// Makes every panic end the process at once: a thread that died alone would leave a gate that nobody watches.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+/// Keeps the process's memory out of core dumps, debuggers and swap.
+///
+/// Returns one sentence for each step that the system refused; the agent goes on and says so, because each step only
+/// adds to the protection that the volume keys' short life gives.
+pub fn protect_memory() -> Vec<String> {
+    let mut refused = Vec::new();
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        refused.push(format!("cannot forbid core dumps: {error}"));
+    }
+    // SAFETY: prctl with integer arguments only.
+    if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } == -1 {
+        refused.push(format!("cannot make the process undumpable: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: mlockall takes flags only. ONFAULT: thread stacks are locked page by page as they are used.
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } == -1 {
+        refused.push(format!("cannot lock the memory against swapping: {}", std::io::Error::last_os_error()));
+    }
+    refused
+}
+
+/// Gives the process a mount namespace of its own, so that mounts of volumes are seen by it and its VMs only and end
+/// with the last of them, also after a kill -9. Must run before any thread is started.
+pub fn private_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // Slave, not private: what the host unmounts must not stay alive in here.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+}
