@@ -210,6 +210,67 @@ reason_codes! {
     ReferenceMissing = "reference.missing", "No reference values are there for this host, so nothing can be compared.";
 
     // Quotes, keys and credentials: append below.
+    EvidenceMalformed = "evidence.malformed", "The evidence cannot be read.";
+    EvidenceNoQuote = "evidence.no-quote", "The evidence holds no quote, so nothing in it is proved.";
+    QuoteMalformed = "quote.malformed", "The quote is not a well-formed TPMS_ATTEST structure.";
+    QuoteMagic = "quote.magic", "The signed structure was not made by a TPM: its magic number is wrong.";
+    QuoteType = "quote.type", "The signed structure is not a quote.";
+    QuoteSelection = "quote.selection", "The quote selects PCRs in a way that no quote of ours does.";
+    QuoteEmptySelection = "quote.empty-selection", "The quote covers no PCR at all.";
+    QuoteSignatureMalformed = "quote.signature-malformed", "The quote's signature is not a well-formed TPMT_SIGNATURE.";
+    QuoteSignatureScheme = "quote.signature-scheme", "The signature's scheme or hash is not the one that the attestation key is bound to.";
+    QuoteSignatureInvalid = "quote.signature-invalid", "The signature does not verify with the enrolled attestation key.";
+    QuoteSignerMismatch = "quote.signer-mismatch", "The quote does not name the enrolled attestation key under the enrolled endorsement key as its signer.";
+    QuoteNonceMismatch = "quote.nonce-mismatch", "The quote answers another challenge: it is old, or was made for someone else.";
+    QuotePurposeMismatch = "quote.purpose-mismatch", "The quote was made for another purpose.";
+    QuoteVerifierMismatch = "quote.verifier-mismatch", "The quote was made for another verifier.";
+    QuoteHostMismatch = "quote.host-mismatch", "The quote was made in the name of another host.";
+    QuoteTlsKeyMismatch = "quote.tls-key-mismatch", "The quote is bound to another TLS key than the one this connection proved.";
+    QuoteBodyMismatch = "quote.body-mismatch", "The quote is bound to another order, receipt or posture.";
+    QuoteBindingMismatch = "quote.binding-mismatch", "The quote's extraData is not what was asked for.";
+    QuotePcrDigestMismatch = "quote.pcr-digest-mismatch", "The PCR values sent along are not those that the TPM signed.";
+    QuotePcrMissing = "quote.pcr-missing", "A PCR that the quote selects has no value.";
+    QuotePcrExtra = "quote.pcr-extra", "A PCR value was sent that the quote does not cover.";
+    QuotePcrLength = "quote.pcr-length", "A PCR value has not the length of its bank's digests.";
+    QuotePcrConflict = "quote.pcr-conflict", "Two quotes of the same evidence give different values for one PCR.";
+    QuoteInstanceMismatch = "quote.instance-mismatch", "The quotes of this evidence come from different boots or firmware.";
+
+    // Attestation keys.
+    AkMalformed = "ak.malformed", "The attestation key is not a well-formed TPMT_PUBLIC.";
+    AkNameAlgorithm = "ak.name-algorithm", "The attestation key's name algorithm is missing, unknown or too weak.";
+    AkNotRestricted = "ak.not-restricted", "The attestation key is not restricted: it would sign what no TPM made.";
+    AkNotSigning = "ak.not-signing", "The attestation key is not a signing key.";
+    AkDecrypts = "ak.decrypts", "The attestation key may also decrypt.";
+    AkNotFixedTpm = "ak.not-fixed-tpm", "The attestation key may be duplicated to another TPM.";
+    AkNotFixedParent = "ak.not-fixed-parent", "The attestation key may be moved under another parent.";
+    AkForeignSecret = "ak.foreign-secret", "The attestation key's secret was not made by the TPM.";
+    AkWeakKey = "ak.weak-key", "The attestation key is too weak or of an unknown kind.";
+    AkScheme = "ak.scheme", "The attestation key's signing scheme is missing, unknown or too weak.";
+
+    // Endorsement keys and their certificates.
+    EkMalformed = "ek.malformed", "The endorsement key is not a well-formed TPMT_PUBLIC.";
+    EkAttributes = "ek.attributes", "The endorsement key lacks the attributes of an endorsement key.";
+    EkWeakKey = "ek.weak-key", "The endorsement key is too weak or of an unknown kind.";
+    EkCertificateMalformed = "ek.certificate-malformed", "The endorsement key's certificate is not an X.509 certificate in strict DER.";
+    EkCertificateExpired = "ek.certificate-expired", "A certificate of the endorsement key's chain has expired.";
+    EkCertificateNotYetValid = "ek.certificate-not-yet-valid", "A certificate of the endorsement key's chain is not valid yet.";
+    EkCertificateCa = "ek.certificate-ca", "The endorsement key's certificate is that of a certificate authority.";
+    EkCertificateKeyUsage = "ek.certificate-key-usage", "The endorsement key's certificate does not allow what an endorsement key does.";
+    EkCertificateExtendedKeyUsage = "ek.certificate-extended-key-usage", "The certificate does not say that it is an endorsement key's (2.23.133.8.1).";
+    EkCertificateSubject = "ek.certificate-subject", "The endorsement key's certificate has an empty subject and no critical name of its TPM.";
+    EkCertificateExtension = "ek.certificate-extension", "A certificate of the endorsement key's chain has a critical extension that is unknown here.";
+    EkCertificateKeyMismatch = "ek.certificate-key-mismatch", "The certificate is for another endorsement key.";
+    EkRootUnknown = "ek.root-unknown", "The endorsement key's certificate leads to no configured root.";
+    EkChainInvalid = "ek.chain-invalid", "The endorsement key's certificate chain does not hold.";
+    EkChainWeakSignature = "ek.chain-weak-signature", "The endorsement key's chain is signed with an algorithm that no longer proves anything.";
+
+    // Storage parents that wrapped keys are made for.
+    ParentMalformed = "parent.malformed", "The storage parent or its certification cannot be read.";
+    ParentAttributes = "parent.attributes", "The storage parent could leave its TPM or be used for something else.";
+    ParentWeakKey = "parent.weak-key", "The storage parent is too weak or of an unknown kind.";
+    ParentNotCertified = "parent.not-certified", "The attestation key did not certify this storage parent.";
+    ParentHierarchy = "parent.hierarchy", "The storage parent is not a primary key of the NULL hierarchy, so it would outlive the boot.";
+    ParentBindingMismatch = "parent.binding-mismatch", "The storage parent was certified for another challenge or order.";
 }
 
 impl fmt::Display for ReasonCode {

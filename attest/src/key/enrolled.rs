@@ -1,0 +1,170 @@
+//! The attestation key of an enrolled host, and what such a key must be.
+
+use super::HIERARCHY_ENDORSEMENT;
+use super::bank::Bank;
+use super::public::{Attributes, Curve, KeyKind, PublicArea, Scheme, SchemeKind};
+use super::signature::{Signature, SignatureError, VerifyingKey, scheme_name};
+use crate::reason::{Reason, ReasonCode};
+
+/// An attestation key whose signatures mean that a TPM made what they sign, under a known endorsement key.
+///
+/// It can be made only of a key that is restricted to sign the TPM's own structures, cannot leave its TPM, and whose
+/// secret the TPM made; and its qualified name is computed from the endorsement key, so that a quote by it says which
+/// TPM it comes from and gives true counters (protocol rule 3).
+#[derive(Clone, Debug)]
+pub struct EnrolledAk {
+    public: PublicArea,
+    name: Vec<u8>,
+    qualified_name: Vec<u8>,
+    verifying: VerifyingKey,
+}
+
+impl EnrolledAk {
+    /// Checks both public areas (TPMT_PUBLIC) and computes the names. Gives every reason against the pair.
+    pub fn new(ak_public: &[u8], ek_public: &[u8]) -> Result<Self, Vec<Reason>> {
+        let mut reasons = Vec::new();
+        let ek = PublicArea::parse(ek_public)
+            .map_err(|error| reasons.push(Reason::new(ReasonCode::EkMalformed).found(error.to_string())))
+            .ok();
+        let ak = PublicArea::parse(ak_public).map_err(|error| reasons.push(unreadable(&error))).ok();
+        let verifying = ak.as_ref().and_then(|ak| {
+            check_attributes(ak, &mut reasons);
+            check_name_algorithm(ak, &mut reasons);
+            check_strength(ak, &mut reasons);
+            check_scheme(ak, &mut reasons)
+        });
+        match (ak, ek, verifying) {
+            (Some(public), Some(ek), Some(verifying)) if reasons.is_empty() => {
+                let name = public.name();
+                let qualified_name = public.qualified_name(&ek.qualified_name_in_hierarchy(HIERARCHY_ENDORSEMENT));
+                Ok(Self { public, name, qualified_name, verifying })
+            }
+            _ => Err(reasons),
+        }
+    }
+
+    /// The key's name.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// The key's qualified name: what its quotes give as qualifiedSigner.
+    #[must_use]
+    pub fn qualified_name(&self) -> &[u8] {
+        &self.qualified_name
+    }
+
+    /// The public area.
+    #[must_use]
+    pub fn public(&self) -> &PublicArea {
+        &self.public
+    }
+
+    /// The hash of the key's scheme, which is also what a quote's pcrDigest is made with.
+    #[must_use]
+    pub fn scheme_hash(&self) -> Bank {
+        self.verifying.hash()
+    }
+
+    /// Checks a signature (TPMT_SIGNATURE) of `message` by this key, in the key's own scheme and hash.
+    pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+        self.verifying.verify(&Signature::parse(signature)?, message)
+    }
+}
+
+fn unreadable(error: &super::public::KeyError) -> Reason {
+    use super::public::KeyError;
+    let code = match error {
+        KeyError::NameAlgorithm(_) => ReasonCode::AkNameAlgorithm,
+        KeyError::Kind(_) => ReasonCode::AkWeakKey,
+        _ => ReasonCode::AkMalformed,
+    };
+    Reason::new(code).found(error.to_string())
+}
+
+fn check_attributes(ak: &PublicArea, reasons: &mut Vec<Reason>) {
+    let attributes = ak.attributes();
+    let mut refuse = |code| {
+        reasons.push(Reason::new(code).event("attestation key attributes").found(format!("{attributes:?}")));
+    };
+    // Unrestricted keys sign whatever they are given, also forged quotes.
+    if !attributes.has(Attributes::RESTRICTED) {
+        refuse(ReasonCode::AkNotRestricted);
+    }
+    if !attributes.has(Attributes::SIGN) || attributes.has(Attributes::X509_SIGN) {
+        refuse(ReasonCode::AkNotSigning);
+    }
+    if attributes.has(Attributes::DECRYPT) {
+        refuse(ReasonCode::AkDecrypts);
+    }
+    if !attributes.has(Attributes::FIXED_TPM) {
+        refuse(ReasonCode::AkNotFixedTpm);
+    }
+    if !attributes.has(Attributes::FIXED_PARENT) {
+        refuse(ReasonCode::AkNotFixedParent);
+    }
+    // A secret from outside exists outside.
+    if !attributes.has(Attributes::SENSITIVE_DATA_ORIGIN) {
+        refuse(ReasonCode::AkForeignSecret);
+    }
+}
+
+fn check_name_algorithm(ak: &PublicArea, reasons: &mut Vec<Reason>) {
+    if ak.name_alg() == Bank::Sha1 {
+        reasons.push(Reason::new(ReasonCode::AkNameAlgorithm).found("sha1"));
+    }
+}
+
+fn check_strength(ak: &PublicArea, reasons: &mut Vec<Reason>) {
+    let weak = match ak.kind() {
+        KeyKind::Rsa { bits, exponent, .. } => rsa_weakness(*bits, *exponent),
+        KeyKind::Ecc { curve, .. } => curve_weakness(*curve),
+    };
+    if let Some(found) = weak {
+        reasons.push(Reason::new(ReasonCode::AkWeakKey).found(found));
+    }
+}
+
+/// Why an RSA key of this size and exponent is refused.
+pub(crate) fn rsa_weakness(bits: u16, exponent: u32) -> Option<String> {
+    if !matches!(bits, 2048 | 3072 | 4096) {
+        return Some(format!("RSA of {bits} bits; 2048, 3072 and 4096 are accepted"));
+    }
+    // TPMs accept only odd primes above 2^16; a smaller or even exponent was chosen to be forged with.
+    if exponent <= 65_536 || exponent.is_multiple_of(2) {
+        return Some(format!("RSA exponent {exponent}; 65537 is usual, odd ones above 65536 are accepted"));
+    }
+    None
+}
+
+/// Why a key on this curve is refused.
+pub(crate) fn curve_weakness(curve: Curve) -> Option<String> {
+    match curve {
+        Curve::P256 | Curve::P384 | Curve::P521 => None,
+        other => Some(format!("curve {other:?}; P-256, P-384 and P-521 are accepted")),
+    }
+}
+
+/// The key must be bound to one signing scheme: a restricted key always is, and the scheme's hash must be sound.
+fn check_scheme(ak: &PublicArea, reasons: &mut Vec<Reason>) -> Option<VerifyingKey> {
+    let mut refuse = |found: String| {
+        reasons.push(Reason::new(ReasonCode::AkScheme).found(found));
+        None
+    };
+    match ak.scheme() {
+        Scheme::Sign(SchemeKind::Sm2, _) => refuse("SM2".to_owned()),
+        Scheme::Sign(kind, Some(hash)) if hash == Bank::Sha1 => refuse(scheme_name(kind, hash)),
+        Scheme::Sign(kind, Some(hash)) => match VerifyingKey::new(ak, kind, hash) {
+            Ok(key) => Some(key),
+            Err(SignatureError::Key(error)) => {
+                reasons.push(Reason::new(ReasonCode::AkWeakKey).found(error));
+                None
+            }
+            Err(error) => refuse(error.to_string()),
+        },
+        Scheme::Sign(kind, None) => refuse(format!("{kind:?} with an unknown hash")),
+        Scheme::Any => refuse("no scheme".to_owned()),
+        Scheme::Other(id) => refuse(format!("{id:#06x}, which does not sign")),
+    }
+}

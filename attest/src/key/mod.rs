@@ -1,0 +1,17 @@
+//! TPM keys: public areas, their names, what an attestation key must be, and signatures.
+
+mod bank;
+mod enrolled;
+mod public;
+mod signature;
+mod spki;
+
+pub use bank::{Bank, UnknownBank};
+pub use enrolled::EnrolledAk;
+pub use public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind, Symmetric};
+pub use signature::{Signature, SignatureError};
+
+/// TPM_RH_ENDORSEMENT: what an endorsement key's qualified name begins with.
+pub(crate) const HIERARCHY_ENDORSEMENT: u32 = 0x4000_000B;
+/// TPM_RH_NULL: the hierarchy that dies at every reset.
+pub(crate) const HIERARCHY_NULL: u32 = 0x4000_0007;

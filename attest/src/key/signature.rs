@@ -1,0 +1,220 @@
+//! TPMT_SIGNATURE (TPM 2.0 Library, Part 2, 11.3.4) and the check of it.
+
+use aws_lc_rs::rsa::RsaPssSaltLength;
+use aws_lc_rs::signature::{self as aws, ParsedPublicKey, RsaParameters, VerificationAlgorithm};
+use der::Encode as _;
+use der::Sequence;
+use der::asn1::UintRef;
+use thiserror::Error;
+
+use super::bank::Bank;
+use super::public::{Curve, KeyKind, PublicArea, SchemeKind};
+use crate::wire::{Reader, WireError};
+
+/// Longest signature number read: that of RSA-4096.
+const MAX_NUMBER: usize = 512;
+
+/// Why a signature is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SignatureError {
+    /// Sizes do not add up, or bytes are left over.
+    #[error("TPMT_SIGNATURE: {0}")]
+    Wire(#[from] WireError),
+    /// Not RSASSA, RSAPSS, ECDSA or SM2.
+    #[error("TPMT_SIGNATURE: algorithm {0:#06x} is no signature scheme known here")]
+    Algorithm(u16),
+    /// TPM_ALG_NULL or an unknown hash.
+    #[error("TPMT_SIGNATURE: hash {0:#06x} is not known here")]
+    Hash(u16),
+    /// An empty or oversized number.
+    #[error("TPMT_SIGNATURE: a number of {0} bytes has no place in a signature")]
+    Number(usize),
+    /// The signature's scheme or hash is not the key's.
+    #[error("the signature's scheme is {found}, the key is for {expected}")]
+    Scheme {
+        /// What the key is for.
+        expected: String,
+        /// What the signature says.
+        found: String,
+    },
+    /// No check is known for this kind of key, scheme and hash.
+    #[error("no check is known here for {0}")]
+    Unsupported(String),
+    /// The key's numbers are no key.
+    #[error("the public key is not valid: {0}")]
+    Key(String),
+    /// The check itself failed.
+    #[error("the signature does not verify")]
+    Invalid,
+}
+
+/// A signature as a TPM gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    kind: SchemeKind,
+    hash: Bank,
+    /// RSA: the one number; elliptic curves: r, then s.
+    numbers: Vec<Vec<u8>>,
+}
+
+impl Signature {
+    /// Reads a TPMT_SIGNATURE that fills `bytes` exactly.
+    pub fn parse(bytes: &[u8]) -> Result<Self, SignatureError> {
+        let mut reader = Reader::new(bytes);
+        let algorithm = reader.u16("sigAlg")?;
+        let kind = SchemeKind::from_tpm_alg_id(algorithm).ok_or(SignatureError::Algorithm(algorithm))?;
+        let hash_id = reader.u16("hash")?;
+        let hash = Bank::from_tpm_alg_id(hash_id).ok_or(SignatureError::Hash(hash_id))?;
+        let fields: &[&'static str] = match kind {
+            SchemeKind::RsaSsa | SchemeKind::RsaPss => &["sig"],
+            SchemeKind::Ecdsa | SchemeKind::Sm2 => &["signatureR", "signatureS"],
+        };
+        let mut numbers = Vec::with_capacity(fields.len());
+        for &field in fields {
+            let number = reader.sized(field)?;
+            if number.is_empty() || number.len() > MAX_NUMBER {
+                return Err(SignatureError::Number(number.len()));
+            }
+            numbers.push(number.to_vec());
+        }
+        reader.finish()?;
+        Ok(Self { kind, hash, numbers })
+    }
+
+    /// The scheme.
+    #[must_use]
+    pub fn kind(&self) -> SchemeKind {
+        self.kind
+    }
+
+    /// The hash that was signed.
+    #[must_use]
+    pub fn hash(&self) -> Bank {
+        self.hash
+    }
+
+    /// Checks the signature of `message` with `key`. Says only that the key made the signature: whether the key is one
+    /// whose signatures mean anything is for [`EnrolledAk`](super::EnrolledAk) to say.
+    pub fn verify(&self, key: &PublicArea, message: &[u8]) -> Result<(), SignatureError> {
+        VerifyingKey::new(key, self.kind, self.hash)?.verify(self, message)
+    }
+}
+
+/// A public key that is ready to check signatures of one scheme and hash: parsed once, used for every quote.
+#[derive(Clone)]
+pub(crate) struct VerifyingKey {
+    kind: SchemeKind,
+    hash: Bank,
+    /// Exact length of a signature's numbers (RSA), or the most they may have (elliptic curves).
+    size: usize,
+    /// One parsed key for each form that the signature may have (RSAPSS: two salt lengths).
+    keys: std::sync::Arc<[ParsedPublicKey]>,
+}
+
+impl VerifyingKey {
+    pub(crate) fn new(key: &PublicArea, kind: SchemeKind, hash: Bank) -> Result<Self, SignatureError> {
+        let unsupported = |what: &str| SignatureError::Unsupported(format!("{} with {what}", scheme_name(kind, hash)));
+        let (size, algorithms): (usize, Vec<&'static dyn VerificationAlgorithm>) = match (key.kind(), kind) {
+            (KeyKind::Rsa { modulus, .. }, SchemeKind::RsaSsa | SchemeKind::RsaPss) => {
+                (modulus.len(), rsa_algorithms(kind, hash).ok_or_else(|| unsupported("an RSA key"))?)
+            }
+            (KeyKind::Ecc { curve, .. }, SchemeKind::Ecdsa) => {
+                let size = curve.field_size().ok_or_else(|| unsupported("this curve"))?;
+                (size, vec![ecdsa_algorithm(*curve, hash).ok_or_else(|| unsupported("this curve"))?])
+            }
+            (KeyKind::Rsa { .. }, _) => return Err(unsupported("an RSA key")),
+            (KeyKind::Ecc { .. }, _) => return Err(unsupported("an elliptic-curve key")),
+        };
+        let spki = key.spki_der().map_err(|error| SignatureError::Key(error.to_string()))?;
+        let keys = algorithms
+            .into_iter()
+            .map(|algorithm| ParsedPublicKey::new(algorithm, &spki))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| SignatureError::Key(error.to_string()))?;
+        Ok(Self { kind, hash, size, keys: keys.into() })
+    }
+
+    pub(crate) fn hash(&self) -> Bank {
+        self.hash
+    }
+
+    pub(crate) fn verify(&self, signature: &Signature, message: &[u8]) -> Result<(), SignatureError> {
+        if (signature.kind, signature.hash) != (self.kind, self.hash) {
+            return Err(SignatureError::Scheme {
+                expected: scheme_name(self.kind, self.hash),
+                found: scheme_name(signature.kind, signature.hash),
+            });
+        }
+        let bytes = match signature.numbers.as_slice() {
+            [number] if number.len() == self.size => number.clone(),
+            [r, s] if r.len() <= self.size && s.len() <= self.size => ecdsa_der(r, s)?,
+            numbers => return Err(SignatureError::Number(numbers.iter().map(Vec::len).max().unwrap_or(0))),
+        };
+        if self.keys.iter().any(|key| key.verify_sig(message, &bytes).is_ok()) {
+            Ok(())
+        } else {
+            Err(SignatureError::Invalid)
+        }
+    }
+}
+
+impl std::fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&scheme_name(self.kind, self.hash))
+    }
+}
+
+pub(super) fn scheme_name(kind: SchemeKind, hash: Bank) -> String {
+    let kind = match kind {
+        SchemeKind::RsaSsa => "RSASSA",
+        SchemeKind::RsaPss => "RSAPSS",
+        SchemeKind::Ecdsa => "ECDSA",
+        SchemeKind::Sm2 => "SM2",
+    };
+    format!("{kind}-{hash}")
+}
+
+/// RSAPSS: the specification lets a TPM salt with as much as fits; FIPS has it salt with a digest's length.
+static PSS_MAX_SHA256: RsaParameters = aws::RSA_PSS_2048_8192_SHA256.with_pss_salt_length(RsaPssSaltLength::Max);
+static PSS_MAX_SHA384: RsaParameters = aws::RSA_PSS_2048_8192_SHA384.with_pss_salt_length(RsaPssSaltLength::Max);
+static PSS_MAX_SHA512: RsaParameters = aws::RSA_PSS_2048_8192_SHA512.with_pss_salt_length(RsaPssSaltLength::Max);
+
+fn rsa_algorithms(kind: SchemeKind, hash: Bank) -> Option<Vec<&'static dyn VerificationAlgorithm>> {
+    Some(match (kind, hash) {
+        (SchemeKind::RsaSsa, Bank::Sha256) => vec![&aws::RSA_PKCS1_2048_8192_SHA256],
+        (SchemeKind::RsaSsa, Bank::Sha384) => vec![&aws::RSA_PKCS1_2048_8192_SHA384],
+        (SchemeKind::RsaSsa, Bank::Sha512) => vec![&aws::RSA_PKCS1_2048_8192_SHA512],
+        (SchemeKind::RsaPss, Bank::Sha256) => vec![&aws::RSA_PSS_2048_8192_SHA256, &PSS_MAX_SHA256],
+        (SchemeKind::RsaPss, Bank::Sha384) => vec![&aws::RSA_PSS_2048_8192_SHA384, &PSS_MAX_SHA384],
+        (SchemeKind::RsaPss, Bank::Sha512) => vec![&aws::RSA_PSS_2048_8192_SHA512, &PSS_MAX_SHA512],
+        _ => return None,
+    })
+}
+
+fn ecdsa_algorithm(curve: Curve, hash: Bank) -> Option<&'static dyn VerificationAlgorithm> {
+    Some(match (curve, hash) {
+        (Curve::P256, Bank::Sha256) => &aws::ECDSA_P256_SHA256_ASN1,
+        (Curve::P256, Bank::Sha384) => &aws::ECDSA_P256_SHA384_ASN1,
+        (Curve::P256, Bank::Sha512) => &aws::ECDSA_P256_SHA512_ASN1,
+        (Curve::P384, Bank::Sha256) => &aws::ECDSA_P384_SHA256_ASN1,
+        (Curve::P384, Bank::Sha384) => &aws::ECDSA_P384_SHA384_ASN1,
+        (Curve::P384, Bank::Sha512) => &aws::ECDSA_P384_SHA512_ASN1,
+        (Curve::P521, Bank::Sha256) => &aws::ECDSA_P521_SHA256_ASN1,
+        (Curve::P521, Bank::Sha384) => &aws::ECDSA_P521_SHA384_ASN1,
+        (Curve::P521, Bank::Sha512) => &aws::ECDSA_P521_SHA512_ASN1,
+        _ => return None,
+    })
+}
+
+/// Ecdsa-Sig-Value (RFC 3279, 2.2.3).
+#[derive(Sequence)]
+struct EcdsaSignature<'a> {
+    r: UintRef<'a>,
+    s: UintRef<'a>,
+}
+
+fn ecdsa_der(r: &[u8], s: &[u8]) -> Result<Vec<u8>, SignatureError> {
+    UintRef::new(r)
+        .and_then(|r| EcdsaSignature { r, s: UintRef::new(s)? }.to_der())
+        .map_err(|_| SignatureError::Invalid)
+}

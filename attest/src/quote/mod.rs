@@ -1,0 +1,229 @@
+//! Checks quotes: that the enrolled key of the expected TPM signed them, for exactly what was asked, over exactly the PCR
+//! values that came along.
+
+mod attest;
+mod values;
+
+use std::collections::BTreeMap;
+
+use subtle::ConstantTimeEq as _;
+
+pub use attest::{AttestError, ClockInfo};
+pub(crate) use attest::{Certify, Header};
+
+use crate::binding::Binding;
+use crate::evidence::{Evidence, MAX_QUOTES, PcrValues, SignedQuote};
+use crate::key::{Bank, EnrolledAk, SignatureError};
+use crate::reason::{Reason, ReasonCode};
+
+/// PCR values that a known TPM signed for what was asked, and the counters that say in which boot.
+///
+/// Made only by [`VerifiedQuote::verify`].
+#[derive(Clone, Debug)]
+pub struct VerifiedQuote {
+    pcrs: PcrValues,
+    clock: ClockInfo,
+    firmware_version: u64,
+    binding: Binding,
+    ak_name: Vec<u8>,
+}
+
+/// One quote that held by itself.
+struct Checked<'a> {
+    clock: ClockInfo,
+    firmware_version: u64,
+    pcrs: &'a PcrValues,
+}
+
+impl VerifiedQuote {
+    /// Checks every quote of `evidence`. In this order, and each over the bytes as received:
+    ///
+    /// 1. the signature is `ak`'s, in its own scheme and hash;
+    /// 2. the signed bytes are exactly one quote (magic, type, no byte left over, a plain selection);
+    /// 3. the signer is `ak` under its endorsement key;
+    /// 4. extraData is `expected`'s;
+    /// 5. the values are those of the selected PCRs and of no others, and hash to the signed digest;
+    /// 6. all quotes are of one boot and agree.
+    ///
+    /// Every reason against the evidence is given, except that nothing is read out of bytes whose signature is wrong.
+    pub fn verify(evidence: &Evidence, ak: &EnrolledAk, expected: &Binding) -> Result<Self, Vec<Reason>> {
+        let mut reasons = Vec::new();
+        if evidence.quotes.is_empty() {
+            return Err(vec![Reason::new(ReasonCode::EvidenceNoQuote)]);
+        }
+        if evidence.quotes.len() > MAX_QUOTES {
+            let found = format!("{} quotes, {MAX_QUOTES} are read", evidence.quotes.len());
+            return Err(vec![Reason::new(ReasonCode::EvidenceMalformed).found(found)]);
+        }
+        let mut checked = Vec::new();
+        for quote in &evidence.quotes {
+            match check_one(quote, ak, expected, &evidence.binding) {
+                Ok(good) => checked.push(good),
+                Err(bad) => reasons.extend(bad),
+            }
+        }
+        let pcrs = merge(&checked, &mut reasons);
+        let latest = same_boot(&checked, &mut reasons);
+        match latest {
+            Some((clock, firmware_version)) if reasons.is_empty() => {
+                Ok(Self { pcrs, clock, firmware_version, binding: expected.clone(), ak_name: ak.name().to_vec() })
+            }
+            _ => Err(reasons),
+        }
+    }
+
+    /// The value of a PCR, if it was quoted.
+    #[must_use]
+    pub fn pcr(&self, bank: Bank, index: u8) -> Option<&[u8]> {
+        self.pcrs.get(&bank)?.get(&index).map(Vec::as_slice)
+    }
+
+    /// The banks of which at least one PCR was quoted.
+    pub fn banks(&self) -> impl Iterator<Item = Bank> + '_ {
+        self.pcrs.keys().copied()
+    }
+
+    /// The quoted PCRs of a bank.
+    #[must_use]
+    pub fn pcrs(&self, bank: Bank) -> Option<&BTreeMap<u8, Vec<u8>>> {
+        self.pcrs.get(&bank)
+    }
+
+    /// The TPM's clock and counters; of several quotes, those of the latest.
+    #[must_use]
+    pub fn clock(&self) -> ClockInfo {
+        self.clock
+    }
+
+    /// The version of the TPM's own firmware, as its vendor numbers it.
+    #[must_use]
+    pub fn firmware_version(&self) -> u64 {
+        self.firmware_version
+    }
+
+    /// What the quote was made for.
+    #[must_use]
+    pub fn binding(&self) -> &Binding {
+        &self.binding
+    }
+
+    /// The name of the attestation key that signed it.
+    #[must_use]
+    pub fn ak_name(&self) -> &[u8] {
+        &self.ak_name
+    }
+}
+
+fn check_one<'a>(
+    quote: &'a SignedQuote,
+    ak: &EnrolledAk,
+    expected: &Binding,
+    claimed: &Binding,
+) -> Result<Checked<'a>, Vec<Reason>> {
+    ak.verify(&quote.message, &quote.signature).map_err(|error| vec![signature_reason(&error)])?;
+    let parsed = attest::Quote::parse(&quote.message).map_err(|error| vec![structure_reason(&error)])?;
+    let mut reasons = check_header(&parsed.header, ak, expected, claimed);
+    reasons.extend(values::check(&parsed, &quote.pcrs, ak.scheme_hash()));
+    if reasons.is_empty() {
+        let Header { clock, firmware_version, .. } = parsed.header;
+        Ok(Checked { clock, firmware_version, pcrs: &quote.pcrs })
+    } else {
+        Err(reasons)
+    }
+}
+
+/// Signer and extraData, which quotes and certifications are checked for alike.
+pub(crate) fn check_header(header: &Header<'_>, ak: &EnrolledAk, expected: &Binding, claimed: &Binding) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if header.qualified_signer != ak.qualified_name() {
+        reasons.push(
+            Reason::new(ReasonCode::QuoteSignerMismatch)
+                .expected(hex::encode(ak.qualified_name()))
+                .found(hex::encode(header.qualified_signer)),
+        );
+    }
+    if bool::from(header.extra_data.ct_eq(&expected.extra_data())) {
+        if claimed != expected {
+            // The quote is right and the envelope is not: somebody rewrote it, and whoever reads it would be misled.
+            reasons.push(
+                Reason::new(ReasonCode::QuoteBindingMismatch)
+                    .text("The evidence says that its quote is bound to something else than it is."),
+            );
+        }
+    } else if header.extra_data == claimed.extra_data() {
+        // The quote is what the evidence says it is, so the evidence can say in which part it is wrong.
+        reasons.extend(expected.differences(claimed));
+    } else {
+        reasons.push(
+            Reason::new(ReasonCode::QuoteBindingMismatch)
+                .expected(hex::encode(expected.extra_data()))
+                .found(hex::encode(header.extra_data)),
+        );
+    }
+    reasons
+}
+
+pub(crate) fn signature_reason(error: &SignatureError) -> Reason {
+    let code = match error {
+        SignatureError::Wire(_) | SignatureError::Algorithm(_) | SignatureError::Number(_) => {
+            ReasonCode::QuoteSignatureMalformed
+        }
+        SignatureError::Hash(_) | SignatureError::Scheme { .. } | SignatureError::Unsupported(_) => {
+            ReasonCode::QuoteSignatureScheme
+        }
+        SignatureError::Key(_) | SignatureError::Invalid => ReasonCode::QuoteSignatureInvalid,
+    };
+    let reason = Reason::new(code);
+    match error {
+        SignatureError::Scheme { expected, found } => reason.expected(expected).found(found),
+        SignatureError::Invalid => reason,
+        other => reason.found(other.to_string()),
+    }
+}
+
+fn structure_reason(error: &AttestError) -> Reason {
+    let code = match error {
+        AttestError::Wire(_) | AttestError::Safe(_) => ReasonCode::QuoteMalformed,
+        AttestError::Magic(_) => ReasonCode::QuoteMagic,
+        AttestError::Type { .. } => ReasonCode::QuoteType,
+        AttestError::Selection(_) => ReasonCode::QuoteSelection,
+        AttestError::EmptySelection => ReasonCode::QuoteEmptySelection,
+    };
+    Reason::new(code).found(error.to_string())
+}
+
+/// The values of all quotes together. Banks of which a quote selects no PCR are left out.
+fn merge(checked: &[Checked<'_>], reasons: &mut Vec<Reason>) -> PcrValues {
+    let mut all = PcrValues::new();
+    for (&bank, values) in checked.iter().flat_map(|quote| quote.pcrs).filter(|(_, values)| !values.is_empty()) {
+        let known = all.entry(bank).or_default();
+        for (&pcr, value) in values {
+            let first = known.entry(pcr).or_insert_with(|| value.clone());
+            if first != value {
+                reasons.push(
+                    Reason::new(ReasonCode::QuotePcrConflict)
+                        .pcr(pcr.into())
+                        .expected(hex::encode(first))
+                        .found(hex::encode(value)),
+                );
+            }
+        }
+    }
+    all
+}
+
+/// Refuses quotes of different boots or TPM firmware; gives the latest clock, safe only if every quote says so.
+fn same_boot(checked: &[Checked<'_>], reasons: &mut Vec<Reason>) -> Option<(ClockInfo, u64)> {
+    let first = checked.first()?;
+    let instance = |quote: &Checked<'_>| (quote.clock.reset_count, quote.clock.restart_count, quote.firmware_version);
+    let words = |quote: &Checked<'_>| {
+        let (reset, restart, firmware) = instance(quote);
+        format!("resetCount {reset}, restartCount {restart}, TPM firmware {firmware:#x}")
+    };
+    for other in checked.iter().filter(|other| instance(other) != instance(first)) {
+        reasons.push(Reason::new(ReasonCode::QuoteInstanceMismatch).expected(words(first)).found(words(other)));
+    }
+    let clock_ms = checked.iter().map(|quote| quote.clock.clock_ms).max()?;
+    let safe = checked.iter().all(|quote| quote.clock.safe);
+    Some((ClockInfo { clock_ms, safe, ..first.clock }, first.firmware_version))
+}
