@@ -1,0 +1,311 @@
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::log_builder::LogBuilder;
+use super::*;
+
+/// Real logs lie beside the repository, they are not part of it.
+fn corpus() -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("ATTENTION: no corpus of real logs at {}: replay of real logs was NOT checked", path.display());
+    None
+}
+
+#[test]
+fn real_logs_replay_as_an_independent_program_computed() {
+    let Some(corpus) = corpus() else { return };
+    let expected = std::fs::read_to_string(corpus.join("expected-replay.json")).unwrap();
+    let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&expected).unwrap();
+    assert!(expected.len() > 20);
+    for (name, expected) in &expected {
+        let bytes = std::fs::read(corpus.join("eventlogs").join(name)).unwrap();
+        let log = EventLog::parse(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(log.events().len() as u64, expected["events"], "{name}");
+        assert_eq!(log.trailing().len() as u64, expected["trailing_bytes"], "{name}");
+        let mut banks = serde_json::Map::new();
+        for bank in log.banks() {
+            let pcrs: serde_json::Map<_, _> =
+                log.replay(bank).into_iter().map(|(pcr, value)| (pcr.to_string(), hex::encode(value).into())).collect();
+            banks.insert(if bank == Bank::Sm3_256 { "sm3".into() } else { bank.name().into() }, pcrs.into());
+        }
+        assert_eq!(serde_json::Value::from(banks), expected["pcrs"], "{name}");
+    }
+}
+
+const BANKS: [Bank; 3] = [Bank::Sha1, Bank::Sha256, Bank::Sha384];
+
+fn good() -> LogBuilder {
+    LogBuilder::good_boot(&BANKS)
+}
+
+/// The error for the good log's bytes after `change`.
+fn error_of(change: impl FnOnce(&mut Vec<u8>)) -> EventLogError {
+    let mut bytes = good().bytes();
+    change(&mut bytes);
+    EventLog::parse(&bytes).expect_err("the log should have been refused")
+}
+
+#[test]
+fn guids_read_as_they_are_written() {
+    assert_eq!(Guid::GLOBAL.to_string(), "8be4df61-93ca-11d2-aa0d-00e098032b8c");
+    assert_eq!(Guid::IMAGE_SECURITY.to_string(), "d719b2cb-3d3a-4596-a3bc-dad00e67656f");
+    assert_eq!(Guid::SHIM_LOCK.to_string(), "605dab50-e046-4300-abb6-3dd810dd8b23");
+}
+
+#[test]
+fn the_good_log_reads_and_says_in_words_what_was_measured() {
+    let bytes = good().bytes();
+    let log = EventLog::parse(&bytes).unwrap();
+    assert_eq!(log.banks(), BANKS);
+    assert!(log.trailing().is_empty());
+    let described: Vec<_> = log.events().iter().map(|event| log.describe(event)).collect();
+    let find = |kind| described.iter().filter(|d| d.kind == kind).collect::<Vec<_>>();
+    let command_line = find(EventKind::KernelCommandLine);
+    assert_eq!(command_line.len(), 1);
+    assert_eq!(command_line[0].words, "kernel command line");
+    assert_eq!(command_line[0].text.as_deref(), Some("/vmlinuz console=ttyS0 quiet"));
+    assert_eq!(command_line[0].coverage, Coverage::Text);
+    let files: Vec<_> = find(EventKind::GrubFile).iter().map(|d| (d.words.as_str(), d.coverage)).collect();
+    let nothing = Coverage::Nothing;
+    assert_eq!(files, [("GRUB configuration file", nothing), ("kernel file", nothing), ("initrd", nothing)]);
+    assert_eq!(find(EventKind::SecureBootState)[0].words, "Secure Boot on");
+    assert_eq!(find(EventKind::SecureBootState)[0].coverage, Coverage::Data);
+    assert_eq!(find(EventKind::BootImage)[1].text.as_deref(), Some("\\EFI\\BOOT\\grubx64.efi"));
+    assert_eq!(find(EventKind::BootOrder)[0].text.as_deref(), Some("0000,0001"));
+    assert_eq!(find(EventKind::BootOrder)[0].coverage, Coverage::Value);
+    assert_eq!(find(EventKind::FirmwareVersion)[0].text.as_deref(), Some("EDK II 2022.11"));
+    assert_eq!(find(EventKind::Separator).len(), 8);
+}
+
+#[test]
+fn n51_a_command_line_that_its_digest_does_not_cover_is_said_to_be_a_label() {
+    let mut log = good();
+    let at = log.position(b"kernel_cmdline");
+    log.events[at] = log.encode(8, EventType::IPL, b"kernel_cmdline: /vmlinuz quiet\0", |b| b.hash(b"/vmlinuz evil"));
+    let bytes = log.bytes();
+    let log = EventLog::parse(&bytes).unwrap();
+    assert_eq!(log.describe(&log.events()[at]).coverage, Coverage::Nothing);
+}
+
+#[test]
+fn n52_a_spec_id_header_that_contradicts_itself_is_refused() {
+    const BODY: usize = 32;
+    // An unknown version.
+    assert!(matches!(error_of(|b| b[BODY + 14] = b'4'), EventLogError::SpecId(_)));
+    // No algorithms, and more than a TPM has.
+    assert!(matches!(error_of(|b| b[BODY + 24] = 0), EventLogError::SpecId(_)));
+    assert!(matches!(error_of(|b| b[BODY + 24..BODY + 28].fill(0xff)), EventLogError::SpecId(_)));
+    // A digest size that SHA-1 does not have.
+    assert!(matches!(error_of(|b| b[BODY + 30] = 32), EventLogError::SpecId(_)));
+    // The same algorithm twice.
+    assert!(matches!(error_of(|b| b[BODY + 32] = 4), EventLogError::SpecId(_)));
+    // Vendor information that is longer than the header, and bytes that nothing declares.
+    assert!(matches!(error_of(|b| b[BODY + 40] = 1), EventLogError::SpecId(_)));
+    assert!(matches!(
+        error_of(|b| {
+            b[28] += 1;
+            b.insert(BODY + 41, 0);
+        }),
+        EventLogError::SpecId(_)
+    ));
+    // A header that would extend a PCR, or that carries a digest.
+    assert!(matches!(error_of(|b| b[4] = 8), EventLogError::SpecId(_)));
+    assert!(matches!(error_of(|b| b[8] = 1), EventLogError::SpecId(_)));
+    // A header in the middle.
+    assert!(matches!(
+        error_of(|b| b.extend(good().no_action(b"Spec ID Event03\0").events.last().unwrap())),
+        EventLogError::SpecId(_)
+    ));
+}
+
+#[test]
+fn n52_an_event_whose_digests_are_not_those_of_the_header_is_refused() {
+    const FIRST: usize = 32 + 41;
+    // One digest fewer and one more than declared.
+    assert!(matches!(error_of(|b| b[FIRST + 8] = 2), EventLogError::Digests { event: 1, .. }));
+    assert!(matches!(error_of(|b| b[FIRST + 8] = 4), EventLogError::Digests { event: 1, .. }));
+    // An algorithm that was not declared, and a declared one out of order.
+    assert!(matches!(error_of(|b| b[FIRST + 12] = 0x0d), EventLogError::Digests { event: 1, .. }));
+    assert!(matches!(error_of(|b| b[FIRST + 12] = 0x0b), EventLogError::Digests { event: 1, .. }));
+}
+
+#[test]
+fn n53_a_log_cut_short_anywhere_is_refused_unless_it_ends_with_an_event() {
+    let log = good();
+    let bytes = log.bytes();
+    let mut ends = std::collections::BTreeSet::new();
+    let mut end = bytes.len() - log.events.concat().len();
+    for event in &log.events {
+        end += event.len();
+        ends.insert(end);
+    }
+    for cut in 0..bytes.len() {
+        match EventLog::parse(&bytes[..cut]) {
+            Ok(log) if ends.contains(&cut) => assert!(log.trailing().is_empty()),
+            // A beginning of a header of nothing but zeros cannot be told from padding; it is reported as such.
+            Ok(log) => {
+                assert!(!log.trailing().is_empty() && log.trailing().iter().all(|byte| *byte == 0), "cut at {cut}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn n53_sizes_up_to_four_gibibytes_and_a_million_events_end_in_an_error() {
+    let mut log = good();
+    let mut event = log.encode(5, EventType::ACTION, b"", |bank| bank.hash(b""));
+    let size = event.len() - 4;
+    event[size..].fill(0xff);
+    log.events.push(event);
+    log.event(5, EventType::ACTION, b"more");
+    assert!(matches!(EventLog::parse(&log.bytes()), Err(EventLogError::Truncated { field: "the event", .. })));
+
+    let tiny = good().encode(5, EventType::ACTION, b"", |bank| bank.hash(b""));
+    let bytes = [good().bytes(), tiny.repeat(1_000_000 * 42 / tiny.len() + 1)].concat();
+    assert_eq!(EventLog::parse(&bytes).err(), Some(EventLogError::TooManyEvents));
+    assert_eq!(EventLog::parse(&vec![0; MAX_BYTES + 1]).err(), Some(EventLogError::TooLarge(MAX_BYTES + 1)));
+}
+
+#[test]
+fn n53_a_hostile_file_of_64_mib_takes_no_longer_than_its_bytes() {
+    let started = std::time::Instant::now();
+    // Zeros are events of PCR 0 in the old form: all of them up to the last byte.
+    let mut zeros = vec![0; MAX_BYTES];
+    zeros[MAX_BYTES - 1] = 1;
+    assert_eq!(EventLog::parse(&zeros).err(), Some(EventLogError::TooManyEvents));
+    let mut bytes = good().bytes();
+    bytes.resize(MAX_BYTES, 0xff);
+    assert_eq!(EventLog::parse(&bytes).unwrap().trailing().len(), MAX_BYTES - good().bytes().len());
+    bytes[MAX_BYTES - 1] = 0;
+    assert!(EventLog::parse(&bytes).is_ok_and(|log| !log.trailing().is_empty()));
+    assert!(started.elapsed().as_secs() < 5, "took {:?}", started.elapsed());
+}
+
+#[test]
+fn n59_a_pcr_that_no_tpm_has_is_refused() {
+    for pcr in [24, 25, 255, 256, u32::MAX] {
+        let mut log = good();
+        log.event(pcr, EventType::ACTION, b"x");
+        assert!(matches!(EventLog::parse(&log.bytes()), Err(EventLogError::Pcr { .. })), "{pcr}");
+    }
+    let mut log = good();
+    log.event(23, EventType::ACTION, b"x");
+    assert!(EventLog::parse(&log.bytes()).is_ok());
+}
+
+#[test]
+fn n48_a_startup_locality_is_alone_early_and_one_of_three() {
+    let locality = |locality: u8| [&b"StartupLocality\0"[..], &[locality]].concat();
+    let with = |build: &dyn Fn(&mut LogBuilder)| {
+        let mut log = LogBuilder::new(&BANKS);
+        build(&mut log);
+        log.event(0, EventType::S_CRTM_VERSION, b"1");
+        log.bytes()
+    };
+    for value in [0, 3, 4] {
+        let bytes = with(&|log| {
+            log.no_action(&locality(value));
+        });
+        let log = EventLog::parse(&bytes).unwrap();
+        let mut start = vec![0; 32];
+        start[31] = value;
+        assert_eq!(log.replay(Bank::Sha256)[&0], Bank::Sha256.extend(&start, &Bank::Sha256.hash(b"1")));
+    }
+    let refused = |bytes: Vec<u8>| matches!(EventLog::parse(&bytes), Err(EventLogError::StartupLocality { .. }));
+    for value in [1, 2, 5, 0xff] {
+        assert!(refused(with(&|log| {
+            log.no_action(&locality(value));
+        })));
+    }
+    assert!(refused(with(&|log| {
+        log.no_action(&locality(3)).no_action(&locality(3));
+    })));
+    assert!(refused(with(&|log| {
+        log.event(0, EventType::S_CRTM_CONTENTS, b"x").no_action(&locality(3));
+    })));
+    assert!(refused(with(&|log| {
+        log.no_action(b"StartupLocality\0");
+    })));
+    assert!(refused(with(&|log| {
+        log.no_action(b"StartupLocality\0\x03\0");
+    })));
+}
+
+#[test]
+fn what_follows_the_last_event_is_reported_and_not_believed() {
+    let good = good().bytes();
+    for tail in [&[0; 100][..], &[0xff; 4096], &[0xff], b"garbage that is no event at all, not even the beginning"] {
+        let bytes = [&good[..], tail].concat();
+        let log = EventLog::parse(&bytes).unwrap();
+        assert_eq!(log.trailing(), tail);
+        assert_eq!(log.replay(Bank::Sha256), EventLog::parse(&good).unwrap().replay(Bank::Sha256));
+    }
+}
+
+#[test]
+fn n60_signature_lists_with_sizes_that_contradict_each_other_are_refused() {
+    let good = log_builder::signature_list(b"certificate");
+    let signatures = signature_lists(&good).unwrap();
+    assert_eq!(signatures.len(), 1);
+    assert_eq!((signatures[0].kind, signatures[0].data), (SignatureType::X509, &b"certificate"[..]));
+    let two = [&good[..], &good].concat();
+    assert_eq!(signature_lists(&two).unwrap().len(), 2);
+    assert_eq!(signature_lists(&[]).unwrap(), []);
+    let with = |at: usize, value: u32| {
+        let mut list = good.clone();
+        list[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        signature_lists(&list).expect_err("should have been refused")
+    };
+    assert_eq!(with(16, 27), SignatureListError::Underflow(27));
+    assert_eq!(with(16, 0), SignatureListError::Underflow(0));
+    assert!(matches!(with(16, u32::MAX), SignatureListError::Truncated { .. }));
+    assert!(matches!(with(20, 28), SignatureListError::Underflow(_)));
+    for size in [0, 15, 16, 28, u32::MAX] {
+        assert!(matches!(with(24, size), SignatureListError::SignatureSize { .. }), "{size}");
+    }
+    for cut in 1..good.len() {
+        assert!(signature_lists(&good[..cut]).is_err(), "{cut}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        walk(&bytes);
+    }
+
+    #[test]
+    fn no_damage_makes_the_parser_panic(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = good().bytes();
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        walk(&bytes);
+    }
+}
+
+/// Everything that can be asked of a log.
+fn walk(bytes: &[u8]) {
+    let Ok(log) = EventLog::parse(bytes) else { return };
+    for bank in Bank::ALL {
+        for value in log.replay(bank).values() {
+            assert_eq!(value.len(), bank.digest_size());
+        }
+    }
+    for event in log.events() {
+        let _ = log.describe(event);
+        let _ = signature_lists(event.data);
+    }
+}
