@@ -1,0 +1,383 @@
+//! The agent's life: a state machine that proves, takes orders, runs VMs and ends them.
+//!
+//! ```text
+//! Opening ──► Enrolling ──► Attesting ──trusted──► Serving ──order──► Launching ──► Serving
+//!    ▲                         ▲  │                   │
+//!    └──────the TPM fails──────┴──┴─denied: wait──────┴─every interval
+//! ```
+//!
+//! One thread does all of it, the one that starts VMs: they end with it (see [`crate::child`]). VMs and signals wake
+//! it through one channel. A verifier that cannot be reached stops nothing that runs; evidence that the verifier
+//! denied ends every VM on this host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use portcullis_attest::appraise::BootInstance;
+use portcullis_verifier::api::Admission;
+use portcullis_verifier::client::ClientError;
+use portcullis_verifier::order::VerifiedOrder;
+use portcullis_verifier::reason::{Code, Reason, ServiceCode};
+
+use crate::backoff::Backoff;
+use crate::launch::{LaunchError, Launcher, Vm, check_boot};
+use crate::machine::{MachineEvent, Wake};
+use crate::prover::ProverError;
+use crate::receipts;
+use crate::session::{AgentError, Session};
+use crate::vm_record::{self, VmRecord};
+use crate::volume::Volumes;
+
+/// First wait after a failure.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// A VM that sets no boot mark is reported as started after this time.
+const BOOT_PATIENCE: Duration = Duration::from_mins(1);
+
+/// What the agent does next.
+#[derive(Debug)]
+enum Phase {
+    /// Open the TPM, after it failed.
+    Opening,
+    /// Prove to the verifier that the keys are in this TPM.
+    Enrolling,
+    /// Prove this boot's state.
+    Attesting,
+    /// Look for orders; quote again when it is time.
+    Serving,
+    /// Carry out one order.
+    Launching(Box<VerifiedOrder>),
+}
+
+/// The running agent.
+#[derive(Debug)]
+pub struct Agent {
+    session: Session,
+    volumes: Volumes,
+    vms: BTreeMap<String, Vm>,
+    owed: Vec<VmRecord>,
+    refused: BTreeSet<String>,
+    boot: Option<BootInstance>,
+    quote_due: Instant,
+    backoff: Backoff,
+    wake: Sender<Wake>,
+    wakes: Receiver<Wake>,
+}
+
+impl Agent {
+    /// Cleans up after an earlier agent and makes this one ready.
+    pub fn new(session: Session) -> Result<Self, AgentError> {
+        let volumes = Volumes::new(&session.config);
+        let removed = volumes.remove_leftovers();
+        let owed = vm_record::recover(&session.store.vms_dir())?;
+        if removed > 0 || !owed.is_empty() {
+            tracing::warn!(removed, receipts_owed = owed.len(), "an earlier agent ended without a word");
+        }
+        let longest = session.config.interval();
+        let (wake, wakes) = channel();
+        Ok(Self {
+            session,
+            volumes,
+            vms: BTreeMap::new(),
+            owed,
+            refused: BTreeSet::new(),
+            boot: None,
+            quote_due: Instant::now(),
+            backoff: Backoff::new(FIRST_WAIT, longest),
+            wake,
+            wakes,
+        })
+    }
+
+    /// Where to send [`Wake::Stop`].
+    pub fn waker(&self) -> Sender<Wake> {
+        self.wake.clone()
+    }
+
+    /// Runs until it is told to stop; then ends every VM, closes every volume and tells the verifier if it can.
+    pub fn run(mut self) {
+        let mut phase = Phase::Attesting;
+        let mut next = Instant::now();
+        loop {
+            match self.wakes.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Wake::Stop) => break,
+                Ok(Wake::Machine(order, event)) => self.machine_event(&order, event),
+                Err(RecvTimeoutError::Timeout) => {
+                    let (following, wait) = self.step(phase);
+                    phase = following;
+                    next = Instant::now() + wait;
+                }
+                // Cannot be while `self.wake` lives.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        tracing::info!(vms = self.vms.len(), "stopping");
+        self.end_all("the agent was told to stop");
+        self.send_owed();
+    }
+
+    /// One step, and the time until the next.
+    fn step(&mut self, phase: Phase) -> (Phase, Duration) {
+        let result = match phase {
+            Phase::Opening => self.session.reopen_tpm().map(|()| (Phase::Attesting, Duration::ZERO)),
+            Phase::Enrolling => self.enrol(),
+            Phase::Attesting => self.attest(),
+            Phase::Serving => self.serve(),
+            Phase::Launching(order) => {
+                self.launch(&order);
+                Ok((Phase::Serving, Duration::ZERO))
+            }
+        };
+        result.unwrap_or_else(|error| self.after(&error))
+    }
+
+    fn enrol(&mut self) -> Result<(Phase, Duration), AgentError> {
+        let enrolled = self.session.enrol()?;
+        let fingerprint = enrolled.ek_fingerprint;
+        match enrolled.state {
+            Admission::Admitted => tracing::info!(ek = fingerprint, "enrolled"),
+            Admission::Pending => tracing::warn!(
+                ek = fingerprint,
+                "enrolled, but not admitted: an operator has to run `portcullis host admit {fingerprint}`"
+            ),
+        }
+        Ok((Phase::Attesting, Duration::ZERO))
+    }
+
+    fn attest(&mut self) -> Result<(Phase, Duration), AgentError> {
+        let (result, boot) = self.session.attest()?;
+        self.backoff.succeeded();
+        if self.boot.as_ref() != Some(&boot) {
+            tracing::info!(resets = boot.reset_count, restarts = boot.restart_count, "trusted");
+        }
+        self.boot = Some(boot);
+        // Well before the result ends, so that a slow quote does not leave the host without one.
+        let lifetime = Duration::from_secs(result.expires_in_s / 2).max(FIRST_WAIT);
+        self.quote_due = Instant::now() + self.session.config.interval().min(lifetime);
+        self.send_owed();
+        Ok((Phase::Serving, Duration::ZERO))
+    }
+
+    fn serve(&mut self) -> Result<(Phase, Duration), AgentError> {
+        self.look_after_vms();
+        let now = Instant::now();
+        if now >= self.quote_due {
+            return Ok((Phase::Attesting, Duration::ZERO));
+        }
+        for jws in self.session.client.orders(&self.session.party.host)?.orders {
+            if let Some(order) = self.accept(&jws) {
+                return Ok((Phase::Launching(Box::new(order)), Duration::ZERO));
+            }
+        }
+        self.backoff.succeeded();
+        Ok((Phase::Serving, self.session.config.poll().min(self.quote_due.saturating_duration_since(now))))
+    }
+
+    /// An order that this host should carry out now. Each refused one is logged once.
+    fn accept(&mut self, jws: &str) -> Option<VerifiedOrder> {
+        let party = &self.session.party;
+        let order = match VerifiedOrder::verify(jws, &self.session.order_keys, &party.host, SystemTime::now()) {
+            Ok(order) => order,
+            Err(error) => {
+                if self.refused.insert(jws.to_owned()) {
+                    tracing::error!(%error, "refused an order");
+                }
+                return None;
+            }
+        };
+        let id = &order.order().id;
+        if self.refused.contains(id) || self.vms.contains_key(id) {
+            return None;
+        }
+        let room = usize::try_from(self.session.config.max_vms).unwrap_or(usize::MAX);
+        let checked = match &self.boot {
+            _ if order.order().verifier != party.verifier => {
+                Err(format!("it is by verifier {:?}, this host obeys {:?}", order.order().verifier, party.verifier))
+            }
+            Some(boot) => check_boot(order.order(), boot).map_err(|error| error.to_string()),
+            None => Err("this host has not attested".to_owned()),
+        };
+        let checked = checked.and_then(|()| {
+            if self.vms.len() < room { Ok(()) } else { Err(LaunchError::Full(self.vms.len()).to_string()) }
+        });
+        match checked {
+            Ok(()) => Some(order),
+            Err(error) => {
+                tracing::error!(order = id, error, "refused an order");
+                self.refused.insert(id.clone());
+                None
+            }
+        }
+    }
+
+    fn launch(&mut self, order: &VerifiedOrder) {
+        let id = order.order().id.clone();
+        tracing::info!(order = id, vm = order.order().vm.name, tenant = order.order().tenant, "launching");
+        let mut launcher = Launcher {
+            config: &self.session.config,
+            vms_dir: self.session.store.vms_dir(),
+            volumes: &self.volumes,
+            prover: &mut self.session.prover,
+            client: &self.session.client,
+            party: &self.session.party,
+            wake: &self.wake,
+        };
+        match launcher.launch(order) {
+            Ok(vm) => {
+                tracing::info!(order = id, "running");
+                self.vms.insert(id, vm);
+            }
+            Err((record, error)) => {
+                tracing::error!(order = id, %error, "the launch failed");
+                let unreached =
+                    matches!(&error, LaunchError::Prover(ProverError::Client(ClientError::Unavailable { .. })));
+                if record.status.receipt_owed {
+                    self.owed.push(*record);
+                    self.send_owed();
+                }
+                // Only what failed for want of a verifier is tried again.
+                if !unreached {
+                    self.refused.insert(id);
+                }
+            }
+        }
+    }
+
+    /// What to do after a step failed.
+    fn after(&mut self, error: &AgentError) -> (Phase, Duration) {
+        let wait = self.backoff.failed();
+        let AgentError::Prover(error) = error else {
+            tracing::error!(%error, "trying again");
+            return (Phase::Attesting, wait);
+        };
+        match error {
+            ProverError::Tpm(_) | ProverError::Keys(_) | ProverError::Quote(_) => {
+                tracing::error!(%error, "the TPM fails, trying again");
+                (Phase::Opening, wait)
+            }
+            ProverError::Client(ClientError::Denied { reasons }) => self.after_denial(reasons, wait),
+            error => {
+                tracing::warn!(%error, wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), "trying again");
+                (Phase::Attesting, wait)
+            }
+        }
+    }
+
+    fn after_denial(&mut self, reasons: &[Reason], wait: Duration) -> (Phase, Duration) {
+        let is = |wanted: ServiceCode| reasons.iter().any(|reason| reason.code == Code::Service(wanted));
+        if is(ServiceCode::HostUnknown) {
+            return (Phase::Enrolling, Duration::ZERO);
+        }
+        for reason in reasons {
+            tracing::error!(code = reason.code.as_str(), "denied: {reason}");
+        }
+        if reasons.iter().any(|reason| is_verdict(&reason.code)) && !self.vms.is_empty() {
+            self.end_all("fenced: the verifier does not trust this host any more");
+            self.send_owed();
+        }
+        (Phase::Attesting, wait)
+    }
+
+    fn machine_event(&mut self, order: &str, event: MachineEvent) {
+        // A VM that was ended may still have had something to say.
+        let Some(vm) = self.vms.get_mut(order) else { return };
+        match event {
+            MachineEvent::Kernel(release) => vm.record.status.kernel = Some(release),
+            MachineEvent::Booted(ms) => {
+                tracing::info!(order, boot_ms = ms, "the guest's init runs");
+                vm.record.status.boot_ms = Some(ms);
+            }
+            MachineEvent::Ending(words) => vm.record.status.reason = Some(words),
+            MachineEvent::Closed => {}
+        }
+        vm.record.save_or_warn();
+        self.look_after_vms();
+    }
+
+    /// Reports VMs that started, tears down those that ended.
+    fn look_after_vms(&mut self) {
+        let Session { prover, client, party, .. } = &mut self.session;
+        for vm in self.vms.values_mut() {
+            let due = vm.record.status.boot_ms.is_some() || vm.started.elapsed() >= BOOT_PATIENCE;
+            if !vm.start_told && due && !vm.has_ended() {
+                match receipts::started(prover, client, party, &vm.record.status) {
+                    Ok(()) => vm.start_told = true,
+                    Err(error) => {
+                        tracing::warn!(order = vm.record.status.order, %error, "the receipt was not taken");
+                        // Only what may be different next time is tried again.
+                        vm.start_told = !matches!(error, ProverError::Client(ClientError::Unavailable { .. }));
+                    }
+                }
+            }
+        }
+        let ended: Vec<String> =
+            self.vms.iter_mut().filter_map(|(id, vm)| vm.has_ended().then(|| id.clone())).collect();
+        for id in &ended {
+            if let Some(vm) = self.vms.remove(id) {
+                let record = vm.tear_down("");
+                tracing::info!(order = id, reason = record.status.reason, "the VM has ended");
+                self.owed.push(record);
+            }
+        }
+        if !ended.is_empty() {
+            self.send_owed();
+        }
+    }
+
+    /// Ends every VM at once.
+    fn end_all(&mut self, reason: &str) {
+        for vm in self.vms.values_mut() {
+            vm.ask_to_end();
+        }
+        for (id, vm) in std::mem::take(&mut self.vms) {
+            let record = vm.tear_down(reason);
+            tracing::warn!(order = id, reason, "ended a VM");
+            self.owed.push(record);
+        }
+    }
+
+    /// Sends the receipts that are still owed; what cannot be sent now stays owed, also over a restart.
+    fn send_owed(&mut self) {
+        let Session { prover, client, party, .. } = &mut self.session;
+        let mut reachable = true;
+        self.owed.retain_mut(|record| {
+            if !reachable {
+                return true;
+            }
+            match receipts::ended(prover, client, party, record) {
+                Ok(()) => false,
+                Err(error) => {
+                    reachable = !matches!(error, ProverError::Client(ClientError::Unavailable { .. }));
+                    tracing::warn!(order = record.status.order, %error, "a receipt is still owed");
+                    true
+                }
+            }
+        });
+    }
+}
+
+/// Whether a reason means that this host itself is not trusted, not only that one call went wrong.
+fn is_verdict(code: &Code) -> bool {
+    matches!(code, Code::Evidence(_) | Code::Service(ServiceCode::NotAdmitted | ServiceCode::HostUntrusted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_attest::reason::ReasonCode;
+
+    #[test]
+    fn only_verdicts_end_vms() {
+        for code in [Code::Evidence(ReasonCode::SecureBootDisabled), Code::Service(ServiceCode::NotAdmitted)] {
+            assert!(is_verdict(&code), "{code}");
+        }
+        for code in [
+            Code::Service(ServiceCode::NonceExpired),
+            Code::Service(ServiceCode::HostConcurrent),
+            Code::Service(ServiceCode::HostExpired),
+            Code::Other("of.tomorrow".into()),
+        ] {
+            assert!(!is_verdict(&code), "{code}");
+        }
+    }
+}

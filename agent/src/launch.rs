@@ -1,0 +1,248 @@
+//! From a verified order to a running VM, and back. Each step that fails undoes the steps before it.
+
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use portcullis_attest::appraise::BootInstance;
+use portcullis_verifier::client::{Client, ClientError};
+use portcullis_verifier::order::{Order, VerifiedOrder, VmSpec, VolumeFile};
+use portcullis_vmm::config::VmConfig;
+
+use crate::config::Config;
+use crate::machine::{Machine, MachineError, MachineSetup, Wake};
+use crate::prover::{Party, Prover, ProverError};
+use crate::store::{self, StoreError, make_private_dir};
+use crate::vm_record::{RecordError, VmRecord, VmState, VmStatus};
+use crate::volume::{OpenVolume, VolumeError, Volumes};
+use crate::volume_file::{self, VolumeFileError};
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// It is for another boot of this host, or for another TPM.
+    #[error("the order is for another boot of this host (ordered: {ordered}; this boot: {this})")]
+    OtherBoot {
+        /// The boot in the order, in words.
+        ordered: String,
+        /// This boot, in words.
+        this: String,
+    },
+    /// The host has no room.
+    #[error("this host runs {0} VMs already, its max_vms")]
+    Full(usize),
+    /// The VM's directory cannot be made, or the order was carried out before.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The VM is larger than the VMM can run.
+    #[error("the VMM cannot run {0} vCPUs")]
+    Vcpus(u32),
+    /// TPM or verifier.
+    #[error(transparent)]
+    Prover(#[from] ProverError),
+    /// The volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A file in the volume.
+    #[error(transparent)]
+    VolumeFile(#[from] VolumeFileError),
+    /// A digest in the order is none.
+    #[error("the order's SHA-256 for {0} is not 64 hex digits")]
+    Digest(String),
+    /// The VM's configuration.
+    #[error("the VM's configuration cannot be used: {0}")]
+    Config(String),
+    /// A file of ours.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The VMM.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// A VM that runs. Dropped in this order: the process first, then its volume and its configuration.
+#[derive(Debug)]
+pub struct Vm {
+    machine: Machine,
+    _volume: OpenVolume,
+    _config: RemovedFile,
+    /// What the host keeps of it.
+    pub record: VmRecord,
+    /// When its process was started.
+    pub started: Instant,
+    /// Whether the verifier was told that it runs.
+    pub start_told: bool,
+}
+
+impl Vm {
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.machine.ended().is_some()
+    }
+
+    /// Asks it to end, without waiting.
+    pub fn ask_to_end(&mut self) {
+        self.machine.ask_to_end();
+    }
+
+    /// Ends the VM, closes its volume and writes down why; gives the record, with the receipt owed.
+    pub fn tear_down(self, reason: &str) -> VmRecord {
+        let Self { mut machine, _volume: volume, _config: config, mut record, .. } = self;
+        machine.end();
+        let status = machine.ended();
+        drop((machine, volume, config));
+        let told = record.status.reason.take();
+        let how = status.map_or_else(|| "still ending".to_owned(), |status| status.to_string());
+        record.status.reason = Some(match told {
+            Some(told) if reason.is_empty() => format!("{told} ({how})"),
+            Some(told) => format!("{reason}; {told} ({how})"),
+            None if reason.is_empty() => format!("the VMM ended without a word ({how})"),
+            None => format!("{reason} ({how})"),
+        });
+        record.status.state = VmState::Ended;
+        record.status.receipt_owed = true;
+        record.save_or_warn();
+        record
+    }
+}
+
+/// A file that goes when this is dropped.
+#[derive(Debug)]
+struct RemovedFile(PathBuf);
+
+impl Drop for RemovedFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.0.display(), %error, "a VM's configuration could not be removed");
+        }
+    }
+}
+
+/// What a launch needs of the agent.
+#[derive(Debug)]
+pub struct Launcher<'a> {
+    /// The agent's configuration.
+    pub config: &'a Config,
+    /// Where VMs' directories are.
+    pub vms_dir: PathBuf,
+    /// How volumes are opened.
+    pub volumes: &'a Volumes,
+    /// The TPM.
+    pub prover: &'a mut Prover,
+    /// The verifier.
+    pub client: &'a Client,
+    /// Who quotes for whom.
+    pub party: &'a Party,
+    /// Where VMs tell what happens to them.
+    pub wake: &'a Sender<Wake>,
+}
+
+impl Launcher<'_> {
+    /// Carries out an order. On failure everything is undone and the record says why; a receipt is owed when the
+    /// verifier may have released the key.
+    pub fn launch(&mut self, order: &VerifiedOrder) -> Result<Vm, (Box<VmRecord>, LaunchError)> {
+        let plan = order.order();
+        let mut record = match VmRecord::create(&self.vms_dir, first_status(plan)) {
+            Ok(record) => record,
+            Err(error) => return Err((Box::new(VmRecord::unsaved(&self.vms_dir, first_status(plan))), error.into())),
+        };
+        match self.steps(order, &mut record) {
+            Ok((machine, volume, config)) => {
+                record.status.state = VmState::Running;
+                record.save_or_warn();
+                Ok(Vm { machine, _volume: volume, _config: config, record, started: Instant::now(), start_told: false })
+            }
+            Err(error) => {
+                record.status.state = VmState::Failed;
+                record.status.reason = Some(crate::machine::printable(&error.to_string(), 2000));
+                record.save_or_warn();
+                Err((Box::new(record), error))
+            }
+        }
+    }
+
+    fn steps(
+        &mut self,
+        order: &VerifiedOrder,
+        record: &mut VmRecord,
+    ) -> Result<(Machine, OpenVolume, RemovedFile), LaunchError> {
+        let plan = order.order();
+        let (request, parent) = self.prover.release_request(self.client, self.party, order)?;
+        let released = self.client.release(&plan.id, &request);
+        // Only a denial says for sure that the order was not used up.
+        record.status.receipt_owed = !matches!(released, Err(ClientError::Denied { .. }));
+        let wrapped = released.map_err(ProverError::from)?.wrapped;
+        let key = self.prover.unseal(parent, &wrapped)?;
+        let volume = self.volumes.open(&plan.id, &plan.tenant, &plan.volume, &key)?;
+        drop(key);
+        record.status.key_opened = true;
+        record.save_or_warn();
+        let config = self.write_config(&plan.id, &vm_config(&plan.vm, &volume)?)?;
+        let setup = MachineSetup {
+            order: &plan.id,
+            program: &self.config.vmm,
+            config: &config.0,
+            console: &record.console_path(),
+            log: &record.vmm_log_path(),
+            max_log_bytes: self.config.max_log_bytes,
+        };
+        let machine = Machine::start(&setup, self.wake)?;
+        Ok((machine, volume, config))
+    }
+
+    fn write_config(&self, order: &str, config: &VmConfig) -> Result<RemovedFile, LaunchError> {
+        let json = config.to_json().map_err(|error| LaunchError::Config(error.to_string()))?;
+        let dir = self.config.runtime_dir.join("vms");
+        make_private_dir(&dir)?;
+        let file = RemovedFile(dir.join(format!("{order}.json")));
+        store::write(&file.0, json.as_bytes())?;
+        Ok(file)
+    }
+}
+
+/// Refuses orders that are not for this boot of this TPM.
+pub fn check_boot(order: &Order, this: &BootInstance) -> Result<(), LaunchError> {
+    if order.boot == *this {
+        return Ok(());
+    }
+    Err(LaunchError::OtherBoot { ordered: boot_in_words(&order.boot), this: boot_in_words(this) })
+}
+
+fn boot_in_words(boot: &BootInstance) -> String {
+    format!("EK {}, resetCount {}, restartCount {}", boot.ek, boot.reset_count, boot.restart_count)
+}
+
+fn first_status(plan: &Order) -> VmStatus {
+    VmStatus {
+        order: plan.id.clone(),
+        tenant: plan.tenant.clone(),
+        name: plan.vm.name.clone(),
+        volume: plan.volume.clone(),
+        state: VmState::Launching,
+        key_opened: false,
+        boot_ms: None,
+        kernel: None,
+        reason: None,
+        receipt_owed: false,
+        updated: 0,
+    }
+}
+
+/// The VMM's configuration for what the order asks: its kernel and initrd are the very files that the order names.
+fn vm_config(vm: &VmSpec, volume: &OpenVolume) -> Result<VmConfig, LaunchError> {
+    let file = |file: &VolumeFile| -> Result<PathBuf, LaunchError> {
+        let mut digest = [0_u8; 32];
+        hex::decode_to_slice(&file.sha256, &mut digest).map_err(|_| LaunchError::Digest(file.path.clone()))?;
+        Ok(volume_file::check(volume.root(), &file.path, &digest)?)
+    };
+    let vcpus = u8::try_from(vm.vcpus).map_err(|_| LaunchError::Vcpus(vm.vcpus))?;
+    let mut config =
+        VmConfig::new(file(&vm.kernel)?).with_vcpus(vcpus).with_mem_mib(vm.mem_mib).with_boot_args(&vm.cmdline);
+    if let Some(initrd) = &vm.initrd {
+        config = config.with_initrd(file(initrd)?);
+    }
+    config.check().map_err(|error| LaunchError::Config(error.to_string()))?;
+    Ok(config)
+}

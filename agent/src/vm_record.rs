@@ -1,0 +1,232 @@
+//! What the host keeps of every VM, so that a person can see what became of it: one directory an order with
+//! `status.json`, `console.log` and `vmm.log`. The status is also what a restarted agent finds out from which VMs
+//! ended with the agent before it, so that their receipts are still sent.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::{self, StoreError, make_private_dir};
+use crate::volume::is_order_id;
+
+/// Ended VMs whose directories are kept.
+const KEPT: usize = 100;
+
+/// Why a VM gets no directory.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The order was carried out before.
+    #[error("order {order} was carried out before")]
+    Repeated {
+        /// The order's id.
+        order: String,
+    },
+    /// It cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Where a VM's life is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Its key is asked for, its volume is being opened.
+    Launching,
+    /// Its process runs.
+    Running,
+    /// Its process ended, or it was ended.
+    Ended,
+    /// It never ran.
+    Failed,
+}
+
+impl VmState {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Ended | Self::Failed)
+    }
+}
+
+/// The content of `status.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmStatus {
+    /// The order's id.
+    pub order: String,
+    /// The tenant whose VM it is.
+    pub tenant: String,
+    /// The VM's name.
+    pub name: String,
+    /// The tenant's volume.
+    pub volume: String,
+    /// Where its life is.
+    pub state: VmState,
+    /// Whether the TPM gave the volume key and the key opened the volume.
+    pub key_opened: bool,
+    /// Milliseconds from the VMM's start to the guest's init; absent until the guest got there.
+    pub boot_ms: Option<u64>,
+    /// The kernel's release, as the guest's kernel printed it on its console.
+    pub kernel: Option<String>,
+    /// Why it failed or how it ended, in words.
+    pub reason: Option<String>,
+    /// Whether the verifier still waits for the receipt of the end.
+    pub receipt_owed: bool,
+    /// When this was written, in seconds since 1970.
+    pub updated: u64,
+}
+
+/// One VM's directory.
+#[derive(Debug)]
+pub struct VmRecord {
+    dir: PathBuf,
+    /// What `status.json` says after the next [`VmRecord::save`].
+    pub status: VmStatus,
+}
+
+impl VmRecord {
+    /// Makes the directory of a new VM. An order whose key may have been released before is not carried out again.
+    pub fn create(vms_dir: &Path, status: VmStatus) -> Result<Self, RecordError> {
+        let dir = vms_dir.join(&status.order);
+        if let Some(before) = load(&dir)
+            && (before.status.state != VmState::Failed || before.status.key_opened || before.status.receipt_owed)
+        {
+            return Err(RecordError::Repeated { order: status.order });
+        }
+        make_private_dir(&dir)?;
+        let mut record = Self { dir, status };
+        record.save()?;
+        Ok(record)
+    }
+
+    /// A record that could not be written: it lives in memory only.
+    pub fn unsaved(vms_dir: &Path, status: VmStatus) -> Self {
+        Self { dir: vms_dir.join(&status.order), status }
+    }
+
+    /// Writes `status.json`.
+    pub fn save(&mut self) -> Result<(), StoreError> {
+        self.status.updated = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let path = self.dir.join("status.json");
+        let mut json = serde_json::to_vec_pretty(&self.status).map_err(|error| StoreError::Io {
+            action: "write",
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        json.push(b'\n');
+        store::write(&path, &json)
+    }
+
+    /// Like [`VmRecord::save`], for places where a full disk must not stop what goes on.
+    pub fn save_or_warn(&mut self) {
+        if let Err(error) = self.save() {
+            tracing::error!(order = self.status.order, %error, "the VM's status could not be written");
+        }
+    }
+
+    /// The file for the guest's console.
+    pub fn console_path(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// The file for the VMM's own log.
+    pub fn vmm_log_path(&self) -> PathBuf {
+        self.dir.join("vmm.log")
+    }
+}
+
+/// Reads the VMs of earlier runs: marks those that were alive as ended (they died with their agent), removes the
+/// oldest directories beyond the number that is kept, and gives the VMs whose receipt is still owed.
+pub fn recover(vms_dir: &Path) -> Result<Vec<VmRecord>, StoreError> {
+    make_private_dir(vms_dir)?;
+    let mut records: Vec<VmRecord> = Vec::new();
+    for entry in std::fs::read_dir(vms_dir).into_iter().flatten().flatten() {
+        if !entry.file_name().to_str().is_some_and(is_order_id) {
+            continue;
+        }
+        match load(&entry.path()) {
+            Some(record) => records.push(record),
+            None => tracing::warn!(path = %entry.path().display(), "no readable status.json in this VM's directory"),
+        }
+    }
+    for record in &mut records {
+        if !record.status.state.is_over() {
+            record.status.state = VmState::Ended;
+            record.status.reason = Some("the agent ended while the VM was alive, the VM with it".to_owned());
+            record.status.receipt_owed = true;
+            record.save_or_warn();
+        }
+    }
+    records.sort_by_key(|record| std::cmp::Reverse(record.status.updated));
+    for old in records.iter().filter(|record| !record.status.receipt_owed).skip(KEPT) {
+        if let Err(error) = std::fs::remove_dir_all(&old.dir) {
+            tracing::warn!(path = %old.dir.display(), %error, "an old VM's directory could not be removed");
+        }
+    }
+    records.retain(|record| record.status.receipt_owed);
+    Ok(records)
+}
+
+fn load(dir: &Path) -> Option<VmRecord> {
+    let bytes = store::read(&dir.join("status.json")).ok()??;
+    let status: VmStatus = serde_json::from_slice(&bytes).ok()?;
+    (dir.file_name()?.to_str()? == status.order).then(|| VmRecord { dir: dir.to_owned(), status })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(number: usize, state: VmState) -> VmStatus {
+        VmStatus {
+            order: format!("{number:032x}"),
+            tenant: "acme".into(),
+            name: "web".into(),
+            volume: "data".into(),
+            state,
+            key_opened: false,
+            boot_ms: None,
+            kernel: None,
+            reason: None,
+            receipt_owed: false,
+            updated: 0,
+        }
+    }
+
+    #[test]
+    fn vms_that_died_with_the_agent_are_found_once() {
+        let dir = tempfile::tempdir().unwrap();
+        VmRecord::create(dir.path(), status(1, VmState::Running)).unwrap();
+        VmRecord::create(dir.path(), status(2, VmState::Ended)).unwrap();
+        std::fs::create_dir(dir.path().join("not-an-order")).unwrap();
+        let mut owed = recover(dir.path()).unwrap();
+        assert_eq!(owed.len(), 1);
+        assert_eq!((owed[0].status.order.as_str(), owed[0].status.state), (&*format!("{:032x}", 1), VmState::Ended));
+        owed[0].status.receipt_owed = false;
+        owed[0].save().unwrap();
+        assert!(recover(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_order_is_carried_out_once() {
+        let dir = tempfile::tempdir().unwrap();
+        VmRecord::create(dir.path(), status(1, VmState::Ended)).unwrap();
+        let again = VmRecord::create(dir.path(), status(1, VmState::Launching));
+        assert!(matches!(again, Err(RecordError::Repeated { .. })));
+        // One that failed before its key was asked for may be tried again.
+        VmRecord::create(dir.path(), status(2, VmState::Failed)).unwrap();
+        VmRecord::create(dir.path(), status(2, VmState::Launching)).unwrap();
+    }
+
+    #[test]
+    fn old_directories_go_but_none_whose_receipt_is_owed() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..KEPT + 5 {
+            VmRecord::create(dir.path(), status(number, VmState::Failed)).unwrap();
+        }
+        let mut owing = status(KEPT + 9, VmState::Ended);
+        owing.receipt_owed = true;
+        VmRecord::create(dir.path(), owing).unwrap();
+        assert_eq!(recover(dir.path()).unwrap().len(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), KEPT + 1);
+    }
+}
