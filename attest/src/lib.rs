@@ -40,6 +40,7 @@ pub mod eventlog;
 pub mod evidence;
 pub mod ima;
 pub mod key;
+mod protect;
 pub mod quote;
 pub mod reason;
 pub mod reference;

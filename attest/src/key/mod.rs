@@ -8,6 +8,7 @@ mod spki;
 
 pub use bank::{Bank, UnknownBank};
 pub use enrolled::EnrolledAk;
+pub(crate) use enrolled::{curve_weakness, rsa_weakness};
 pub use public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind, Symmetric};
 pub use signature::{Signature, SignatureError};
 
