@@ -1,0 +1,241 @@
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::list_builder::{ListBuilder, template_data};
+use super::*;
+use crate::key::Bank;
+
+fn small() -> ListBuilder {
+    let mut list = ListBuilder::default();
+    list.file("boot_aggregate", b"pcrs").file("/init", b"init").file("/usr/bin/a b", b"a b");
+    list.entry("ima-ng", Bank::Sha256, &[7; 32], b"/usr/bin/ng", &[]);
+    list.entry("ima-buf", Bank::Sha256, &[8; 32], b"kexec-cmdline", &[b"root=/dev/vda"]);
+    list.entry("ima-modsig", Bank::Sha256, &[9; 32], b"/lib/modules/kvm.ko", &[b"\x03sig", b"sha256:\0x", b"pkcs7"]);
+    list
+}
+
+#[test]
+fn a_real_list_replays_as_an_independent_program_computed() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
+    if !path.is_dir() {
+        eprintln!("ATTENTION: no corpus at {}: replay of a real IMA list was NOT checked", path.display());
+        return;
+    }
+    let expected = std::fs::read_to_string(path.join("expected-ima.json")).unwrap();
+    let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&expected).unwrap();
+    for (name, expected) in &expected {
+        let bytes = std::fs::read(path.join("ima").join(name)).unwrap();
+        let list = ImaList::parse(&bytes).unwrap();
+        assert_eq!(list.entries().len() as u64, expected["entries"]);
+        assert_eq!(list.violations() as u64, expected["violations"]);
+        let mismatches = list.entries().iter().filter(|entry| !entry.template_digest_holds()).count();
+        assert_eq!(mismatches as u64, expected["template_mismatches"]);
+        for (bank, rule, key) in [
+            (Bank::Sha1, ExtendRule::Digest, "sha1"),
+            (Bank::Sha256, ExtendRule::Digest, "sha256"),
+            (Bank::Sha384, ExtendRule::Digest, "sha384"),
+            (Bank::Sha256, ExtendRule::PaddedSha1, "sha256_padded_sha1"),
+        ] {
+            assert_eq!(hex::encode(list.replay(bank, rule)), expected["banks"][key], "{name} {key}");
+        }
+    }
+}
+
+#[test]
+fn both_forms_of_one_list_say_the_same() {
+    let binary = small().bytes();
+    let binary = ImaList::parse(&binary).unwrap();
+    let mut lines = Vec::new();
+    for entry in binary.entries() {
+        let digest = entry.digest();
+        let more = match entry.template {
+            Template::ImaNg => String::new(),
+            Template::ImaSig => " ".to_owned(),
+            Template::ImaBuf => format!(" {}", hex::encode(b"root=/dev/vda")),
+            _ => format!(" {} {} {}", hex::encode(b"\x03sig"), hex::encode(b"sha256:\0x"), hex::encode(b"pkcs7")),
+        };
+        lines.push(format!(
+            "{} {} {} {}:{} {}{more}\n",
+            entry.pcr,
+            hex::encode(entry.template_digest),
+            entry.template.name(),
+            digest.algorithm,
+            hex::encode(digest.digest),
+            entry.name_lossy(),
+        ));
+    }
+    let ascii = lines.concat();
+    let ascii = ImaList::parse(ascii.as_bytes()).unwrap();
+    assert!(ascii.entries().iter().all(Entry::template_digest_holds));
+    for bank in Bank::ALL {
+        assert_eq!(ascii.replay(bank, ExtendRule::Digest), binary.replay(bank, ExtendRule::Digest));
+    }
+    assert_eq!(ascii.entries()[2].name(), b"/usr/bin/a b");
+}
+
+#[test]
+fn the_oldest_template_hashes_its_name_padded() {
+    let digest = Bank::Sha1.hash(b"content");
+    let mut data = [&digest[..], b"/sbin/init"].concat();
+    data.resize(276, 0);
+    let line = format!("10 {} ima {} /sbin/init\n", hex::encode(Bank::Sha1.hash(&data)), hex::encode(&digest));
+    let list = ImaList::parse(line.as_bytes()).unwrap();
+    assert!(list.entries()[0].template_digest_holds());
+    assert_eq!(list.entries()[0].name(), b"/sbin/init");
+    let binary = [
+        &10_u32.to_le_bytes()[..],
+        &Bank::Sha1.hash(&data),
+        &3_u32.to_le_bytes(),
+        b"ima",
+        &digest,
+        &10_u32.to_le_bytes(),
+        b"/sbin/init",
+    ]
+    .concat();
+    let binary = ImaList::parse(&binary).unwrap();
+    assert!(binary.entries()[0].template_digest_holds());
+    assert_eq!(binary.entries()[0].digest().digest, digest);
+}
+
+#[test]
+fn n65_a_violation_extends_ones() {
+    let mut list = ListBuilder::default();
+    list.violation("/usr/bin/x");
+    let bytes = list.bytes();
+    let list = ImaList::parse(&bytes).unwrap();
+    assert_eq!(list.violations(), 1);
+    let expected = Bank::Sha256.extend(&[0; 32], &[0xff; 32]);
+    assert_eq!(list.replay(Bank::Sha256, ExtendRule::Digest), expected);
+}
+
+#[test]
+fn n66_a_template_digest_of_something_else_is_seen() {
+    let mut list = ListBuilder::default();
+    let data = template_data("sha256", &[1; 32], b"/usr/bin/x", &[]);
+    list.raw(10, &[5; 20], "ima-ng", &data);
+    let bytes = list.bytes();
+    assert!(!ImaList::parse(&bytes).unwrap().entries()[0].template_digest_holds());
+    let good = small().bytes();
+    assert!(ImaList::parse(&good).unwrap().entries().iter().all(Entry::template_digest_holds));
+}
+
+#[test]
+fn n69_the_quoted_value_ends_what_is_believed() {
+    let bytes = small().bytes();
+    let list = ImaList::parse(&bytes).unwrap();
+    let mut shorter = small();
+    shorter.entries.truncate(2);
+    let shorter = shorter.bytes();
+    let quoted = ImaList::parse(&shorter).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
+    assert_eq!(list.position_of(Bank::Sha256, ExtendRule::Digest, &quoted), Some(2));
+    assert_eq!(list.position_of(Bank::Sha256, ExtendRule::Digest, &[0; 32]), Some(0));
+    assert_eq!(list.position_of(Bank::Sha256, ExtendRule::Digest, &[1; 32]), None);
+}
+
+#[test]
+fn n86_a_list_continues_what_was_judged_or_it_does_not() {
+    let bytes = small().bytes();
+    let list = ImaList::parse(&bytes).unwrap();
+    let quoted = list.replay(Bank::Sha256, ExtendRule::Digest);
+    let mut first = small();
+    first.entries.truncate(3);
+    let first = first.bytes();
+    let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
+    let judged = JudgedIma { bank: Bank::Sha256, entries: 3, pcr };
+    let reach = |judged: &JudgedIma| list.reach(Bank::Sha256, ExtendRule::Digest, &quoted, Some(judged)).unwrap();
+    assert!(reach(&judged).continues);
+    assert!(!reach(&JudgedIma { entries: 2, ..judged.clone() }).continues);
+    assert!(!reach(&JudgedIma { entries: 7, ..judged.clone() }).continues);
+    assert!(!reach(&JudgedIma { pcr: vec![9; 32], ..judged.clone() }).continues);
+    assert!(!reach(&JudgedIma { bank: Bank::Sha384, ..judged }).continues);
+}
+
+#[test]
+fn n72_a_digest_of_another_length_than_its_algorithms_is_refused() {
+    let mut list = ListBuilder::default();
+    let data = template_data("sha256", &[1; 20], b"/usr/bin/x", &[]);
+    list.raw(10, &Bank::Sha1.hash(&data), "ima-ng", &data);
+    assert!(matches!(ImaList::parse(&list.bytes()), Err(ImaError::Field { entry: 1, .. })));
+}
+
+#[test]
+fn n87_padded_sha1_leads_elsewhere_than_the_banks_own_hash() {
+    let bytes = small().bytes();
+    let list = ImaList::parse(&bytes).unwrap();
+    let padded = list.replay(Bank::Sha384, ExtendRule::PaddedSha1);
+    assert_ne!(padded, list.replay(Bank::Sha384, ExtendRule::Digest));
+    assert_eq!(list.position_of(Bank::Sha384, ExtendRule::Digest, &padded), None);
+    assert_eq!(list.position_of(Bank::Sha384, ExtendRule::PaddedSha1, &padded), Some(6));
+}
+
+#[test]
+fn malformed_entries_are_refused_with_their_number() {
+    let good = small();
+    let with = |entry: Vec<u8>| [good.bytes(), entry].concat();
+    let raw = |template: &str, data: &[u8]| {
+        let mut list = ListBuilder::default();
+        list.raw(10, &[1; 20], template, data).bytes()
+    };
+    let digest = template_data("sha256", &[1; 32], b"/x", &[]);
+    assert!(matches!(ImaList::parse(&with(raw("ima-new", &digest))), Err(ImaError::Template { entry: 7, .. })));
+    assert!(matches!(ImaList::parse(&with(raw("ima-sig", &digest))), Err(ImaError::Field { entry: 7, .. })));
+    for (algorithm, name, more) in [
+        ("sha256", &b"/x\0/y"[..], &[][..]),
+        ("SHA256", b"/x", &[]),
+        ("", b"/x", &[]),
+        ("sha256", b"/x", &[&b"more"[..]]),
+    ] {
+        let data = template_data(algorithm, &[1; 32], name, more);
+        assert!(matches!(ImaList::parse(&with(raw("ima-ng", &data))), Err(ImaError::Field { entry: 7, .. })));
+    }
+    let mut endless = good.bytes();
+    endless.extend([10, 0, 0, 0]);
+    assert!(matches!(ImaList::parse(&endless), Err(ImaError::Truncated { entry: 7, .. })));
+    assert!(ImaList::parse(b"10 00 ima-ng sha256:00 /x\n").is_err());
+    assert!(ImaList::parse(b"").unwrap().entries().is_empty());
+}
+
+#[test]
+fn n70_a_newline_in_a_name_does_not_make_two_entries_of_one_line() {
+    let mut list = ListBuilder::default();
+    list.entry("ima-ng", Bank::Sha256, &[1; 32], b"/tmp/x\n10 aaaa ima-ng sha256:bb /usr/bin/good", &[]);
+    let binary = list.bytes();
+    let list = ImaList::parse(&binary).unwrap();
+    let entry = &list.entries()[0];
+    let line = format!(
+        "10 {} ima-ng sha256:{} {}\n",
+        hex::encode(entry.template_digest),
+        hex::encode(entry.digest().digest),
+        entry.name_lossy()
+    );
+    assert!(ImaList::parse(line.as_bytes()).is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_damage_makes_the_parser_panic(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+        text in any::<bool>(),
+    ) {
+        let mut bytes = if text {
+            b"10 1d8d532d463c9f8c205d0df7787669a85f93e260 ima-sig sha1:0000000000000000000000000000000000000000 /x 0302\n".to_vec()
+        } else {
+            small().bytes()
+        };
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        for parse in [ImaList::parse_binary, ImaList::parse_ascii] {
+            let Ok(list) = parse(&bytes) else { continue };
+            for bank in Bank::ALL {
+                prop_assert_eq!(list.replay(bank, ExtendRule::PaddedSha1).len(), bank.digest_size());
+            }
+        }
+    }
+}
