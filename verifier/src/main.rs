@@ -1,2 +1,253 @@
-//! Entry point.
-fn main() {}
+//! `portcullis-verifier`: makes a verifier's state, issues people's certificates, serves.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use portcullis_attest::appraise::Policy;
+use portcullis_attest::endorsement::EkRoots;
+use portcullis_attest::reference::ReferenceValues;
+use portcullis_verifier::service::config::Config;
+use portcullis_verifier::service::peer::Role;
+use portcullis_verifier::service::state::{self, State};
+use portcullis_verifier::service::{Ready, Rules};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Largest rule file (reference values, policy, root certificate), in bytes.
+const MAX_RULE_FILE: u64 = 16 * 1024 * 1024;
+
+const EXAMPLES: &str = "\
+Examples:
+  Make a verifier that hosts reach as verifier.example or 10.0.2.2:
+    portcullis-verifier init --state /var/lib/portcullis-verifier --name verifier.example \\
+        --san verifier.example 10.0.2.2
+  Give alice an operator's certificate:
+    portcullis-verifier certificate --state /var/lib/portcullis-verifier --role operator --name alice --out ./alice
+  Serve:
+    portcullis-verifier serve --state /var/lib/portcullis-verifier --listen 0.0.0.0:8443 \\
+        --roots /etc/portcullis/roots --reference /etc/portcullis/host.toml --policy /etc/portcullis/policy.toml
+
+Exit codes: 0 done, 1 a clear no, 2 bad usage or unreadable input, 3 something needed is unavailable.";
+
+#[derive(Parser)]
+#[command(name = "portcullis-verifier", version, after_help = EXAMPLES)]
+/// Enrols hosts, appraises their evidence, places tenant VMs and releases volume keys.
+struct Cli {
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a new state directory: CA, service certificate, signing keys. Never overwrites.
+    Init(Init),
+    /// Write a client certificate and key for a person.
+    Certificate(Certificate),
+    /// Run the service until SIGTERM or SIGINT.
+    Serve(Serve),
+}
+
+#[derive(Args)]
+struct Init {
+    /// Directory to make (0700).
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// The verifier's id: 1 to 64 characters of a-z, 0-9, '.' and '-'. Quotes are bound to it.
+    #[arg(long, value_name = "VERIFIER_ID")]
+    name: String,
+    /// DNS names and IP addresses under which hosts and people reach it.
+    #[arg(long, value_name = "NAME_OR_IP", required = true, num_args = 1..)]
+    san: Vec<String>,
+}
+
+#[derive(Args)]
+struct Certificate {
+    /// The verifier's state directory.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// What the person may do.
+    #[arg(long)]
+    role: Role,
+    /// The person's name; a tenant's volumes belong to this name.
+    #[arg(long)]
+    name: String,
+    /// Directory for cert.pem, key.pem (0600) and ca.pem; made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How long it is valid.
+    #[arg(long, default_value_t = 365)]
+    days: u32,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// The verifier's state directory.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Where to listen; port 0 takes any free port.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// Directory with the root (and intermediate) certificates of TPM vendors, PEM or DER.
+    #[arg(long, value_name = "DIR")]
+    roots: PathBuf,
+    /// Reference values; may be given more than once or with several files.
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    reference: Vec<PathBuf>,
+    /// The policy.
+    #[arg(long, value_name = "FILE")]
+    policy: PathBuf,
+    /// Settings (TOML); without it the defaults.
+    #[arg(long, value_name = "TOML")]
+    config: Option<PathBuf>,
+}
+
+/// What ends a command: an exit code and a message.
+struct Failure(u8, String);
+
+fn input(message: impl std::fmt::Display) -> Failure {
+    Failure(2, message.to_string())
+}
+
+impl From<state::StateError> for Failure {
+    fn from(error: state::StateError) -> Self {
+        Self(error.exit_code(), error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Init(args) => init(&args, cli.json),
+        Command::Certificate(args) => certificate(&args, cli.json),
+        Command::Serve(args) => serve(&args, cli.json),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, message)) => {
+            if cli.json {
+                println!("{}", serde_json::json!({ "error": { "exit": code, "text": message } }));
+            }
+            eprintln!("portcullis-verifier: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn init(args: &Init, json: bool) -> Result<(), Failure> {
+    let made = state::init(&args.state, &args.name, &args.san)?;
+    if json {
+        println!("{}", serde_json::to_string(&made).map_err(input)?);
+    } else {
+        println!("verifier {} made in {}", made.verifier, made.state.display());
+        println!("put {} into every host's measured initrd", made.trust.display());
+        println!("CA certificate SHA-256 {}", made.ca_sha256);
+    }
+    Ok(())
+}
+
+fn certificate(args: &Certificate, json: bool) -> Result<(), Failure> {
+    let files = state::certificate(&args.state, args.role, &args.name, args.days, &args.out)?;
+    if json {
+        let answer = serde_json::json!({ "role": args.role.as_str(), "name": args.name, "files": files });
+        println!("{answer}");
+    } else {
+        println!("certificate for {} {} in {}", args.role.as_str(), args.name, args.out.display());
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let problem = |e: std::io::Error| input(format!("cannot read {}: {e}", path.display()));
+    let file = File::open(path).map_err(problem)?;
+    let mut content = Vec::new();
+    file.take(MAX_RULE_FILE + 1).read_to_end(&mut content).map_err(problem)?;
+    if content.len() as u64 > MAX_RULE_FILE {
+        return Err(input(format!("{} is longer than {MAX_RULE_FILE} bytes", path.display())));
+    }
+    Ok(content)
+}
+
+fn read_text(path: &Path) -> Result<String, Failure> {
+    String::from_utf8(read(path)?).map_err(|_| input(format!("{} is no UTF-8 text", path.display())))
+}
+
+fn rules(args: &Serve) -> Result<Rules, Failure> {
+    let problem = |e: std::io::Error| input(format!("cannot read {}: {e}", args.roots.display()));
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(&args.roots).map_err(problem)? {
+        paths.push(entry.map_err(problem)?.path());
+    }
+    paths.sort();
+    let mut files = Vec::new();
+    for path in paths.into_iter().filter(|path| path.is_file()) {
+        files.push((path.display().to_string(), read(&path)?));
+    }
+    let roots = EkRoots::from_dir_files(files).map_err(input)?;
+    let mut references = Vec::new();
+    for path in &args.reference {
+        let values = ReferenceValues::from_toml(&read_text(path)?);
+        references.push(values.map_err(|e| input(format!("{}: {e}", path.display())))?);
+    }
+    let policy = Policy::from_toml(&read_text(&args.policy)?);
+    let policy = policy.map_err(|e| input(format!("{}: {e}", args.policy.display())))?;
+    Ok(Rules { roots, references, policy })
+}
+
+fn log(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        log.json().init();
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+}
+
+fn serve(args: &Serve, json: bool) -> Result<(), Failure> {
+    log(json);
+    let config = match &args.config {
+        Some(path) => Config::from_toml(&read_text(path)?).map_err(|e| input(format!("{}: {e}", path.display())))?,
+        None => Config::default(),
+    };
+    let rules = rules(args)?;
+    let state = State::open(&args.state)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(32)
+        .build()
+        .map_err(|e| Failure(3, format!("cannot start threads: {e}")))?;
+    runtime.block_on(run(args, json, config, rules, state))
+}
+
+async fn run(args: &Serve, json: bool, config: Config, rules: Rules, state: State) -> Result<(), Failure> {
+    let unavailable = |e: std::io::Error| Failure(3, format!("cannot wait for signals: {e}"));
+    // Before anything listens: a signal that comes early must not kill a service that holds a lock.
+    let mut terminate = signal(SignalKind::terminate()).map_err(unavailable)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unavailable)?;
+    let verifier = state.id.clone();
+    let ready =
+        Ready::new(state, rules, config, args.listen).await.map_err(|e| Failure(e.exit_code(), e.to_string()))?;
+    let address = ready.address().map_err(|e| Failure(3, e.to_string()))?;
+    let (stop, stopped) = watch::channel(false);
+    if json {
+        println!("{}", serde_json::json!({ "ready": true, "listen": address, "verifier": verifier }));
+    }
+    eprintln!("portcullis-verifier: ready, {verifier} listens on {address}");
+    let serving = tokio::spawn(ready.serve(stopped));
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    }
+    // The service is the only reader and it is still there.
+    let _ = stop.send(true);
+    serving.await.map_err(|e| Failure(3, format!("the service ended badly: {e}")))
+}

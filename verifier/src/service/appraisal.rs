@@ -1,0 +1,194 @@
+//! Challenges, and the judgement of the evidence that answers them.
+
+use portcullis_attest::appraise::{Appraisal, Context, Judged, appraise};
+use portcullis_attest::binding::{Binding, Purpose};
+use portcullis_attest::evidence::Evidence;
+use portcullis_attest::key::EnrolledAk;
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::result::{AttestationResult, ResultContext};
+use sha2::{Digest, Sha256};
+
+use super::Service;
+use super::enrol::random;
+use super::http::{Answer, Refusal};
+use super::store::{HostRow, Judgement, Nonce};
+use crate::api;
+use crate::reason::{Reason, ServiceCode};
+
+/// The `typ` of a result token's header.
+const RESULT_TYP: &str = "JWT";
+
+/// `POST /v1/challenges`.
+pub fn challenge(service: &Service, key: [u8; 32], request: &api::ChallengeRequest) -> Answer<api::ChallengeResponse> {
+    if !matches!(request.purpose, Purpose::Attest | Purpose::Launch | Purpose::Receipt) {
+        return Err(Refusal::malformed("purpose must be attest, launch or receipt"));
+    }
+    let now = Service::now();
+    enrolled(service, &request.host, now)?;
+    let nonce = random::<32>()?;
+    let ttl = service.config.nonce_ttl_s;
+    let issued = Nonce {
+        host: request.host.clone(),
+        purpose: request.purpose.as_str().to_owned(),
+        tls_spki: key,
+        expires_at: now.saturating_add(ttl),
+    };
+    if !service.store.open_nonce(&nonce, &issued, now)? {
+        return Err(Refusal::code(ServiceCode::NoncesFull));
+    }
+    Ok(api::ChallengeResponse { nonce: hex::encode(nonce), verifier: service.id.clone(), expires_in_s: ttl })
+}
+
+/// The host, if it is enrolled.
+pub fn enrolled(service: &Service, host: &str, now: u64) -> Answer<HostRow> {
+    service.store.host(host, now)?.ok_or_else(|| Refusal::code(ServiceCode::HostUnknown))
+}
+
+/// What a piece of evidence must answer.
+pub struct Question<'a> {
+    /// The host that it is about.
+    pub host: &'a HostRow,
+    /// What for.
+    pub purpose: Purpose,
+    /// What it speaks of.
+    pub body: &'a [u8],
+    /// The TLS key of the connection it came over.
+    pub key: [u8; 32],
+}
+
+/// Evidence that was judged.
+pub struct Judgment {
+    /// The verdict, if the evidence itself is good.
+    pub appraisal: Option<Appraisal>,
+    /// The enrolled AK, if it is one.
+    pub ak: Option<EnrolledAk>,
+    /// What the quotes had to bind.
+    pub binding: Binding,
+    /// Everything that is wrong.
+    pub reasons: Vec<Reason>,
+    /// Whether it really is that host's TPM that answers an open challenge: only then does bad evidence tell something
+    /// about the host. Else anyone could have a host closed by sending rubbish in its name.
+    authentic: bool,
+}
+
+/// Takes the challenge that the evidence says it answers. It is gone afterwards, whatever comes of the evidence.
+fn take_nonce(service: &Service, question: &Question<'_>, nonce: &[u8], now: u64) -> Answer<Vec<Reason>> {
+    let Some(issued) = service.store.take_nonce(nonce)? else {
+        return Ok(vec![ServiceCode::NonceUnknown.into()]);
+    };
+    let mut reasons = Vec::new();
+    if issued.expires_at <= now {
+        reasons.push(ServiceCode::NonceExpired.into());
+    }
+    if issued.host != question.host.host {
+        reasons.push(Reason::new(ServiceCode::NonceOtherHost).values(&question.host.host, &issued.host));
+    }
+    if issued.purpose != question.purpose.as_str() {
+        reasons.push(Reason::new(ServiceCode::NonceOtherPurpose).values(question.purpose.as_str(), &issued.purpose));
+    }
+    if issued.tls_spki != question.key {
+        reasons.push(ServiceCode::NonceOtherKey.into());
+    }
+    Ok(reasons)
+}
+
+/// Judges evidence in full: challenge, quote, logs, reference values, policy, continuity. Collects every reason.
+pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, now: u64) -> Answer<Judgment> {
+    let host = question.host;
+    let nonce = evidence.binding.nonce.clone();
+    let mut reasons = take_nonce(service, question, &nonce, now)?;
+    let answered = reasons.is_empty();
+    // With a nonce of ours the quote must bind it. Without one nothing can make the evidence good; it is judged all
+    // the same, so that its sender sees everything that is wrong with it.
+    let binding = Binding {
+        purpose: question.purpose,
+        verifier: service.id.clone(),
+        host: host.host.clone(),
+        nonce,
+        tls_spki_sha256: question.key,
+        body_sha256: Sha256::digest(question.body).into(),
+    };
+    let ak = match EnrolledAk::new(&host.ak_public, &host.ek_public) {
+        Ok(ak) => ak,
+        Err(found) => {
+            reasons.extend(found.into_iter().map(Reason::from));
+            return Ok(Judgment { appraisal: None, ak: None, binding, reasons, authentic: false });
+        }
+    };
+    let mut ek = [0u8; 32];
+    hex::decode_to_slice(&host.ek, &mut ek).map_err(|e| Refusal::Internal(e.to_string()))?;
+    let previous: Option<Judged> = match &host.judged {
+        Some(json) => Some(serde_json::from_str(json).map_err(|e| Refusal::Internal(e.to_string()))?),
+        None => None,
+    };
+    let context = Context {
+        ak: &ak,
+        binding: &binding,
+        ek,
+        references: &service.rules.references,
+        policy: &service.rules.policy,
+        previous: previous.as_ref(),
+    };
+    let appraisal = match appraise(evidence, &context) {
+        Ok(appraisal) => Some(appraisal),
+        Err(denial) => {
+            reasons.extend(denial.reasons.into_iter().map(Reason::from));
+            None
+        }
+    };
+    let authentic = answered && VerifiedQuote::verify(evidence, &ak, &binding).is_ok();
+    Ok(Judgment { appraisal, ak: Some(ak), binding, reasons, authentic })
+}
+
+/// Turns a judgement with reasons into a denial. What a host's own TPM says against it closes the host at once.
+pub fn deny<T>(service: &Service, question: &Question<'_>, judgment: &Judgment, now: u64) -> Answer<T> {
+    let mut reasons = judgment.reasons.clone();
+    let host = question.host;
+    // A good state that fails for another cause (not admitted, an order that was used) says nothing against the host.
+    if judgment.authentic && (judgment.appraisal.is_none() || !host.admitted) {
+        let of_evidence = if judgment.appraisal.is_none() { reasons.as_slice() } else { &[] };
+        service.store.record_denied(&host.host, of_evidence, now)?;
+    }
+    if !host.admitted {
+        reasons.insert(0, Reason::new(ServiceCode::NotAdmitted).values("an admitted EK fingerprint", &host.ek));
+    }
+    tracing::warn!(
+        host = host.host,
+        purpose = question.purpose.as_str(),
+        authentic = judgment.authentic,
+        "evidence denied"
+    );
+    Err(Refusal::Denied(reasons))
+}
+
+/// What a good appraisal changes in the store.
+pub fn judgement(question: &Question<'_>, appraisal: &Appraisal) -> Answer<Judgement> {
+    let json = |e: serde_json::Error| Refusal::Internal(e.to_string());
+    Ok(Judgement {
+        tls_spki: question.key,
+        judged: serde_json::to_string(&appraisal.judged()).map_err(json)?,
+        boot: serde_json::to_string(&appraisal.boot()).map_err(json)?,
+        generation: question.host.generation,
+    })
+}
+
+/// `POST /v1/attest`.
+pub fn attest(service: &Service, key: [u8; 32], request: &api::AttestRequest) -> Answer<api::AttestResponse> {
+    let now = Service::now();
+    let host = enrolled(service, &request.host, now)?;
+    let question = Question { host: &host, purpose: Purpose::Attest, body: &[], key };
+    let judgment = judge(service, &question, &request.evidence, now)?;
+    let (Some(appraisal), true, true) = (&judgment.appraisal, judgment.reasons.is_empty(), host.admitted) else {
+        return deny(service, &question, &judgment, now);
+    };
+    let ttl = service.config.result_ttl_s;
+    let until = now.saturating_add(ttl);
+    let context = ResultContext { verifier: &service.id, host: &host.host, issued_at: now, expires_at: until };
+    let result = AttestationResult::new(appraisal, &context);
+    let token = service.token_signer.sign(RESULT_TYP, &result).map_err(|e| Refusal::Internal(e.to_string()))?;
+    if !service.store.record_trusted(&host.host, &judgement(&question, appraisal)?, until, now)? {
+        return Err(Refusal::code(ServiceCode::HostConcurrent));
+    }
+    tracing::info!(host = host.host, "host trusted");
+    Ok(api::AttestResponse { trusted: true, token, expires_in_s: ttl, reasons: Vec::new() })
+}

@@ -1,0 +1,181 @@
+//! The frame around every handler: what a request may look like, and what answers look like.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use super::Service;
+use super::peer::{Peer, Role};
+use super::store::StoreError;
+use crate::api::{Denied, ErrorBody, ErrorText, NotPlaced, WhyNot};
+use crate::reason::{Reason, ServiceCode};
+
+/// Body limit of calls that carry no evidence, in bytes.
+pub const SMALL_BODY: usize = 64 * 1024;
+
+/// Why a call is not answered with yes.
+#[derive(Debug)]
+pub enum Refusal {
+    /// No, and every reason: 403.
+    Denied(Vec<Reason>),
+    /// No host: 409.
+    NotPlaced(Vec<WhyNot>),
+    /// The call itself is no good.
+    Call(StatusCode, &'static str, String),
+    /// Something of ours broke: 500, told to the log and not to the caller.
+    Internal(String),
+}
+
+impl Refusal {
+    /// A denial with one reason.
+    pub fn code(code: ServiceCode) -> Self {
+        Self::Denied(vec![code.into()])
+    }
+
+    /// Not understood: 400.
+    pub fn malformed(text: impl Into<String>) -> Self {
+        Self::Call(StatusCode::BAD_REQUEST, "request.malformed", text.into())
+    }
+
+    /// Not there: 404.
+    pub fn not_found(text: &str) -> Self {
+        Self::Call(StatusCode::NOT_FOUND, "request.not-found", text.to_owned())
+    }
+
+    /// Stands against what is there: 409.
+    pub fn conflict(code: &'static str, text: &str) -> Self {
+        Self::Call(StatusCode::CONFLICT, code, text.to_owned())
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl From<Vec<portcullis_attest::reason::Reason>> for Refusal {
+    fn from(reasons: Vec<portcullis_attest::reason::Reason>) -> Self {
+        Self::Denied(reasons.into_iter().map(Into::into).collect())
+    }
+}
+
+/// JSON with a status.
+pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => {
+            let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+            (status, headers, bytes).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn error(status: StatusCode, code: &str, text: String) -> Response {
+    json(status, &ErrorBody { error: ErrorText { code: code.to_owned(), text } })
+}
+
+/// The answer to a call that broke something: it is denied, and says nothing about the inside.
+pub fn internal() -> Response {
+    error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the verifier could not decide, so the answer is no".into())
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Denied(reasons) => {
+                let codes: Vec<&str> = reasons.iter().map(|reason| reason.code.as_str()).collect();
+                tracing::info!(?codes, "denied");
+                json(StatusCode::FORBIDDEN, &Denied { trusted: false, reasons })
+            }
+            Self::NotPlaced(why_not) => json(StatusCode::CONFLICT, &NotPlaced { why_not }),
+            Self::Call(status, code, text) => {
+                tracing::info!(status = status.as_u16(), code, "call refused");
+                error(status, code, text)
+            }
+            Self::Internal(problem) => {
+                tracing::error!(problem, "internal error");
+                internal()
+            }
+        }
+    }
+}
+
+/// A handler's outcome.
+pub type Answer<T> = Result<T, Refusal>;
+
+/// Reads a JSON body of at most `limit` bytes. Compressed bodies, other types, unknown and repeated fields are refused.
+pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limit: usize) -> Answer<T> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        let text = "compressed bodies are not accepted".to_owned();
+        return Err(Refusal::Call(StatusCode::UNSUPPORTED_MEDIA_TYPE, "request.encoding", text));
+    }
+    if headers.get(header::CONTENT_TYPE).is_none_or(|value| value.as_bytes() != b"application/json") {
+        let text = "the body must be application/json".to_owned();
+        return Err(Refusal::Call(StatusCode::UNSUPPORTED_MEDIA_TYPE, "request.type", text));
+    }
+    let too_large = || {
+        let text = format!("the body must not be longer than {limit} bytes");
+        Refusal::Call(StatusCode::PAYLOAD_TOO_LARGE, "request.too-large", text)
+    };
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    // The limit of to_bytes is the only error that a body of a live connection gives.
+    let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| too_large())?;
+    // Bodies may hold keys: the copy that we control is wiped.
+    let bytes = Zeroizing::new(Vec::from(bytes));
+    serde_json::from_slice(&bytes).map_err(|e| Refusal::malformed(format!("the body is not what this call takes: {e}")))
+}
+
+/// Who calls; put there by the connection, never by the request.
+pub fn peer(request: &Request) -> Peer {
+    request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Anonymous)
+}
+
+fn wrong_role(text: &str) -> Refusal {
+    Refusal::Call(StatusCode::FORBIDDEN, "peer.role", text.to_owned())
+}
+
+/// The caller's name, if it is a person of this role whose certificate is still valid.
+pub fn require_person(peer: &Peer, role: Role, now: u64) -> Answer<String> {
+    match peer {
+        Peer::Person { role: found, name, until } if *found == role => {
+            if *until <= now {
+                return Err(wrong_role("the client certificate has expired"));
+            }
+            Ok(name.clone())
+        }
+        _ => Err(wrong_role(match role {
+            Role::Operator => "this call needs an operator's client certificate",
+            Role::Tenant => "this call needs a tenant's client certificate",
+        })),
+    }
+}
+
+/// The caller's TLS key, if it is a host's.
+pub fn require_host_key(peer: &Peer) -> Answer<[u8; 32]> {
+    match peer {
+        Peer::HostKey { spki_sha256 } => Ok(*spki_sha256),
+        _ => Err(wrong_role("this call needs a host's own TLS key, in a certificate that it signed itself")),
+    }
+}
+
+/// Runs what takes time or waits for the disk outside the threads that serve connections. A panic in there is a denial.
+pub async fn blocking<T: Send + 'static>(
+    service: &Arc<Service>,
+    work: impl FnOnce(&Service) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    let service = Arc::clone(service);
+    match tokio::task::spawn_blocking(move || work(&service)).await {
+        Ok(answer) => answer,
+        Err(e) => Err(Refusal::Internal(format!("a request panicked or was cancelled: {e}"))),
+    }
+}

@@ -1,0 +1,137 @@
+//! What operators and tenants ask for, except for placement.
+
+use axum::http::StatusCode;
+use subtle::ConstantTimeEq;
+
+use super::Service;
+use super::http::{Answer, Refusal};
+use super::store::{HostRow, VolumePut};
+use crate::api;
+use crate::name;
+use crate::order::is_hex;
+
+/// Longest note of an admission, in bytes.
+const MAX_NOTE: usize = 1024;
+
+fn view(row: &HostRow, now: u64) -> Answer<api::HostView> {
+    let reasons = row.why_untrusted(now);
+    let trust = match row.trusted_until {
+        _ if !row.admitted => api::Trust::Unknown,
+        Some(until) if until > now => api::Trust::Trusted,
+        Some(_) => api::Trust::Expired,
+        None if row.reasons.is_empty() => api::Trust::Unknown,
+        None => api::Trust::Untrusted,
+    };
+    let boot = row.boot.as_deref().map(serde_json::from_str).transpose();
+    Ok(api::HostView {
+        host: row.host.clone(),
+        ek_fingerprint: row.ek.clone(),
+        certificate: row.certificate.clone(),
+        ak_name: row.ak_name.clone(),
+        state: if row.admitted { api::Admission::Admitted } else { api::Admission::Pending },
+        trust,
+        reasons,
+        boot: boot.map_err(|e| Refusal::Internal(e.to_string()))?,
+        attested_at: row.attested_at,
+        trusted_until: row.trusted_until,
+        vms: row.vms,
+    })
+}
+
+/// `GET /v1/hosts`.
+pub fn hosts(service: &Service) -> Answer<api::HostsResponse> {
+    let now = Service::now();
+    let hosts = service.store.hosts(now)?.iter().map(|row| view(row, now)).collect::<Answer<_>>()?;
+    Ok(api::HostsResponse { hosts })
+}
+
+/// `GET /v1/hosts/{host}`.
+pub fn host(service: &Service, host: &str) -> Answer<api::HostView> {
+    let now = Service::now();
+    let row = service.store.host(host, now)?.ok_or_else(|| Refusal::not_found("no host of this name is enrolled"))?;
+    view(&row, now)
+}
+
+/// `DELETE /v1/hosts/{host}`.
+pub fn remove_host(service: &Service, who: &str, host: &str) -> Answer<api::Done> {
+    match service.store.remove_host(host, Service::now())? {
+        None => Err(Refusal::not_found("no host of this name is enrolled")),
+        Some(false) => Err(Refusal::conflict("host.in-use", "the host still holds orders; end its VMs first")),
+        Some(true) => {
+            tracing::info!(operator = who, host, "host removed");
+            Ok(api::Done {})
+        }
+    }
+}
+
+/// `GET /v1/admissions`.
+pub fn admissions(service: &Service) -> Answer<api::AdmissionsResponse> {
+    Ok(api::AdmissionsResponse { admissions: service.store.admissions()? })
+}
+
+/// `POST /v1/admissions`.
+pub fn admit(service: &Service, who: &str, request: &api::AdmissionRequest) -> Answer<api::Done> {
+    if !is_hex(&request.ek_fingerprint, 64) {
+        return Err(Refusal::malformed("ek_fingerprint must be 64 lower-case hex digits: one TPM, nothing wider"));
+    }
+    if request.note.len() > MAX_NOTE {
+        return Err(Refusal::malformed(format!("note must not be longer than {MAX_NOTE} bytes")));
+    }
+    service.store.admit(&api::AdmissionView {
+        ek_fingerprint: request.ek_fingerprint.clone(),
+        note: request.note.clone(),
+        by: who.to_owned(),
+        at: Service::now(),
+    })?;
+    tracing::info!(operator = who, ek = request.ek_fingerprint, "TPM admitted");
+    Ok(api::Done {})
+}
+
+/// `DELETE /v1/admissions/{ek_fingerprint}`.
+pub fn withdraw(service: &Service, who: &str, ek: &str) -> Answer<api::Done> {
+    if !service.store.withdraw(ek)? {
+        return Err(Refusal::not_found("no TPM with this fingerprint is admitted"));
+    }
+    tracing::info!(operator = who, ek, "admission withdrawn");
+    Ok(api::Done {})
+}
+
+/// `GET /v1/volumes`.
+pub fn volumes(service: &Service, tenant: &str) -> Answer<api::VolumesResponse> {
+    Ok(api::VolumesResponse { volumes: service.store.volumes(tenant)? })
+}
+
+/// `PUT /v1/volumes/{name}`.
+pub fn put_volume(service: &Service, tenant: &str, volume: &str, request: &api::VolumeRequest) -> Answer<api::Done> {
+    name::check("volume", volume).map_err(|e| Refusal::malformed(e.to_string()))?;
+    if !(16..=portcullis_attest::release::MAX_KEY).contains(&request.key.len()) {
+        return Err(Refusal::Call(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "volume.key-size",
+            format!("a volume key must have 16 to {} bytes", portcullis_attest::release::MAX_KEY),
+        ));
+    }
+    let broken = |e: super::vault::VaultError| Refusal::Internal(e.to_string());
+    let sealed = service.vault.seal(tenant, volume, &request.key).map_err(broken)?;
+    match service.store.put_volume(tenant, volume, &sealed, Service::now())? {
+        VolumePut::New => {
+            tracing::info!(tenant, volume, "volume key deposited");
+            Ok(api::Done {})
+        }
+        VolumePut::There(sealed) => {
+            let there = service.vault.open(tenant, volume, &sealed).map_err(broken)?;
+            if bool::from(there.as_slice().ct_eq(&request.key)) {
+                return Ok(api::Done {});
+            }
+            // Another key would lock the tenant out of what the volume holds.
+            Err(Refusal::conflict("volume.exists", "there is a volume of this name with another key"))
+        }
+    }
+}
+
+/// `GET /v1/vms`.
+pub fn vms(service: &Service, tenant: &str) -> Answer<api::VmsResponse> {
+    let now = Service::now();
+    let vms = service.store.orders_of_tenant(tenant)?.iter().map(|order| order.view(now)).collect();
+    Ok(api::VmsResponse { vms })
+}

@@ -1,0 +1,196 @@
+//! The table of calls and the frame around all of them.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{delete, get, post, put};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use super::http::{Answer, Refusal, SMALL_BODY, blocking, internal, json, peer, read_json, require_host_key};
+use super::peer::{Peer, Role};
+use super::{Service, appraisal, enrol, http, launch, people};
+use crate::api;
+
+type App = State<Arc<Service>>;
+
+/// Every call.
+pub fn router(service: &Arc<Service>) -> Router {
+    let calls = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/.well-known/jwks.json", get(jwks))
+        .route("/v1/enrol", post(begin_enrolment))
+        .route("/v1/enrol/{enrolment}/activate", post(activate))
+        .route("/v1/challenges", post(challenge))
+        .route("/v1/attest", post(attest))
+        .route("/v1/hosts/{host}/orders", get(orders))
+        .route("/v1/orders/{id}/release", post(release))
+        .route("/v1/orders/{id}/receipt", post(receipt))
+        .route("/v1/hosts", get(hosts))
+        .route("/v1/hosts/{host}", get(host).delete(remove_host))
+        .route("/v1/admissions", get(admissions).post(admit))
+        .route("/v1/admissions/{ek}", delete(withdraw))
+        .route("/v1/volumes", get(volumes))
+        .route("/v1/volumes/{name}", put(put_volume))
+        .route("/v1/vms", get(vms).post(place))
+        .fallback(async || Refusal::not_found("there is no such call"))
+        .method_not_allowed_fallback(async || {
+            Refusal::Call(StatusCode::METHOD_NOT_ALLOWED, "request.method", "this call takes another method".into())
+        })
+        .with_state(Arc::clone(service));
+    framed(calls, service)
+}
+
+/// The frame: a panic is a denial and nothing more, and no request takes for ever.
+fn framed(calls: Router, service: &Service) -> Router {
+    calls.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, service.config.request_timeout())).layer(
+        CatchPanicLayer::custom(|_: Box<dyn Any + Send>| {
+            tracing::error!("a request panicked; it is denied");
+            internal()
+        }),
+    )
+}
+
+async fn healthz(State(service): App) -> Answer<Response> {
+    let health = blocking(&service, |service| {
+        service.store.alive()?;
+        Ok(api::Health { status: "ok".into(), verifier: service.id.clone(), version: env!("CARGO_PKG_VERSION").into() })
+    })
+    .await?;
+    Ok(json(StatusCode::OK, &health))
+}
+
+async fn jwks(State(service): App) -> Response {
+    let keys = vec![service.token_signer.jwk().clone(), service.order_signer.jwk().clone()];
+    json(StatusCode::OK, &jsonwebtoken::jwk::JwkSet { keys })
+}
+
+/// Reads a body that may carry evidence: only from a host's key, and only so many at a time.
+async fn with_evidence<B: serde::de::DeserializeOwned + Send + 'static, T: serde::Serialize + Send + 'static>(
+    service: &Arc<Service>,
+    request: Request,
+    work: impl FnOnce(&Service, [u8; 32], B) -> Answer<T> + Send + 'static,
+) -> Answer<Response> {
+    let key = require_host_key(&peer(&request))?;
+    let _slot = service.evidence_slots.acquire().await.map_err(|e| Refusal::Internal(e.to_string()))?;
+    let (parts, body) = request.into_parts();
+    let body: B = read_json(&parts.headers, body, api::MAX_BODY).await?;
+    let answer = blocking(service, move |service| work(service, key, body)).await?;
+    Ok(json(StatusCode::OK, &answer))
+}
+
+/// Reads a small body of a host's key.
+async fn with_host_key<B: serde::de::DeserializeOwned + Send + 'static, T: serde::Serialize + Send + 'static>(
+    service: &Arc<Service>,
+    request: Request,
+    work: impl FnOnce(&Service, [u8; 32], B) -> Answer<T> + Send + 'static,
+) -> Answer<Response> {
+    let key = require_host_key(&peer(&request))?;
+    let (parts, body) = request.into_parts();
+    let body: B = read_json(&parts.headers, body, SMALL_BODY).await?;
+    let answer = blocking(service, move |service| work(service, key, body)).await?;
+    Ok(json(StatusCode::OK, &answer))
+}
+
+/// Reads a small body of a person with `role`.
+async fn with_person<B: serde::de::DeserializeOwned + Send + 'static, T: serde::Serialize + Send + 'static>(
+    service: &Arc<Service>,
+    request: Request,
+    role: Role,
+    work: impl FnOnce(&Service, &str, B) -> Answer<T> + Send + 'static,
+) -> Answer<Response> {
+    let person = http::require_person(&peer(&request), role, Service::now())?;
+    let (parts, body) = request.into_parts();
+    let body: B = read_json(&parts.headers, body, SMALL_BODY).await?;
+    let answer = blocking(service, move |service| work(service, &person, body)).await?;
+    Ok(json(StatusCode::OK, &answer))
+}
+
+/// A call of a person with `role` that has no body.
+async fn bare<T: serde::Serialize + Send + 'static>(
+    service: &Arc<Service>,
+    caller: Peer,
+    role: Role,
+    work: impl FnOnce(&Service, &str) -> Answer<T> + Send + 'static,
+) -> Answer<Response> {
+    let person = http::require_person(&caller, role, Service::now())?;
+    let answer = blocking(service, move |service| work(service, &person)).await?;
+    Ok(json(StatusCode::OK, &answer))
+}
+
+async fn begin_enrolment(State(service): App, request: Request) -> Answer<Response> {
+    with_host_key(&service, request, |service, key, body| enrol::begin(service, key, &body)).await
+}
+
+async fn activate(State(service): App, Path(id): Path<String>, request: Request) -> Answer<Response> {
+    with_host_key(&service, request, move |service, key, body| enrol::activate(service, key, &id, &body)).await
+}
+
+async fn challenge(State(service): App, request: Request) -> Answer<Response> {
+    with_host_key(&service, request, |service, key, body| appraisal::challenge(service, key, &body)).await
+}
+
+async fn attest(State(service): App, request: Request) -> Answer<Response> {
+    with_evidence(&service, request, |service, key, body| appraisal::attest(service, key, &body)).await
+}
+
+async fn orders(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
+    let key = require_host_key(&peer(&request))?;
+    let answer = blocking(&service, move |service| launch::waiting(service, key, &host)).await?;
+    Ok(json(StatusCode::OK, &answer))
+}
+
+async fn release(State(service): App, Path(id): Path<String>, request: Request) -> Answer<Response> {
+    with_evidence(&service, request, move |service, key, body| launch::release(service, key, &id, &body)).await
+}
+
+async fn receipt(State(service): App, Path(id): Path<String>, request: Request) -> Answer<Response> {
+    with_evidence(&service, request, move |service, key, body| launch::receipt(service, key, &id, &body)).await
+}
+
+async fn hosts(State(service): App, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, |service, _| people::hosts(service)).await
+}
+
+async fn host(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, move |service, _| people::host(service, &host)).await
+}
+
+async fn remove_host(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, move |service, who| people::remove_host(service, who, &host)).await
+}
+
+async fn admissions(State(service): App, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, |service, _| people::admissions(service)).await
+}
+
+async fn admit(State(service): App, request: Request) -> Answer<Response> {
+    with_person(&service, request, Role::Operator, |service, who, body| people::admit(service, who, &body)).await
+}
+
+async fn withdraw(State(service): App, Path(ek): Path<String>, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, move |service, who| people::withdraw(service, who, &ek)).await
+}
+
+async fn volumes(State(service): App, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Tenant, people::volumes).await
+}
+
+async fn put_volume(State(service): App, Path(name): Path<String>, request: Request) -> Answer<Response> {
+    with_person(&service, request, Role::Tenant, move |service, tenant, body| {
+        people::put_volume(service, tenant, &name, &body)
+    })
+    .await
+}
+
+async fn vms(State(service): App, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Tenant, people::vms).await
+}
+
+async fn place(State(service): App, request: Request) -> Answer<Response> {
+    with_person(&service, request, Role::Tenant, |service, tenant, body| launch::place(service, tenant, &body)).await
+}

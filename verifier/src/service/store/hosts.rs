@@ -1,0 +1,229 @@
+//! Enrolled hosts, who admitted them, and what was judged about them last.
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::{Store, StoreError, from_json, int, to_json, uint};
+use crate::api::AdmissionView;
+use crate::reason::{Reason, ServiceCode};
+
+/// Placed, released and running orders of a host: `?1` is now.
+const LIVE: &str = "(SELECT count(*) FROM orders WHERE orders.host = hosts.host AND (state IN ('released', 'running') \
+                    OR (state = 'placed' AND expires_at > ?1)))";
+const COLUMNS: &str = "host, ek, ek_public, certificate, ak_public, ak_name, tls_spki, judged, boot, trusted_until, \
+                       attested_at, reasons, cordon, generation, \
+                       EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek)";
+
+/// An enrolled host.
+#[derive(Clone, Debug)]
+pub struct HostRow {
+    /// Its name.
+    pub host: String,
+    /// EK fingerprint, hex.
+    pub ek: String,
+    /// The EK's TPMT_PUBLIC.
+    pub ek_public: Vec<u8>,
+    /// `verified` or `none`.
+    pub certificate: String,
+    /// The AK's TPMT_PUBLIC.
+    pub ak_public: Vec<u8>,
+    /// The AK's name, hex.
+    pub ak_name: String,
+    /// SHA-256 of the TLS key that it quoted last in good evidence.
+    pub tls_spki: Option<[u8; 32]>,
+    /// JSON of the last good judgement.
+    pub judged: Option<String>,
+    /// JSON of the boot instance of the last good judgement.
+    pub boot: Option<String>,
+    /// Until when it is trusted; nothing when its last evidence was bad.
+    pub trusted_until: Option<u64>,
+    /// When it last attested.
+    pub attested_at: Option<u64>,
+    /// What was wrong with its last evidence; empty when nothing was.
+    pub reasons: Vec<Reason>,
+    /// Why an operator closed it for work.
+    pub cordon: Option<String>,
+    /// Counts judgements, so that one made on older knowledge is not recorded.
+    pub generation: i64,
+    /// Whether an operator admitted its TPM.
+    pub admitted: bool,
+    /// VMs placed, released or running there.
+    pub vms: u32,
+}
+
+/// What good evidence changes.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The TLS key that it binds.
+    pub tls_spki: [u8; 32],
+    /// JSON of what the next evidence must continue.
+    pub judged: String,
+    /// JSON of the boot instance.
+    pub boot: String,
+    /// The generation of the host row that it was judged on.
+    pub generation: i64,
+}
+
+impl HostRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<(Self, String)> {
+        let host = Self {
+            host: row.get(0)?,
+            ek: row.get(1)?,
+            ek_public: row.get(2)?,
+            certificate: row.get(3)?,
+            ak_public: row.get(4)?,
+            ak_name: row.get(5)?,
+            tls_spki: row.get(6)?,
+            judged: row.get(7)?,
+            boot: row.get(8)?,
+            trusted_until: row.get::<_, Option<i64>>(9)?.map(uint),
+            attested_at: row.get::<_, Option<i64>>(10)?.map(uint),
+            reasons: Vec::new(),
+            cordon: row.get(12)?,
+            generation: row.get(13)?,
+            admitted: row.get(14)?,
+            vms: row.get(15)?,
+        };
+        Ok((host, row.get(11)?))
+    }
+
+    /// Why it gets no work at `now`, whoever asks; empty when it may.
+    pub fn why_untrusted(&self, now: u64) -> Vec<Reason> {
+        let mut found = Vec::new();
+        if !self.admitted {
+            found.push(ServiceCode::NotAdmitted.into());
+        }
+        match self.trusted_until {
+            Some(until) if until > now => {}
+            Some(_) => found.push(ServiceCode::HostExpired.into()),
+            None if self.reasons.is_empty() => found.push(ServiceCode::HostNeverAttested.into()),
+            None => {
+                found.push(ServiceCode::HostUntrusted.into());
+                found.extend(self.reasons.iter().cloned());
+            }
+        }
+        if self.cordon.is_some() {
+            found.push(ServiceCode::HostCordoned.into());
+        }
+        found
+    }
+}
+
+/// The host as it is inside a transaction.
+pub(super) fn host_in(transaction: &Transaction<'_>, host: &str, now: u64) -> Result<Option<HostRow>, StoreError> {
+    let query = format!("SELECT {COLUMNS}, {LIVE} FROM hosts WHERE host = ?2");
+    let found = transaction.query_row(&query, params![int(now), host], HostRow::read).optional()?;
+    found.map(|(row, reasons)| Ok(HostRow { reasons: from_json("list of reasons", &reasons)?, ..row })).transpose()
+}
+
+/// Records good evidence inside a transaction. False when the host was judged anew in between.
+pub(super) fn record_in(
+    transaction: &Transaction<'_>,
+    host: &str,
+    good: &Judgement,
+    now: u64,
+) -> Result<bool, StoreError> {
+    let changed = transaction.execute(
+        "UPDATE hosts SET tls_spki = ?2, judged = ?3, boot = ?4, attested_at = ?5, reasons = '[]', \
+         generation = generation + 1 WHERE host = ?1 AND generation = ?6",
+        params![host, good.tls_spki, good.judged, good.boot, int(now), good.generation],
+    )?;
+    Ok(changed == 1)
+}
+
+impl Store {
+    /// One host.
+    pub fn host(&self, host: &str, now: u64) -> Result<Option<HostRow>, StoreError> {
+        self.transact(|transaction| host_in(transaction, host, now))
+    }
+
+    /// Every host, by name.
+    pub fn hosts(&self, now: u64) -> Result<Vec<HostRow>, StoreError> {
+        self.transact(|transaction| {
+            let query = format!("SELECT {COLUMNS}, {LIVE} FROM hosts ORDER BY host");
+            let mut statement = transaction.prepare(&query)?;
+            let rows = statement.query_map([int(now)], HostRow::read)?;
+            rows.map(|row| {
+                let (row, reasons) = row?;
+                Ok(HostRow { reasons: from_json("list of reasons", &reasons)?, ..row })
+            })
+            .collect()
+        })
+    }
+
+    /// Records good evidence of an admitted host: it is trusted until `until`. False when the host was judged anew or
+    /// lost its admission in between.
+    pub fn record_trusted(&self, host: &str, good: &Judgement, until: u64, now: u64) -> Result<bool, StoreError> {
+        self.transact(|transaction| {
+            let row = host_in(transaction, host, now)?;
+            if !row.is_some_and(|row| row.admitted) || !record_in(transaction, host, good, now)? {
+                return Ok(false);
+            }
+            transaction.execute("UPDATE hosts SET trusted_until = ?2 WHERE host = ?1", params![host, int(until)])?;
+            Ok(true)
+        })
+    }
+
+    /// Records bad evidence: the host is untrusted at once, whatever else is judged at the same time.
+    pub fn record_denied(&self, host: &str, reasons: &[Reason], now: u64) -> Result<(), StoreError> {
+        let reasons = to_json("list of reasons", &reasons)?;
+        self.transact(|transaction| {
+            transaction.execute(
+                "UPDATE hosts SET trusted_until = NULL, attested_at = ?2, reasons = ?3, generation = generation + 1 \
+                 WHERE host = ?1",
+                params![host, int(now), reasons],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a host. False when it holds orders; nothing when there is none.
+    pub fn remove_host(&self, host: &str, now: u64) -> Result<Option<bool>, StoreError> {
+        self.transact(|transaction| {
+            let Some(row) = host_in(transaction, host, now)? else { return Ok(None) };
+            if row.vms > 0 {
+                return Ok(Some(false));
+            }
+            transaction.execute("DELETE FROM hosts WHERE host = ?1", [host])?;
+            transaction.execute("DELETE FROM nonces WHERE host = ?1", [host])?;
+            Ok(Some(true))
+        })
+    }
+
+    /// Admits one TPM.
+    pub fn admit(&self, admission: &AdmissionView) -> Result<(), StoreError> {
+        self.transact(|transaction| {
+            transaction.execute(
+                "INSERT INTO admissions VALUES (?1, ?2, ?3, ?4) ON CONFLICT (ek) DO NOTHING",
+                params![admission.ek_fingerprint, admission.note, admission.by, int(admission.at)],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Takes an admission back; its host is untrusted with it. False when there was none.
+    pub fn withdraw(&self, ek: &str) -> Result<bool, StoreError> {
+        self.transact(|transaction| {
+            let gone = transaction.execute("DELETE FROM admissions WHERE ek = ?1", [ek])?;
+            transaction
+                .execute("UPDATE hosts SET trusted_until = NULL, generation = generation + 1 WHERE ek = ?1", [ek])?;
+            Ok(gone == 1)
+        })
+    }
+
+    /// Every admission.
+    pub fn admissions(&self) -> Result<Vec<AdmissionView>, StoreError> {
+        self.transact(|transaction| {
+            let mut statement =
+                transaction.prepare("SELECT ek, note, admitted_by, admitted_at FROM admissions ORDER BY ek")?;
+            let rows = statement.query_map([], |row| {
+                Ok(AdmissionView {
+                    ek_fingerprint: row.get(0)?,
+                    note: row.get(1)?,
+                    by: row.get(2)?,
+                    at: uint(row.get(3)?),
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! All state of the service, in one SQLite file. Nothing outside this module speaks SQL.
+//!
+//! What must happen together happens in one transaction here: a nonce is consumed by the statement that reads it, an
+//! order by the transaction that records its release. A process that dies in between leaves either all or nothing.
+
+mod enrolments;
+mod hosts;
+mod nonces;
+mod orders;
+mod volumes;
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+pub use self::enrolments::{Enrolment, Pending};
+pub use self::hosts::{HostRow, Judgement};
+pub use self::nonces::Nonce;
+pub use self::orders::{NewOrder, OrderRow, Receipted, Release};
+pub use self::volumes::VolumePut;
+
+/// The version of the schema below. A database of another version is refused, never guessed at.
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// Why the store cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite failed.
+    #[error("the database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// Made by another version.
+    #[error("the database has schema version {found}, this program needs {SCHEMA_VERSION}")]
+    Version {
+        /// The version in the file.
+        found: i64,
+    },
+    /// A row does not hold what it should.
+    #[error("the database holds a {what} that cannot be read: {problem}")]
+    Content {
+        /// What.
+        what: &'static str,
+        /// Why not.
+        problem: String,
+    },
+}
+
+/// The store.
+pub struct Store {
+    connection: Mutex<Connection>,
+}
+
+/// Seconds since 1970.
+pub fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// SQLite's integers are signed; times and counts never come near the difference.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+impl Store {
+    /// Opens or makes the database at `path`.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = Connection::open(path)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // A release that was answered must be on the disk: an order is used once also across a power cut.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "trusted_schema", false)?;
+        connection.pragma_update(None, "secure_delete", true)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+        let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        match found {
+            0 if tables == 0 => {
+                transaction.execute_batch(SCHEMA)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            SCHEMA_VERSION => {}
+            found => return Err(StoreError::Version { found }),
+        }
+        transaction.commit()?;
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// Runs `work` in one transaction that is committed when it succeeds and rolled back when it fails or panics.
+    fn transact<T, E: From<StoreError>>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
+        // A panic under the lock rolled its transaction back, so what the lock guards is whole.
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|e| E::from(StoreError::Sqlite(e)))?;
+        let done = work(&transaction)?;
+        transaction.commit().map_err(|e| E::from(StoreError::Sqlite(e)))?;
+        Ok(done)
+    }
+
+    /// Whether the database answers.
+    pub fn alive(&self) -> Result<(), StoreError> {
+        self.transact(|transaction| {
+            Ok(transaction.query_row("SELECT count(*) FROM admissions", [], |row| row.get::<_, i64>(0)).map(drop)?)
+        })
+    }
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, json: &str) -> Result<T, StoreError> {
+    serde_json::from_str(json).map_err(|e| StoreError::Content { what, problem: e.to_string() })
+}
+
+fn to_json<T: serde::Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|e| StoreError::Content { what, problem: e.to_string() })
+}
