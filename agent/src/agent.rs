@@ -100,15 +100,14 @@ impl Agent {
         let mut next = Instant::now();
         loop {
             match self.wakes.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Wake::Stop) => break,
                 Ok(Wake::Machine(order, event)) => self.machine_event(&order, event),
                 Err(RecvTimeoutError::Timeout) => {
                     let (following, wait) = self.step(phase);
                     phase = following;
                     next = Instant::now() + wait;
                 }
-                // Cannot be while `self.wake` lives.
-                Err(RecvTimeoutError::Disconnected) => break,
+                // Disconnected: cannot be while `self.wake` lives.
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         tracing::info!(vms = self.vms.len(), "stopping");

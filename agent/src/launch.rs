@@ -207,11 +207,7 @@ pub fn check_boot(order: &Order, this: &BootInstance) -> Result<(), LaunchError>
     if order.boot == *this {
         return Ok(());
     }
-    Err(LaunchError::OtherBoot { ordered: boot_in_words(&order.boot), this: boot_in_words(this) })
-}
-
-fn boot_in_words(boot: &BootInstance) -> String {
-    format!("EK {}, resetCount {}, restartCount {}", boot.ek, boot.reset_count, boot.restart_count)
+    Err(LaunchError::OtherBoot { ordered: order.boot.to_string(), this: this.to_string() })
 }
 
 fn first_status(plan: &Order) -> VmStatus {

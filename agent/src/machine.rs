@@ -286,7 +286,7 @@ impl Lines {
             }
             Event::End { reason, error, text, .. } if !self.ending => {
                 self.ending = true;
-                tell(MachineEvent::Ending(ending(reason, error, text)));
+                tell(MachineEvent::Ending(ending(reason, error.as_deref(), text.as_deref())));
             }
             _ => {}
         }
@@ -294,13 +294,13 @@ impl Lines {
 }
 
 /// The end in words, fit for a receipt: printable and short.
-fn ending(reason: EndReason, error: Option<String>, text: Option<String>) -> String {
+fn ending(reason: EndReason, error: Option<&str>, text: Option<&str>) -> String {
     let words = match reason {
         EndReason::Reset => "the guest reset itself".to_owned(),
         EndReason::PowerOff => "the guest powered off".to_owned(),
         EndReason::Killed => "the VM was told to end".to_owned(),
         EndReason::Error => {
-            format!("{}: {}", error.as_deref().unwrap_or("error"), text.as_deref().unwrap_or("no more is known"))
+            format!("{}: {}", error.unwrap_or("error"), text.unwrap_or("no more is known"))
         }
     };
     printable(&words, 1000)

@@ -24,7 +24,7 @@ fn run(script: &str, max_log_bytes: u64) -> Running {
         max_log_bytes,
     };
     let machine = Machine::start(&setup, &send).unwrap();
-    Running { machine, wakes, dir }
+    Running { dir, machine, wakes }
 }
 
 impl Running {
@@ -118,7 +118,7 @@ fn a_release_of_the_guests_choice_is_harmless() {
 
 #[test]
 fn words_for_receipts_are_printable() {
-    let text = ending(EndReason::Error, Some("kvm.internal".into()), Some("a\u{1b}[2J\n".repeat(1000)));
+    let text = ending(EndReason::Error, Some("kvm.internal"), Some(&"a\u{1b}[2J\n".repeat(1000)));
     assert!(text.starts_with("kvm.internal: a") && text.chars().count() == 1000);
     assert!(!text.contains(|c: char| c.is_control()));
 }

@@ -190,12 +190,7 @@ impl Prover {
         let ima = measurements::ima(&self.ima)?;
         let evidence = Evidence::new(binding.clone(), quotes, eventlog, ima);
         let quote = VerifiedQuote::verify(&evidence, &self.ak, binding).map_err(ProverError::Quote)?;
-        let clock = quote.clock();
-        let boot = BootInstance {
-            ek: hex::encode(self.ek),
-            reset_count: clock.reset_count,
-            restart_count: clock.restart_count,
-        };
+        let boot = BootInstance::of(self.ek, &quote);
         Ok((evidence, boot))
     }
 

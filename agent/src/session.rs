@@ -61,8 +61,12 @@ impl AgentError {
     /// The exit code of a command that ends with this: 1 a clear no, 2 bad usage or input, 3 unavailable.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Trust(_) | Self::Identity(_) | Self::Usage(_) | Self::Output { .. } => 2,
-            Self::Store(StoreError::TooLarge { .. }) => 2,
+            Self::Config(_)
+            | Self::Trust(_)
+            | Self::Identity(_)
+            | Self::Usage(_)
+            | Self::Output { .. }
+            | Self::Store(StoreError::TooLarge { .. }) => 2,
             Self::Store(_) | Self::Signals(_) => 3,
             Self::Prover(error) => match error {
                 ProverError::Client(error) => error.exit_code(),
@@ -111,9 +115,8 @@ impl Session {
             Party { host: config.host.clone(), verifier: trust.verifier, tls_spki_sha256: identity.spki_sha256() };
         let store = Store::open(&config.state_dir)?;
         let lock = match exclusive {
-            Exclusive::Yes => Some(store.lock()?),
             Exclusive::No if store.ak_path().exists() => None,
-            Exclusive::No => Some(store.lock()?),
+            Exclusive::No | Exclusive::Yes => Some(store.lock()?),
         };
         let prover = Prover::open(&config, &store)?;
         let lock = lock.filter(|_| exclusive == Exclusive::Yes);

@@ -143,9 +143,10 @@ pub fn recover(vms_dir: &Path) -> Result<Vec<VmRecord>, StoreError> {
         if !entry.file_name().to_str().is_some_and(is_order_id) {
             continue;
         }
-        match load(&entry.path()) {
-            Some(record) => records.push(record),
-            None => tracing::warn!(path = %entry.path().display(), "no readable status.json in this VM's directory"),
+        if let Some(record) = load(&entry.path()) {
+            records.push(record);
+        } else {
+            tracing::warn!(path = %entry.path().display(), "no readable status.json in this VM's directory");
         }
     }
     for record in &mut records {

@@ -1,2 +1,92 @@
-//! Entry point.
-fn main() {}
+//! `portcullis`: the command line of operators, tenants and auditors.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+mod connection;
+mod failure;
+mod files;
+mod fleet;
+mod logs;
+mod output;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::connection::ConnectionArguments;
+use crate::failure::Failure;
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  portcullis host ls                                     which hosts may get work, and why not
+  portcullis host admit 3f5a…                            let a TPM in (`portcullis-agent ek` prints it)
+  portcullis volume put data --key-file data.key         deposit a volume's key
+  portcullis vm launch --name web --volume data --kernel boot/vmlinuz --kernel-sha256 9f86…
+  portcullis verify --evidence e.json --nonce 00ff… --ak ak.tpmt --ek ek.tpmt --reference good.toml --policy p.toml
+  portcullis eventlog show binary_bios_measurements
+
+Exit codes: 0 yes or done, 1 a clear no, 2 bad usage or unreadable input, 3 the verifier is unavailable.";
+
+/// For operators, tenants and auditors of Portcullis.
+#[derive(Parser, Debug)]
+#[command(name = "portcullis", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(flatten)]
+    connection: ConnectionArguments,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Hosts (operators)
+    #[command(subcommand)]
+    Host(fleet::HostCommand),
+    /// Volumes (tenants)
+    #[command(subcommand)]
+    Volume(fleet::VolumeCommand),
+    /// VMs (tenants)
+    #[command(subcommand)]
+    Vm(fleet::VmCommand),
+    /// Judge evidence offline
+    #[command(
+        after_help = "The attestation key and the endorsement key are the anchor: take them from the enrolment, \
+                            not from whoever sends the evidence.\n\nExample:\n  portcullis verify --evidence e.json \
+                            --nonce 00ff… --ak ak.tpmt --ek ek.tpmt --reference good.toml --policy policy.toml"
+    )]
+    Verify(verify::VerifyArguments),
+    /// Read a firmware event log
+    #[command(subcommand)]
+    Eventlog(logs::EventLogCommand),
+    /// Read an IMA list
+    #[command(subcommand)]
+    Ima(logs::ImaCommand),
+}
+
+fn main() -> ExitCode {
+    let Arguments { connection, json, command } = Arguments::parse();
+    let out = Output { json };
+    match execute(command, &connection, out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            out.fail(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> Result<(), Failure> {
+    match command {
+        Command::Host(command) => fleet::host(command, &connection.connect()?, out),
+        Command::Volume(command) => fleet::volume(command, &connection.connect()?, out),
+        Command::Vm(command) => fleet::vm(command, &connection.connect()?, out),
+        Command::Verify(arguments) => verify::verify(&arguments, out),
+        Command::Eventlog(command) => logs::eventlog(command, out),
+        Command::Ima(command) => logs::ima(command, out),
+    }
+}

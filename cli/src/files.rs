@@ -1,0 +1,53 @@
+//! Reads the files that commands are given: whole, and never more than their kind may have.
+
+use std::fs::File;
+use std::io::{Read, stdin};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::failure::Failure;
+
+/// Evidence, logs.
+pub const LARGE: u64 = 64 * 1024 * 1024;
+/// Configuration, certificates, keys, reference values.
+pub const SMALL: u64 = 1024 * 1024;
+
+/// Reads a file of at most `limit` bytes.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+    let failed = |source| Failure::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(Failure::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(bytes)
+}
+
+/// Reads a text file of at most `limit` bytes.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, Failure> {
+    String::from_utf8(read(path, limit)?)
+        .map_err(|_| Failure::Content { path: path.to_owned(), text: "it is not UTF-8 text".to_owned() })
+}
+
+/// Reads a secret of at most `limit` bytes, from a file or, for `-`, from standard input; wiped after use.
+pub fn read_secret(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let failed = |source| Failure::Read { path: path.to_owned(), source };
+    // Room for all of it from the start: growing would leave copies behind.
+    let mut bytes = Zeroizing::new(vec![0_u8; limit.saturating_add(1)]);
+    let mut source: Box<dyn Read> =
+        if path.as_os_str() == "-" { Box::new(stdin().lock()) } else { Box::new(File::open(path).map_err(failed)?) };
+    let mut length = 0;
+    while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match source.read(rest) {
+            Ok(0) => {
+                bytes.truncate(length);
+                return Ok(bytes);
+            }
+            Ok(count) => length = length.saturating_add(count),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(Failure::TooLarge { path: path.to_owned(), limit: limit as u64 })
+}

@@ -1,0 +1,290 @@
+//! Commands that ask the verifier: hosts, volumes, VMs.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use portcullis_verifier::api::{Admission, HostView, LaunchRequest, OrderState, Trust};
+use portcullis_verifier::client::Client;
+use portcullis_verifier::order::VolumeFile;
+use serde_json::json;
+
+use crate::failure::Failure;
+use crate::files;
+use crate::output::{Output, explain, plain, table, when};
+
+/// Longest volume key, in bytes: what fits a TPM object.
+const MAX_KEY: usize = 128;
+
+/// `portcullis host …`: for operators.
+#[derive(Subcommand, Debug)]
+pub enum HostCommand {
+    /// List the enrolled hosts.
+    Ls,
+    /// Show one host, with every reason why it gets no work.
+    Show {
+        /// The host's name.
+        host: String,
+    },
+    /// Admit a TPM: its host may get work once its evidence is good.
+    #[command(after_help = "Example:\n  portcullis host admit 3f5a… --note 'rack 4, read off its console'")]
+    Admit {
+        /// The endorsement key's fingerprint, read off the host itself (`portcullis-agent ek`).
+        #[arg(value_name = "EK_FINGERPRINT", value_parser = fingerprint)]
+        ek_fingerprint: String,
+        /// Why, for the record.
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// Take an admission back.
+    Withdraw {
+        /// The endorsement key's fingerprint.
+        #[arg(value_name = "EK_FINGERPRINT", value_parser = fingerprint)]
+        ek_fingerprint: String,
+    },
+    /// Forget a host, so that it can enrol anew.
+    Forget {
+        /// The host's name.
+        host: String,
+    },
+}
+
+/// `portcullis volume …`: for tenants.
+#[derive(Subcommand, Debug)]
+pub enum VolumeCommand {
+    /// List your volumes.
+    Ls,
+    /// Deposit the key that opens your volume. It is given to no one but a trusted host, for one order.
+    #[command(after_help = "Example:\n  portcullis volume put data --key-file data.key")]
+    Put {
+        /// The volume's name.
+        name: String,
+        /// The key, 16 to 128 bytes, byte for byte as `cryptsetup --key-file` takes it; `-` for standard input.
+        #[arg(long, value_name = "FILE")]
+        key_file: PathBuf,
+    },
+}
+
+/// `portcullis vm …`: for tenants.
+#[derive(Subcommand, Debug)]
+pub enum VmCommand {
+    /// Ask for a VM on a trusted host.
+    #[command(
+        after_help = "Example:\n  portcullis vm launch --name web --volume data --vcpus 2 --mem-mib 512 \\\n    \
+                      --kernel boot/vmlinuz --kernel-sha256 9f86… --initrd boot/initrd --initrd-sha256 60303… \\\n    \
+                      --cmdline 'console=ttyS0'"
+    )]
+    Launch(Box<LaunchArguments>),
+    /// List your VMs.
+    Ls,
+}
+
+/// What to launch.
+#[derive(Args, Debug)]
+pub struct LaunchArguments {
+    /// Your name for the VM.
+    #[arg(long)]
+    name: String,
+    /// The volume that holds it.
+    #[arg(long)]
+    volume: String,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: u32,
+    /// Memory, MiB.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    mem_mib: u64,
+    /// The kernel's path inside the volume.
+    #[arg(long, value_name = "PATH")]
+    kernel: String,
+    /// The kernel's SHA-256.
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    kernel_sha256: String,
+    /// The initrd's path inside the volume.
+    #[arg(long, value_name = "PATH", requires = "initrd_sha256")]
+    initrd: Option<String>,
+    /// The initrd's SHA-256.
+    #[arg(long, value_name = "HEX", requires = "initrd", value_parser = sha256)]
+    initrd_sha256: Option<String>,
+    /// The kernel's command line.
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    /// Only this host will do.
+    #[arg(long)]
+    host: Option<String>,
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let lower = text.to_ascii_lowercase();
+    if lower.len() == 64 && lower.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(lower);
+    }
+    Err("64 hex digits are needed, as `sha256sum` prints them".to_owned())
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    sha256(text).map_err(|_| "64 hex digits are needed, as `portcullis-agent ek` prints them".to_owned())
+}
+
+/// Runs `portcullis host …`.
+pub fn host(command: HostCommand, client: &Client, out: Output) -> Result<(), Failure> {
+    match command {
+        HostCommand::Ls => {
+            let answer = client.hosts()?;
+            out.show(&answer, || {
+                let rows: Vec<Vec<String>> = answer.hosts.iter().map(host_row).collect();
+                table(&["HOST", "ADMITTED", "TRUST", "VMS", "ATTESTED", "WHY NOT"], &rows, "No host is enrolled.")
+            })
+        }
+        HostCommand::Show { host } => {
+            let host = client.host(&host)?;
+            out.show(&host, || host_in_words(&host))
+        }
+        HostCommand::Admit { ek_fingerprint, note } => {
+            client.admit(&ek_fingerprint, &note)?;
+            out.show(&json!({ "admitted": ek_fingerprint }), || format!("admitted {ek_fingerprint}"))
+        }
+        HostCommand::Withdraw { ek_fingerprint } => {
+            client.withdraw(&ek_fingerprint)?;
+            out.show(&json!({ "withdrawn": ek_fingerprint }), || format!("no longer admitted: {ek_fingerprint}"))
+        }
+        HostCommand::Forget { host } => {
+            client.remove_host(&host)?;
+            out.show(&json!({ "forgotten": host }), || format!("forgot {}", plain(&host)))
+        }
+    }
+}
+
+/// Runs `portcullis volume …`.
+pub fn volume(command: VolumeCommand, client: &Client, out: Output) -> Result<(), Failure> {
+    match command {
+        VolumeCommand::Ls => {
+            let answer = client.volumes()?;
+            out.show(&answer, || {
+                let held = |by: &Option<String>| by.clone().unwrap_or_else(|| "-".to_owned());
+                let rows: Vec<Vec<String>> =
+                    answer.volumes.iter().map(|volume| vec![volume.name.clone(), held(&volume.held_by)]).collect();
+                table(&["VOLUME", "HELD BY ORDER"], &rows, "You have no volume.")
+            })
+        }
+        VolumeCommand::Put { name, key_file } => {
+            let key = files::read_secret(&key_file, MAX_KEY)?;
+            if key.len() < 16 {
+                let text = format!("a key of {} bytes is too short, 16 to {MAX_KEY} are needed", key.len());
+                return Err(Failure::Content { path: key_file, text });
+            }
+            client.put_volume(&name, &key)?;
+            out.show(&json!({ "volume": name }), || format!("the key of {} is deposited", plain(&name)))
+        }
+    }
+}
+
+/// Runs `portcullis vm …`.
+pub fn vm(command: VmCommand, client: &Client, out: Output) -> Result<(), Failure> {
+    match command {
+        VmCommand::Launch(arguments) => {
+            let answer = client.launch(&arguments.request())?;
+            out.show(&answer, || format!("placed on {} as order {}", plain(&answer.host), plain(&answer.order_id)))
+        }
+        VmCommand::Ls => {
+            let answer = client.vms()?;
+            out.show(&answer, || {
+                let row = |vm: &portcullis_verifier::api::VmView| {
+                    let state = order_state(vm.state).to_owned();
+                    vec![
+                        vm.name.clone(),
+                        vm.host.clone(),
+                        state,
+                        vm.volume.clone(),
+                        when(vm.placed_at),
+                        vm.order_id.clone(),
+                        vm.detail.clone(),
+                    ]
+                };
+                let rows: Vec<Vec<String>> = answer.vms.iter().map(row).collect();
+                table(&["VM", "HOST", "STATE", "VOLUME", "PLACED", "ORDER", "DETAIL"], &rows, "You have no VM.")
+            })
+        }
+    }
+}
+
+impl LaunchArguments {
+    fn request(self) -> LaunchRequest {
+        let initrd = self.initrd.zip(self.initrd_sha256).map(|(path, sha256)| VolumeFile { path, sha256 });
+        LaunchRequest {
+            name: self.name,
+            vcpus: self.vcpus,
+            mem_mib: self.mem_mib,
+            cmdline: self.cmdline,
+            kernel: VolumeFile { path: self.kernel, sha256: self.kernel_sha256 },
+            initrd,
+            volume: self.volume,
+            host: self.host,
+        }
+    }
+}
+
+fn host_row(host: &HostView) -> Vec<String> {
+    let why = host.reasons.iter().map(|reason| reason.code.to_string()).collect::<Vec<_>>().join(", ");
+    vec![
+        host.host.clone(),
+        admission(host.state).to_owned(),
+        trust(host.trust).to_owned(),
+        host.vms.to_string(),
+        host.attested_at.map_or_else(|| "never".to_owned(), when),
+        why,
+    ]
+}
+
+fn host_in_words(host: &HostView) -> String {
+    let boot = host.boot.as_ref();
+    let rows = vec![
+        ("host", host.host.clone()),
+        ("EK fingerprint", host.ek_fingerprint.clone()),
+        ("EK certificate", host.certificate.clone()),
+        ("AK name", host.ak_name.clone()),
+        ("admitted", admission(host.state).to_owned()),
+        ("trust", trust(host.trust).to_owned()),
+        ("trusted until", host.trusted_until.map_or_else(|| "-".to_owned(), when)),
+        ("attested", host.attested_at.map_or_else(|| "never".to_owned(), when)),
+        (
+            "boot",
+            boot.map_or_else(
+                || "-".to_owned(),
+                |boot| format!("reset {}, restart {}", boot.reset_count, boot.restart_count),
+            ),
+        ),
+        ("VMs", host.vms.to_string()),
+    ];
+    let mut lines: Vec<String> = rows.into_iter().map(|(name, value)| format!("{name:15} {}", plain(&value))).collect();
+    if !host.reasons.is_empty() {
+        lines.push("why not trusted:".to_owned());
+        lines.extend(host.reasons.iter().map(|reason| explain(reason, "  ")));
+    }
+    lines.join("\n")
+}
+
+fn admission(state: Admission) -> &'static str {
+    match state {
+        Admission::Pending => "no",
+        Admission::Admitted => "yes",
+    }
+}
+
+fn trust(trust: Trust) -> &'static str {
+    match trust {
+        Trust::Trusted => "trusted",
+        Trust::Untrusted => "denied",
+        Trust::Expired => "expired",
+        Trust::Unknown => "unknown",
+    }
+}
+
+fn order_state(state: OrderState) -> &'static str {
+    match state {
+        OrderState::Placed => "placed",
+        OrderState::Released => "released",
+        OrderState::Running => "running",
+        OrderState::Ended => "ended",
+        OrderState::Expired => "expired",
+    }
+}

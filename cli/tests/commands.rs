@@ -1,0 +1,101 @@
+//! The command line as a person or a script meets it: exit codes, messages, and that nothing is printed twice.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn portcullis(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(arguments)
+        .current_dir(dir)
+        .env_remove("PORTCULLIS_CONFIG")
+        .env("XDG_CONFIG_HOME", dir)
+        .output()
+        .unwrap()
+}
+
+/// Runs it and checks the exit code; gives both outputs as text.
+fn run(dir: &Path, arguments: &[&str], code: i32) -> (String, String) {
+    let output = portcullis(dir, arguments);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}\nstdout: {stdout}\nstderr: {stderr}");
+    (stdout, stderr)
+}
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn bad_arguments_are_2_and_help_is_0() {
+    let dir = dir();
+    for arguments in [
+        &["no-such-command"][..],
+        &[],
+        &["host"],
+        &["host", "admit", "short"],
+        &["vm", "launch", "--name", "x"],
+        &["vm", "launch", "--name", "x", "--volume", "v", "--kernel", "k", "--kernel-sha256", "zz"],
+        &["vm", "launch", "--name", "x", "--volume", "v", "--kernel", "k", "--vcpus", "0"],
+        &["eventlog", "show"],
+        &["eventlog", "show", "x", "--bank", "md5"],
+        &["verify", "--evidence", "x"],
+    ] {
+        let (stdout, stderr) = run(dir.path(), arguments, 2);
+        assert!(stdout.is_empty() && !stderr.is_empty(), "{arguments:?}: {stdout}");
+    }
+    for arguments in [&["--help"][..], &["vm", "launch", "--help"], &["verify", "--help"], &["volume", "put", "--help"]]
+    {
+        let (stdout, _) = run(dir.path(), arguments, 0);
+        assert!(stdout.contains("Example"), "{arguments:?}: {stdout}");
+    }
+}
+
+#[test]
+fn unreadable_and_broken_files_are_2_and_named() {
+    let dir = dir();
+    std::fs::write(dir.path().join("junk"), b"junk").unwrap();
+    std::fs::write(dir.path().join("empty"), b"").unwrap();
+    for (arguments, word) in [
+        (&["eventlog", "show", "missing"][..], "missing"),
+        (&["eventlog", "show", "empty"], "empty"),
+        (&["eventlog", "replay", "junk"], "junk"),
+        (&["eventlog", "replay", "."], "cannot read ."),
+        (&["ima", "replay", "missing"], "missing"),
+        (&["ima", "replay", "junk"], "junk"),
+        (&["host", "ls", "--config", "missing.toml"], "missing.toml"),
+        (&["verify", "--evidence", "missing", "--nonce", NONCE, "--reference", "r", "--policy", "p"], "missing"),
+        (&["verify", "--evidence", "junk", "--nonce", NONCE, "--reference", "r", "--policy", "p"], "junk"),
+        (&["verify", "--evidence", "junk", "--nonce", "zz", "--reference", "r", "--policy", "p"], "--nonce"),
+    ] {
+        let (stdout, stderr) = run(dir.path(), arguments, 2);
+        assert!(stdout.is_empty(), "{stdout}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(word), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn with_json_the_error_is_json_too() {
+    let dir = dir();
+    let (stdout, stderr) = run(dir.path(), &["--json", "eventlog", "show", "missing"], 2);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert!(value["error"]["text"].as_str().unwrap().contains("missing"));
+    assert!(stderr.starts_with("error: "));
+}
+
+#[test]
+fn without_a_verifier_the_missing_part_is_named() {
+    let dir = dir();
+    let (_, stderr) = run(dir.path(), &["host", "ls"], 2);
+    assert!(stderr.contains("--url"), "{stderr}");
+    std::fs::create_dir(dir.path().join("portcullis")).unwrap();
+    let config = dir.path().join("portcullis/config.toml");
+    std::fs::write(&config, "url = \"https://127.0.0.1:1\"\nca = \"ca.pem\"\n").unwrap();
+    let (_, stderr) = run(dir.path(), &["host", "ls"], 2);
+    assert!(stderr.contains("portcullis/ca.pem"), "relative to the configuration: {stderr}");
+    std::fs::write(&config, "uri = \"https://127.0.0.1:1\"\n").unwrap();
+    let (_, stderr) = run(dir.path(), &["host", "ls"], 2);
+    assert!(stderr.contains("config.toml") && stderr.contains("uri"), "{stderr}");
+}
+
+const NONCE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
