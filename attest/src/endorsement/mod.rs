@@ -224,6 +224,12 @@ fn check_leaf_key(leaf: &ParsedCertificate, public: &PublicArea, reasons: &mut V
     }
 }
 
+/// Whether a certificate (DER, padding allowed) is for this key; says nothing of who signed it.
+#[cfg(feature = "tpm")]
+pub(crate) fn is_certificate_for(der: &[u8], public: &PublicArea) -> Result<bool, CertificateError> {
+    Ok(is_same_key(&ParsedCertificate::parse(der)?, public))
+}
+
 fn is_same_key(leaf: &ParsedCertificate, public: &PublicArea) -> bool {
     use der::Decode as _;
     let certified = leaf.certificate.tbs_certificate().subject_public_key_info();

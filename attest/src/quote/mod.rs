@@ -132,6 +132,12 @@ fn check_one<'a>(
     }
 }
 
+/// Whether a quote that this machine's TPM just made covers exactly these values.
+#[cfg(feature = "tpm")]
+pub(crate) fn covers(message: &[u8], pcrs: &PcrValues, scheme_hash: Bank) -> bool {
+    attest::Quote::parse(message).is_ok_and(|quote| values::check(&quote, pcrs, scheme_hash).is_empty())
+}
+
 /// Signer and extraData, which quotes and certifications are checked for alike.
 pub(crate) fn check_header(header: &Header<'_>, ak: &EnrolledAk, expected: &Binding, claimed: &Binding) -> Vec<Reason> {
     let mut reasons = Vec::new();
