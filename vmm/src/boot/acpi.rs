@@ -1,0 +1,180 @@
+//! ACPI tables (ACPI 6.4, section 5.2): RSDP, XSDT, FADT, FACS, MADT and a DSDT.
+//!
+//! The machine has the fixed hardware that power-off needs (PM1a) and no more: no PM timer, no PCI, no RTC. The
+//! reset register is the i8042's, so that both ways to reset end in one device.
+
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::BootError;
+use crate::devices::{acpi_power, i8042, serial};
+use crate::memory::{GuestRam, layout};
+
+const OEM_ID: [u8; 6] = *b"PORTCU";
+const OEM_TABLE_ID: [u8; 8] = *b"PORTCVMM";
+const OEM_REVISION: u32 = 1;
+
+// FADT IA-PC boot architecture flags (ACPI 6.4, table 5.11).
+const BOOT_ARCH_LEGACY_DEVICES: u16 = 1;
+const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
+const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
+/// MADT flag: there is a PIC too.
+const MADT_PCAT_COMPAT: u32 = 1;
+/// Interrupt source override: active high, level-triggered.
+const SCI_POLARITY: u16 = 0b1101;
+
+/// Tables being laid out one behind the other.
+struct Area {
+    next: u64,
+    tables: Vec<(u64, Vec<u8>)>,
+}
+
+impl Area {
+    /// Takes the next place, aligned to 64 bytes (the FACS needs it).
+    fn place(&mut self, table: &dyn Aml) -> u64 {
+        let mut bytes = Vec::new();
+        table.to_aml_bytes(&mut bytes);
+        self.place_bytes(bytes)
+    }
+
+    fn place_bytes(&mut self, bytes: Vec<u8>) -> u64 {
+        let at = self.next;
+        self.next = (at + bytes.len() as u64).next_multiple_of(64);
+        self.tables.push((at, bytes));
+        at
+    }
+}
+
+/// Writes the tables of a machine with `vcpus` vCPUs; the RSDP is at [`layout::ACPI`].
+pub fn write(ram: &GuestRam, vcpus: u8) -> Result<(), BootError> {
+    for (at, bytes) in tables(vcpus) {
+        if at + bytes.len() as u64 > layout::ACPI_END {
+            return Err(BootError::Write("ACPI tables"));
+        }
+        ram.write_slice(&bytes, GuestAddress(at)).map_err(|_| BootError::Write("ACPI tables"))?;
+    }
+    Ok(())
+}
+
+fn tables(vcpus: u8) -> Vec<(u64, Vec<u8>)> {
+    // The RSDP's place is kept free: it is written last, when the XSDT's address is known.
+    let mut area = Area { next: layout::ACPI + 64, tables: Vec::new() };
+    let facs = area.place(&FACS::new());
+    let dsdt = area.place_bytes(dsdt().as_slice().to_vec());
+    let fadt = area.place(&fadt(facs, dsdt).finalize());
+    let madt = area.place_bytes(madt(vcpus).as_slice().to_vec());
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = area.place(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
+    area.tables.push((layout::ACPI, rsdp));
+    area.tables
+}
+
+fn fadt(facs: u64, dsdt: u64) -> FADTBuilder {
+    // The PM1a blocks are given in both the old and the extended fields: readers differ in which they take.
+    let port = |port: u16, bits: u8| GAS::new(AddressSpace::SystemIo, bits, 0, AccessSize::WordAccess, u64::from(port));
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION).dsdt_64(dsdt).firmware_ctrl_64(facs);
+    fadt.sci_int = u16::from(acpi_power::SCI).into();
+    fadt.pm1a_evt_blk = u32::from(acpi_power::EVENT_PORT).into();
+    fadt.pm1_evt_len = acpi_power::EVENT_LEN;
+    fadt.pm1a_cnt_blk = u32::from(acpi_power::CONTROL_PORT).into();
+    fadt.pm1_cnt_len = acpi_power::CONTROL_LEN;
+    fadt.x_pm1a_evt_blk = port(acpi_power::EVENT_PORT, 32);
+    fadt.x_pm1a_cnt_blk = port(acpi_power::CONTROL_PORT, 16);
+    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
+    fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(i8042::COMMAND_PORT));
+    fadt.reset_value = i8042::RESET_COMMAND;
+    // No power button and no sleep button as fixed hardware; a real one would come with SendCtrlAltDel's successor.
+    fadt.flag(Flags::Wbinvd).flag(Flags::ProcC1).flag(Flags::PwrButton).flag(Flags::SlpButton).flag(Flags::ResetRegSup)
+}
+
+fn madt(vcpus: u8) -> Sdt {
+    let mut madt = Sdt::new(*b"APIC", 36, 4, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    madt.append_slice(&layout::LAPIC.to_le_bytes());
+    madt.append_slice(&MADT_PCAT_COMPAT.to_le_bytes());
+    let mut entries = Vec::new();
+    for cpu in 0..vcpus {
+        ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled).to_aml_bytes(&mut entries);
+    }
+    // IOAPIC ids share no space with the LAPICs' here, but some guests want them apart.
+    IoApic::new(vcpus, layout::IOAPIC, 0).to_aml_bytes(&mut entries);
+    // Interrupt source override: type 2, length 10, bus 0 (ISA), source, global number, flags.
+    entries.extend([2, 10, 0, acpi_power::SCI]);
+    entries.extend(u32::from(acpi_power::SCI).to_le_bytes());
+    entries.extend(SCI_POLARITY.to_le_bytes());
+    madt.append_slice(&entries);
+    madt
+}
+
+fn dsdt() -> Sdt {
+    let mut code = Vec::new();
+    let sleep_type = acpi_power::S5_SLEEP_TYPE;
+    let zero = aml::ZERO;
+    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&sleep_type, &sleep_type, &zero, &zero]))
+        .to_aml_bytes(&mut code);
+    let (base, last) = (serial::PORT, serial::PORT);
+    aml::Device::new(
+        "_SB_.COM1".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::IO::new(base, last, 1, serial::PORTS),
+                    &aml::Interrupt::new(true, true, false, false, u32::from(serial::IRQ)),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(&mut code);
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    dsdt.append_slice(&code);
+    dsdt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::file::{u32_at, u64_at};
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn every_table_can_be_reached_and_adds_up() {
+        for vcpus in [1, 2, 32] {
+            let tables: std::collections::BTreeMap<u64, Vec<u8>> = tables(vcpus).into_iter().collect();
+            let rsdp = &tables[&layout::ACPI];
+            assert_eq!((sum(&rsdp[..20]), sum(rsdp)), (0, 0));
+            let xsdt = &tables[&u64_at(rsdp, 24).unwrap()];
+            assert_eq!((&xsdt[..4], sum(xsdt)), (&b"XSDT"[..], 0));
+            let listed: Vec<_> = (36..xsdt.len()).step_by(8).map(|at| &tables[&u64_at(xsdt, at).unwrap()]).collect();
+            assert_eq!(listed.len(), 2);
+            for (table, signature) in listed.iter().zip([b"FACP", b"APIC"]) {
+                assert_eq!((&table[..4], sum(table)), (&signature[..], 0));
+                assert_eq!(u32_at(table, 4).unwrap() as usize, table.len());
+            }
+            let fadt = listed[0];
+            let dsdt = &tables[&u64_at(fadt, 140).unwrap()];
+            assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+            let facs = u64_at(fadt, 132).unwrap();
+            assert_eq!((&tables[&facs][..4], facs % 64), (&b"FACS"[..], 0));
+            assert_eq!(u32_at(fadt, 64).unwrap(), u32::from(acpi_power::CONTROL_PORT));
+            // One LAPIC of 8 bytes a vCPU, an IOAPIC of 12, an override of 10.
+            assert_eq!(listed[1].len(), 44 + usize::from(vcpus) * 8 + 22);
+            assert!(tables.iter().all(|(at, bytes)| at + bytes.len() as u64 <= layout::ACPI_END));
+        }
+    }
+}

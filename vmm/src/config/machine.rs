@@ -1,0 +1,87 @@
+//! `machine-config`: vCPUs and memory.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, Unsupported};
+
+/// Most vCPUs of one VM.
+pub const MAX_VCPUS: u8 = 32;
+/// Least memory of one VM, in MiB: the boot structures live in the first one, the kernel above.
+pub const MIN_MEM_MIB: u64 = 2;
+/// Most memory of one VM, in MiB (1 TiB).
+pub const MAX_MEM_MIB: u64 = 1 << 20;
+
+/// How big the VM is.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Memory in MiB, [`MIN_MEM_MIB`] to [`MAX_MEM_MIB`].
+    pub mem_size_mib: u64,
+    /// Two threads a core: only `false` for now.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub smt: bool,
+    /// Dirty-page tracking for snapshots: only `false` for now.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub track_dirty_pages: bool,
+    /// Huge pages behind guest memory: only `"None"` for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<String>,
+    /// CPU templates: only `"None"` for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
+    /// A debugger's socket: never.
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    pub gdb_socket_path: Unsupported,
+}
+
+// serde's `skip_serializing_if` hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Default for MachineConfig {
+    /// One vCPU and 128 MiB, as Firecracker does.
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: None,
+            cpu_template: None,
+            gdb_socket_path: Unsupported::default(),
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Checks the values.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_VCPUS).contains(&self.vcpu_count) {
+            return Err(ConfigError::OutOfRange {
+                field: "machine-config.vcpu_count",
+                found: self.vcpu_count.to_string(),
+                allowed: format!("1 to {MAX_VCPUS}"),
+            });
+        }
+        if !(MIN_MEM_MIB..=MAX_MEM_MIB).contains(&self.mem_size_mib) {
+            return Err(ConfigError::OutOfRange {
+                field: "machine-config.mem_size_mib",
+                found: self.mem_size_mib.to_string(),
+                allowed: format!("{MIN_MEM_MIB} to {MAX_MEM_MIB}"),
+            });
+        }
+        let none = |value: &Option<String>| value.as_deref().is_none_or(|v| v == "None");
+        match () {
+            () if self.smt => Err(ConfigError::NotSupported("machine-config.smt")),
+            () if self.track_dirty_pages => Err(ConfigError::NotSupported("machine-config.track_dirty_pages")),
+            () if !none(&self.huge_pages) => Err(ConfigError::NotSupported("machine-config.huge_pages")),
+            () if !none(&self.cpu_template) => Err(ConfigError::NotSupported("machine-config.cpu_template")),
+            () if !self.gdb_socket_path.is_absent() => Err(ConfigError::NotSupported("machine-config.gdb_socket_path")),
+            () => Ok(()),
+        }
+    }
+}

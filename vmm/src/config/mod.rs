@@ -1,0 +1,202 @@
+//! Firecracker's JSON configuration of one VM.
+//!
+//! Field names are Firecracker's, so that its tools write files which this VMM reads. What is not supported is refused
+//! by name, never ignored: a disk that silently was not attached would be worse than a VM that does not start.
+//!
+//! Programs write a configuration with [`VmConfig::new`] and its `with_` methods, and [`VmConfig::to_json`].
+
+mod machine;
+mod source;
+mod unsupported;
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
+pub use source::{BootSource, MAX_CMDLINE};
+pub use unsupported::Unsupported;
+
+/// Largest configuration file that is read, in bytes. Real ones have a few hundred.
+pub const MAX_CONFIG_FILE: u64 = 1 << 20;
+
+/// Why a configuration was not accepted. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be opened or read.
+    #[error("cannot read the configuration {path}: {source}; give a readable file with --config-file")]
+    Read {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is longer than [`MAX_CONFIG_FILE`].
+    #[error("the configuration {path} is longer than {MAX_CONFIG_FILE} bytes")]
+    TooLong {
+        /// The file that was asked for.
+        path: PathBuf,
+    },
+    /// Not JSON, a field of the wrong kind, or a field that nobody knows.
+    #[error("the configuration {path} is not valid: {source}")]
+    Json {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A part of Firecracker's configuration that this VMM does not have.
+    #[error("the configuration asks for '{0}', which this version does not support; remove it")]
+    NotSupported(&'static str),
+    /// A value outside what is allowed.
+    #[error("the configuration's '{field}' is {found}; allowed is {allowed}")]
+    OutOfRange {
+        /// The field, as `object.field`.
+        field: &'static str,
+        /// What the file says.
+        found: String,
+        /// What would be accepted.
+        allowed: String,
+    },
+}
+
+/// The configuration of one VM, as in `--config-file`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct VmConfig {
+    /// Kernel, initramfs and command line.
+    pub boot_source: BootSource,
+    /// vCPUs and memory.
+    #[serde(default)]
+    pub machine_config: MachineConfig,
+    // What Firecracker knows beside these may stand in a file as `null` or `[]`, see `asked_for_in_vain`.
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    drives: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    network_interfaces: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    vsock: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    entropy: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    balloon: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    pmem: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    memory_hotplug: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    cpu_config: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    mmds_config: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    logger: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    metrics: Unsupported,
+    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    serial: Unsupported,
+}
+
+impl VmConfig {
+    /// A VM with one vCPU and 128 MiB that boots `kernel` with an empty command line.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            boot_source: BootSource { kernel_image_path: kernel.into(), initrd_path: None, boot_args: None },
+            machine_config: MachineConfig::default(),
+            drives: Unsupported::default(),
+            network_interfaces: Unsupported::default(),
+            vsock: Unsupported::default(),
+            entropy: Unsupported::default(),
+            balloon: Unsupported::default(),
+            pmem: Unsupported::default(),
+            memory_hotplug: Unsupported::default(),
+            cpu_config: Unsupported::default(),
+            mmds_config: Unsupported::default(),
+            logger: Unsupported::default(),
+            metrics: Unsupported::default(),
+            serial: Unsupported::default(),
+        }
+    }
+
+    /// Adds an initramfs.
+    #[must_use]
+    pub fn with_initrd(mut self, initrd: impl Into<PathBuf>) -> Self {
+        self.boot_source.initrd_path = Some(initrd.into());
+        self
+    }
+
+    /// Sets the kernel's command line.
+    #[must_use]
+    pub fn with_boot_args(mut self, args: impl Into<String>) -> Self {
+        self.boot_source.boot_args = Some(args.into());
+        self
+    }
+
+    /// Sets the number of vCPUs.
+    #[must_use]
+    pub fn with_vcpus(mut self, count: u8) -> Self {
+        self.machine_config.vcpu_count = count;
+        self
+    }
+
+    /// Sets the size of memory, in MiB.
+    #[must_use]
+    pub fn with_mem_mib(mut self, mib: u64) -> Self {
+        self.machine_config.mem_size_mib = mib;
+        self
+    }
+
+    /// Reads and checks a configuration file.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        // Non-blocking: a FIFO without a writer must not hang the start.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read)?;
+        let mut text = Vec::new();
+        file.take(MAX_CONFIG_FILE + 1).read_to_end(&mut text).map_err(read)?;
+        if u64::try_from(text.len()).is_ok_and(|len| len > MAX_CONFIG_FILE) {
+            return Err(ConfigError::TooLong { path: path.to_owned() });
+        }
+        let config: Self =
+            serde_json::from_slice(&text).map_err(|source| ConfigError::Json { path: path.to_owned(), source })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks every value against what this VMM supports. [`VmConfig::from_file`] has done it.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if let Some(part) = self.asked_for_in_vain() {
+            return Err(ConfigError::NotSupported(part));
+        }
+        self.machine_config.check()?;
+        self.boot_source.check()
+    }
+
+    /// The first part of the configuration that asks for what this VMM does not have.
+    fn asked_for_in_vain(&self) -> Option<&'static str> {
+        let parts = [
+            ("drives", &self.drives),
+            ("network-interfaces", &self.network_interfaces),
+            ("vsock", &self.vsock),
+            ("entropy", &self.entropy),
+            ("balloon", &self.balloon),
+            ("pmem", &self.pmem),
+            ("memory-hotplug", &self.memory_hotplug),
+            ("cpu-config", &self.cpu_config),
+            ("mmds-config", &self.mmds_config),
+            ("logger", &self.logger),
+            ("metrics", &self.metrics),
+            ("serial", &self.serial),
+        ];
+        parts.into_iter().find(|(_, part)| !part.is_absent()).map(|(name, _)| name)
+    }
+
+    /// The configuration as the text of a `--config-file`.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string_pretty(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! `boot-source`: what the VM boots.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// Longest kernel command line, in bytes without the closing NUL (`COMMAND_LINE_SIZE` of x86 Linux is 2048).
+pub const MAX_CMDLINE: usize = 2047;
+
+/// Kernel, initramfs and command line.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// A bzImage, or an ELF image with a 64-bit or a PVH entry point.
+    pub kernel_image_path: PathBuf,
+    /// An initramfs, loaded as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<PathBuf>,
+    /// The kernel's command line; nothing is added to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_args: Option<String>,
+}
+
+impl BootSource {
+    /// The command line, empty when none was given.
+    pub fn cmdline(&self) -> &str {
+        self.boot_args.as_deref().unwrap_or("")
+    }
+
+    /// Checks the command line.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let args = self.cmdline();
+        if args.len() > MAX_CMDLINE {
+            return Err(ConfigError::OutOfRange {
+                field: "boot-source.boot_args",
+                found: format!("{} bytes long", args.len()),
+                allowed: format!("at most {MAX_CMDLINE} bytes"),
+            });
+        }
+        // A NUL or a newline would show the host one command line and the guest another.
+        if let Some(bad) = args.chars().find(|c| c.is_control()) {
+            return Err(ConfigError::OutOfRange {
+                field: "boot-source.boot_args",
+                found: format!("text with the control character {bad:?}"),
+                allowed: "printable text".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}

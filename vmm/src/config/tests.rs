@@ -1,0 +1,106 @@
+use super::*;
+
+fn parse(text: &str) -> Result<VmConfig, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.json");
+    std::fs::write(&path, text).unwrap();
+    VmConfig::from_file(&path)
+}
+
+const MINIMAL: &str = r#"{"boot-source": {"kernel_image_path": "/k"}}"#;
+
+#[test]
+fn what_is_written_is_read_back() {
+    let config = VmConfig::new("/k").with_initrd("/i").with_boot_args("console=ttyS0").with_vcpus(2).with_mem_mib(256);
+    assert_eq!(parse(&config.to_json().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn firecrackers_defaults_hold() {
+    let config = parse(MINIMAL).unwrap();
+    assert_eq!((config.machine_config.vcpu_count, config.machine_config.mem_size_mib), (1, 128));
+}
+
+#[test]
+fn firecrackers_whole_example_is_read_when_it_asks_for_nothing_more() {
+    let config = parse(
+        r#"{"boot-source": {"kernel_image_path": "vmlinux.bin", "boot_args": "console=ttyS0", "initrd_path": null},
+            "drives": [], "machine-config": {"vcpu_count": 2, "mem_size_mib": 1024, "smt": false,
+            "track_dirty_pages": false, "huge_pages": "None"}, "cpu-config": null, "balloon": null,
+            "network-interfaces": [], "vsock": null, "logger": null, "metrics": null, "mmds-config": null,
+            "entropy": null, "pmem": [], "memory-hotplug": null}"#,
+    )
+    .unwrap();
+    assert_eq!(config.machine_config.vcpu_count, 2);
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    for (name, value) in [
+        ("drives", r#"[{"drive_id": "rootfs"}]"#),
+        ("network-interfaces", r#"[{"iface_id": "eth0"}]"#),
+        ("vsock", r#"{"guest_cid": 3}"#),
+        ("entropy", "{}"),
+        ("balloon", "{}"),
+        ("logger", r#"{"log_path": "/x"}"#),
+        ("mmds-config", "{}"),
+    ] {
+        let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "{name}": {value}}}"#);
+        match parse(&text) {
+            Err(ConfigError::NotSupported(found)) => assert_eq!(found, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    for field in ["smt", "track_dirty_pages"] {
+        let text = format!(
+            r#"{{"boot-source": {{"kernel_image_path": "/k"}},
+                 "machine-config": {{"vcpu_count": 1, "mem_size_mib": 64, "{field}": true}}}}"#
+        );
+        assert!(matches!(parse(&text), Err(ConfigError::NotSupported(found)) if found.ends_with(field)));
+    }
+}
+
+#[test]
+fn unknown_duplicate_and_misplaced_fields_are_refused() {
+    for text in [
+        r#"{"boot-source": {"kernel_image_path": "/k"}, "drive": []}"#,
+        r#"{"boot-source": {"kernel_image_path": "/k", "kernel_image": "/k2"}}"#,
+        r#"{"boot-source": {"kernel_image_path": "/k"}, "boot-source": {"kernel_image_path": "/k2"}}"#,
+        r#"{"boot-source": {"kernel_image_path": "/k"}, "machine-config": {"vcpu_count": "1", "mem_size_mib": 1}}"#,
+        r#"{"machine-config": {"vcpu_count": 1, "mem_size_mib": 64}}"#,
+        r#"{"boot-source": {"kernel_image_path": "/k"}} x"#,
+        "",
+        "[]",
+    ] {
+        assert!(matches!(parse(text), Err(ConfigError::Json { .. })), "{text}");
+    }
+}
+
+#[test]
+fn sizes_are_bounded() {
+    for (vcpus, mem) in [(0, 64), (33, 64), (255, 64), (1, 0), (1, 1), (1, MAX_MEM_MIB + 1), (1, u64::MAX)] {
+        let text = format!(
+            r#"{{"boot-source": {{"kernel_image_path": "/k"}},
+                 "machine-config": {{"vcpu_count": {vcpus}, "mem_size_mib": {mem}}}}}"#
+        );
+        assert!(matches!(parse(&text), Err(ConfigError::OutOfRange { .. })), "{vcpus} {mem}");
+    }
+    let edge = VmConfig::new("/k").with_vcpus(MAX_VCPUS).with_mem_mib(MAX_MEM_MIB);
+    assert!(edge.check().is_ok());
+}
+
+#[test]
+fn the_command_line_is_bounded_and_printable() {
+    assert!(VmConfig::new("/k").with_boot_args("x".repeat(MAX_CMDLINE)).check().is_ok());
+    for bad in ["x".repeat(MAX_CMDLINE + 1), "a\0b".to_owned(), "a\nb".to_owned(), "\u{1b}[2J".to_owned()] {
+        assert!(matches!(VmConfig::new("/k").with_boot_args(bad).check(), Err(ConfigError::OutOfRange { .. })));
+    }
+}
+
+#[test]
+fn unreadable_and_oversized_files_are_named() {
+    let missing = Path::new("/nonexistent/vm.json");
+    assert!(VmConfig::from_file(missing).unwrap_err().to_string().contains("/nonexistent/vm.json"));
+    assert!(matches!(VmConfig::from_file(Path::new("/")), Err(ConfigError::Read { .. })));
+    assert!(matches!(VmConfig::from_file(Path::new("/dev/zero")), Err(ConfigError::TooLong { .. })));
+}

@@ -1,0 +1,112 @@
+//! Guest memory: where it lies in the guest, and how it is made known to KVM.
+
+pub mod layout;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// The guest's memory. All access goes through `vm-memory`'s typed, bounds-checked operations.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+/// Why the guest has no memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host did not give the address space.
+    #[error("cannot reserve {mib} MiB of guest memory: {reason}; ask for less or free some")]
+    Reserve {
+        /// What was asked for.
+        mib: u64,
+        /// What the system said.
+        reason: String,
+    },
+    /// The memory could not be kept out of core dumps.
+    #[error("cannot keep guest memory out of core dumps: {0}")]
+    DontDump(std::io::Error),
+    /// KVM did not take the memory.
+    #[error("KVM refused the guest's memory at {address:#x}: {source}")]
+    Slot {
+        /// Guest address of the region.
+        address: u64,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// A size that this machine's integers cannot hold.
+    #[error("{0} MiB of guest memory cannot be addressed")]
+    Size(u64),
+}
+
+/// Reserves `mib` MiB of zeroed guest memory.
+///
+/// Pages are private and anonymous: the host gives them when the guest first touches them, and the kernel clears them
+/// before anyone else gets them. They are kept out of core dumps.
+pub fn reserve(mib: u64) -> Result<GuestRam, MemoryError> {
+    let bytes = mib.checked_mul(1 << 20).ok_or(MemoryError::Size(mib))?;
+    let ranges = layout::ram_ranges(bytes)
+        .into_iter()
+        .map(|(start, len)| usize::try_from(len).map(|len| (GuestAddress(start), len)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| MemoryError::Size(mib))?;
+    let ram = GuestRam::from_ranges(&ranges).map_err(|e| MemoryError::Reserve { mib, reason: e.to_string() })?;
+    for region in ram.iter() {
+        // SAFETY: the range is exactly the mapping that `region` owns, and MADV_DONTDUMP does not change its content.
+        let done = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTDUMP) };
+        if done != 0 {
+            return Err(MemoryError::DontDump(std::io::Error::last_os_error()));
+        }
+    }
+    Ok(ram)
+}
+
+/// Tells KVM about every region of guest memory.
+pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), MemoryError> {
+    for (slot, region) in (0u32..).zip(ram.iter()) {
+        let address = region.start_addr().0;
+        let memory_region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is a live mapping of that size, owned by `ram`, which outlives the VM (see `vm::Machine`).
+        unsafe { vm.set_user_memory_region(memory_region) }.map_err(|source| MemoryError::Slot { address, source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_is_where_the_layout_says_and_nowhere_else() {
+        let ram = reserve(4096).unwrap();
+        ram.write_obj(7u64, GuestAddress(0)).unwrap();
+        ram.write_obj(7u64, GuestAddress(layout::FOUR_GIB)).unwrap();
+        assert!(ram.write_obj(7u64, GuestAddress(layout::MMIO_START)).is_err());
+        assert!(ram.write_obj(7u64, GuestAddress(layout::MMIO_START - 4)).is_err());
+        assert!(ram.write_obj(7u64, GuestAddress(u64::MAX - 3)).is_err());
+    }
+
+    #[test]
+    fn absurd_sizes_are_an_error() {
+        assert!(matches!(reserve(u64::MAX), Err(MemoryError::Size(_))));
+        assert!(reserve(1 << 40).is_err());
+    }
+
+    #[test]
+    fn memory_is_kept_out_of_core_dumps() {
+        let ram = reserve(16).unwrap();
+        let start = format!("{:x}-", ram.iter().next().unwrap().as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags = maps
+            .split_inclusive('\n')
+            .skip_while(|line| !line.starts_with(&start))
+            .find(|line| line.starts_with("VmFlags:"))
+            .expect("the mapping is not in /proc/self/smaps");
+        assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+    }
+}

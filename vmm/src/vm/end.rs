@@ -1,0 +1,69 @@
+//! Why a VM could not run or go on, and the exit code of that.
+
+use crate::boot::BootError;
+use crate::jail::JailError;
+use crate::memory::MemoryError;
+use crate::vcpu::{Fault, VcpuError};
+
+use super::KvmError;
+
+/// Why a VM ended otherwise than it should.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// Kernel, initrd or memory size do not go together.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// No KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A vCPU could not be made.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The process could not be confined.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The guest could not go on.
+    #[error(transparent)]
+    Guest(Fault),
+    /// Signals could not be taken over.
+    #[error("cannot take over signals: {0}")]
+    Signals(nix::errno::Errno),
+    /// An event counter could not be made.
+    #[error("cannot make an event counter: {0}")]
+    EventFd(std::io::Error),
+    /// Waiting for events failed.
+    #[error("cannot wait for events: {0}")]
+    Poll(nix::errno::Errno),
+}
+
+impl VmError {
+    /// Stable code for the log.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Boot(error) => match error {
+                BootError::TooLittleMemory { .. } => "too-little-memory",
+                BootError::Read { .. } | BootError::NotAFile { .. } => "unreadable-file",
+                BootError::Format { .. } | BootError::Truncated { .. } => "bad-kernel",
+                BootError::Write(_) => "boot-structures",
+            },
+            Self::Kvm(_) => "kvm-unavailable",
+            Self::Memory(_) => "no-memory",
+            Self::Vcpu(_) => "vcpu-setup",
+            Self::Jail(_) => "jail",
+            Self::Guest(fault) => fault.kind.code(),
+            Self::Signals(_) | Self::EventFd(_) | Self::Poll(_) => "system",
+        }
+    }
+
+    /// The process's exit code: 1 the guest failed, 2 what it was given is not usable, 3 the host lacks something.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Guest(_) => 1,
+            Self::Boot(_) => 2,
+            _ => 3,
+        }
+    }
+}

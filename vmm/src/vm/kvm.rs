@@ -1,0 +1,68 @@
+//! This host's KVM.
+
+use std::ffi::CString;
+use std::os::fd::AsRawFd;
+
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+/// The device.
+pub const DEVICE: &str = "/dev/kvm";
+/// The interface's version; it has not changed since 2007.
+const API_VERSION: i32 = 12;
+/// What this VMM cannot do without, with the names that people search for.
+const NEEDED: [(Cap, &str); 6] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+];
+
+/// Why there is no KVM to run a guest on. Exit code 3.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The device is not there or may not be opened.
+    #[error("{DEVICE} is not available: {0}; load kvm_amd or kvm_intel, or get access to the device (group kvm)")]
+    Device(std::io::Error),
+    /// The device is something else.
+    #[error("{DEVICE} is not KVM's device, or speaks another version of its interface ({0} instead of {API_VERSION})")]
+    Version(i32),
+    /// This KVM lacks something.
+    #[error("this host's KVM lacks {0}")]
+    Capability(&'static str),
+    /// KVM refused a step.
+    #[error("KVM refused to {step}: {source}")]
+    Step {
+        /// What was asked.
+        step: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// Opens the device and checks that it can do what is needed.
+pub fn open() -> Result<Kvm, KvmError> {
+    let path = CString::new(DEVICE).map_err(|e| KvmError::Device(e.into()))?;
+    let kvm = Kvm::new_with_path(&path).map_err(|e| KvmError::Device(e.into()))?;
+    debug_assert!(kvm.as_raw_fd() >= 0);
+    let version = kvm.get_api_version();
+    if version != API_VERSION {
+        return Err(KvmError::Version(version));
+    }
+    match NEEDED.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+        Some((_, name)) => Err(KvmError::Capability(name)),
+        None => Ok(kvm),
+    }
+}
+
+/// Creates an empty VM.
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            // Creating a VM can be interrupted by any signal.
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => return other.map_err(|source| KvmError::Step { step: "create a VM", source }),
+        }
+    }
+}

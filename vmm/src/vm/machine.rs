@@ -1,0 +1,105 @@
+//! The VM's parts, put together.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VmError;
+use super::kvm::{self, KvmError};
+use crate::boot::{BootFiles, Entry};
+use crate::config::VmConfig;
+use crate::devices::Bus;
+use crate::devices::acpi_power::{self, AcpiPower};
+use crate::devices::boot_timer;
+use crate::devices::i8042::{self, I8042};
+use crate::devices::serial::{self, Serial};
+use crate::memory::{self, GuestRam, layout};
+use crate::vcpu::{self, VcpuError};
+
+/// A VM that is ready to run.
+///
+/// Fields are dropped in this order: vCPUs and VM before the memory that they use.
+pub(super) struct Machine {
+    pub(super) vcpus: Vec<VcpuFd>,
+    pub(super) ports: Arc<Bus>,
+    pub(super) mmio: Arc<Bus>,
+    pub(super) serial: Arc<Serial>,
+    /// Wakes the main thread.
+    pub(super) wake: Arc<EventFd>,
+    _vm: VmFd,
+    _ram: GuestRam,
+}
+
+impl Machine {
+    /// Puts the VM of `config` together and loads what it boots.
+    pub(super) fn build(config: &VmConfig, files: BootFiles, boot_timer: bool) -> Result<Self, VmError> {
+        let step = |step| move |source| KvmError::Step { step, source };
+        let kvm = kvm::open()?;
+        let ram = memory::reserve(config.machine_config.mem_size_mib)?;
+        let vm = kvm::create_vm(&kvm)?;
+        // Before the irqchip: with one, every change of the slots waits for a grace period, some milliseconds.
+        memory::register(&vm, &ram)?;
+        vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
+        vm.create_irq_chip().map_err(step("create the interrupt controllers"))?;
+
+        let wake = event_fd()?;
+        let interrupt = event_fd()?;
+        vm.register_irqfd(&interrupt, u32::from(serial::IRQ)).map_err(step("connect the serial line's interrupt"))?;
+        let line_wake = wake.try_clone().map_err(VmError::EventFd)?;
+        let serial = Arc::new(Serial::new(interrupt, line_wake));
+        let (ports, mmio) = buses(&serial, boot_timer);
+
+        let entry = files.load(&ram, config)?;
+        let vcpus = create_vcpus(&kvm, &vm, &ram, config.machine_config.vcpu_count, entry)?;
+        Ok(Self {
+            vcpus,
+            ports: Arc::new(ports),
+            mmio: Arc::new(mmio),
+            serial,
+            wake: Arc::new(wake),
+            _vm: vm,
+            _ram: ram,
+        })
+    }
+}
+
+fn event_fd() -> Result<EventFd, VmError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)
+}
+
+/// The port bus and the memory-mapped one.
+fn buses(serial: &Arc<Serial>, boot_timer: bool) -> (Bus, Bus) {
+    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+    ports.attach(u64::from(serial::PORT), u64::from(serial::PORTS), Arc::clone(serial) as _);
+    ports.attach(u64::from(i8042::PORT), i8042::PORTS, Arc::new(I8042));
+    ports.attach(u64::from(acpi_power::EVENT_PORT), acpi_power::PORTS, Arc::new(AcpiPower::default()));
+    if boot_timer {
+        ports.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
+        let register = Arc::new(boot_timer::Register::default());
+        mmio.attach(boot_timer::MMIO, boot_timer::MMIO_LEN, Arc::clone(&register) as _);
+        mmio.attach(boot_timer::OLD_MMIO, boot_timer::MMIO_LEN, register);
+    }
+    (ports, mmio)
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, ram: &GuestRam, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| KvmError::Step { step: "say which CPUID it supports", source })?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let shared = vcpu::Shared { supported: &supported, vcpus: count, tsc_deadline, entry };
+    (0..count)
+        .map(|number| {
+            let fd = vm.create_vcpu(u64::from(number)).map_err(|source| VcpuError::Kvm {
+                vcpu: number,
+                step: "create it",
+                source,
+            })?;
+            debug_assert!(fd.as_raw_fd() >= 0);
+            vcpu::configure(&fd, number, &shared, ram)?;
+            Ok(fd)
+        })
+        .collect()
+}
