@@ -15,6 +15,15 @@ pub fn abort_on_panic() {
     }));
 }
 
+/// Keeps libtss2 from writing to standard error: all it could say is in our errors. Somebody who wants to hear it sets
+/// `TSS2_LOG`. To be called first of all, before any thread is started.
+pub fn silence_libtss2() {
+    if std::env::var_os("TSS2_LOG").is_none() {
+        // SAFETY: no other thread exists yet that could read the environment meanwhile.
+        unsafe { std::env::set_var("TSS2_LOG", "all+none") };
+    }
+}
+
 /// Keeps the process's memory out of core dumps, debuggers and swap.
 ///
 /// Returns one sentence for each step that the system refused; the agent goes on and says so, because each step only

@@ -86,6 +86,7 @@ fn nonce(text: &str) -> Result<Nonce, String> {
 
 fn main() -> ExitCode {
     hardening::abort_on_panic();
+    hardening::silence_libtss2();
     let arguments = Arguments::parse();
     let refused = hardening::protect_memory();
     init_log(matches!(arguments.command, Command::Run), arguments.json);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use portcullis_attest::appraise::BootInstance;
 use portcullis_attest::binding::{EMPTY_BODY, Purpose};
 use portcullis_attest::evidence::Evidence;
+use portcullis_attest::tpm::TpmError;
 use portcullis_verifier::api::{ActivateResponse, AttestResponse};
 use portcullis_verifier::client::{Client, ClientError, Identity, IdentityError, Limits};
 use portcullis_verifier::order::OrderKeys;
@@ -70,8 +71,9 @@ impl AgentError {
             Self::Store(_) | Self::Signals(_) => 3,
             Self::Prover(error) => match error {
                 ProverError::Client(error) => error.exit_code(),
-                ProverError::OtherVerifier { .. } => 1,
-                ProverError::Measurement(_) => 2,
+                ProverError::OtherVerifier { .. }
+                | ProverError::Tpm(TpmError::PolicyFailed | TpmError::WrongParent | TpmError::WrongCredential) => 1,
+                ProverError::Measurement(_) | ProverError::Tpm(TpmError::Tcti(_)) => 2,
                 _ => 3,
             },
         }
