@@ -1,1 +1,206 @@
-//! Reference values: what a good boot looks like.
+//! Reference values: what a good boot looks like (TOML, schema `portcullis/reference/1`, see
+//! `schemas/reference-1.json`).
+//!
+//! A file of reference values is made to be read: for each PCR it lists, in order, what is measured, in words, and
+//! the texts or digests that are accepted. A text stands for its digest, so that nobody has to believe that the two
+//! belong together. The events of a PCR must match its slots one to one and in order; PCRs without slots must not be
+//! extended at all. Programs that the kernel may measure are listed by path and digest.
+
+mod align;
+mod builder;
+mod document;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+
+pub(crate) use align::{Difference, align};
+pub use builder::ReferenceBuilder;
+
+use crate::eventlog::{Event, EventType};
+use crate::key::Bank;
+
+/// The schema that this version reads and writes.
+pub const SCHEMA: &str = "portcullis/reference/1";
+
+/// Longest file that is read, in bytes.
+pub const MAX_BYTES: usize = 32 << 20;
+
+/// Most slots of one PCR. Real boots have some hundreds of events in all.
+pub const MAX_SLOTS: usize = 4096;
+
+/// What a good boot looks like. Valid by construction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferenceValues {
+    name: String,
+    description: String,
+    slots: BTreeMap<u8, Vec<Slot>>,
+    ima: BTreeMap<String, BTreeSet<Vec<u8>>>,
+}
+
+/// What is expected at one place of one PCR.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The PCR.
+    pub pcr: u8,
+    /// The type that the event must have.
+    pub event_type: EventType,
+    /// What it is, in words: "kernel command line", "initrd".
+    pub what: String,
+    /// Accepted texts. Each stands for its digest.
+    pub texts: Vec<String>,
+    /// Accepted digests, by bank.
+    pub digests: BTreeMap<Bank, Vec<Vec<u8>>>,
+    /// Whether the event may be missing.
+    pub optional: bool,
+}
+
+/// Why something is not a file of reference values.
+#[derive(Debug, Error)]
+pub enum ReferenceError {
+    /// Larger than any that is read.
+    #[error("the reference values have {0} bytes, {MAX_BYTES} are the most that is read")]
+    TooLarge(usize),
+    /// Not TOML of the schema.
+    #[error("the reference values are not TOML of schema {SCHEMA}: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// Of another schema.
+    #[error("the reference values have schema {0:?}, this version reads {SCHEMA}")]
+    Schema(String),
+    /// The name is missing or no plain word.
+    #[error("the name {0:?} is not 1 to 64 characters of [a-z0-9.-]")]
+    Name(String),
+    /// A slot that no event can match, or that would be matched by anything.
+    #[error("slot {number} ({what}): {problem}")]
+    Slot {
+        /// Its place in the file, from 1.
+        number: usize,
+        /// Its words.
+        what: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An IMA entry that cannot be used.
+    #[error("IMA entry for {path:?}: {problem}")]
+    Ima {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The values cannot be written.
+    #[error("the reference values cannot be written: {0}")]
+    Write(#[from] toml::ser::Error),
+}
+
+impl Slot {
+    /// A slot for an event that is told by its digest: a file, an image, a part of the firmware.
+    pub fn digest(pcr: u8, event_type: EventType, what: &str, bank: Bank, digest: &[u8]) -> Self {
+        let digests = BTreeMap::from([(bank, vec![digest.to_vec()])]);
+        Self { pcr, event_type, what: what.to_owned(), texts: Vec::new(), digests, optional: false }
+    }
+
+    /// A slot for an event whose digest is that of a text.
+    pub fn text(pcr: u8, event_type: EventType, what: &str, text: &str) -> Self {
+        let texts = vec![text.to_owned()];
+        Self { pcr, event_type, what: what.to_owned(), texts, digests: BTreeMap::new(), optional: false }
+    }
+
+    /// A command that GRUB runs, as it logs it without `grub_cmd: `.
+    pub fn grub_command(command: &str) -> Self {
+        Self::text(8, EventType::IPL, "GRUB command", command)
+    }
+
+    /// The command line that GRUB gives the kernel, as it logs it without `kernel_cmdline: `: it begins with the path.
+    pub fn kernel_command_line(command_line: &str) -> Self {
+        Self::text(8, EventType::IPL, "kernel command line", command_line)
+    }
+
+    /// A file that GRUB reads, by the SHA-256 digest of its content: say "kernel", "initrd" or "GRUB configuration file".
+    pub fn grub_file(what: &str, sha256: &[u8; 32]) -> Self {
+        Self::digest(9, EventType::IPL, what, Bank::Sha256, sha256)
+    }
+
+    /// An image that the firmware starts, by its Authenticode digest (SHA-256).
+    pub fn boot_image(what: &str, authenticode_sha256: &[u8; 32]) -> Self {
+        Self::digest(4, EventType::EFI_BOOT_SERVICES_APPLICATION, what, Bank::Sha256, authenticode_sha256)
+    }
+
+    /// The same slot for an event that may be missing.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    /// Whether an event is what this slot expects.
+    pub(crate) fn accepts(&self, event: &Event<'_>, bank: Bank) -> bool {
+        event.event_type == self.event_type
+            && event.digests.get(bank).is_some_and(|digest| self.accepted(bank).any(|accepted| accepted == digest))
+    }
+
+    /// All digests that it accepts.
+    fn accepted(&self, bank: Bank) -> impl Iterator<Item = Vec<u8>> + '_ {
+        let digests = self.digests.get(&bank).into_iter().flatten().cloned();
+        digests.chain(self.texts.iter().map(move |text| bank.hash(text.as_bytes())))
+    }
+
+    /// What it accepts, for people: the texts if there are any.
+    pub(crate) fn expected(&self, bank: Bank) -> String {
+        let digests = self.digests.get(&bank).into_iter().flatten().map(hex::encode);
+        let mut all: Vec<String> = self.texts.iter().cloned().chain(digests).collect();
+        let more = all.len().saturating_sub(3);
+        all.truncate(3);
+        let mut text = all.join(" | ");
+        if more > 0 {
+            text.push_str(&format!(" | and {more} more"));
+        }
+        text
+    }
+}
+
+impl ReferenceValues {
+    /// Reads reference values.
+    ///
+    /// # Errors
+    /// Anything that the schema does not have, and slots that could not be meant.
+    pub fn from_toml(text: &str) -> Result<Self, ReferenceError> {
+        document::read(text)
+    }
+
+    /// Writes them, readable by [`ReferenceValues::from_toml`].
+    ///
+    /// # Errors
+    /// If TOML cannot hold a text of theirs.
+    pub fn to_toml(&self) -> Result<String, ReferenceError> {
+        document::write(self)
+    }
+
+    /// The name by which a policy calls them.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where they come from, in words.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// The slots of a PCR, in the order in which they are expected; none for a PCR that must not be extended.
+    pub fn slots(&self, pcr: u8) -> &[Slot] {
+        self.slots.get(&pcr).map_or(&[], Vec::as_slice)
+    }
+
+    /// The accepted digests of a program, if it is listed.
+    pub fn ima(&self, path: &[u8]) -> Option<&BTreeSet<Vec<u8>>> {
+        self.ima.get(core::str::from_utf8(path).ok()?)
+    }
+
+    /// How many programs are listed.
+    pub fn ima_len(&self) -> usize {
+        self.ima.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

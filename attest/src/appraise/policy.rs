@@ -1,0 +1,84 @@
+//! What is required of a host (TOML, schema `portcullis/policy/1`, see `schemas/policy-1.json`).
+//!
+//! A policy says what must be; it cannot say what may be overlooked. Whatever it leaves out makes it trust less.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::key::Bank;
+
+/// The schema that this version reads.
+pub const SCHEMA: &str = "portcullis/policy/1";
+
+/// The PCRs that do not change after the operating system started: firmware, Secure Boot, boot loader, kernel, shim.
+/// They are compared with reference values, and keys are released to their values.
+pub const STATIC_PCRS: [u8; 11] = crate::release::RELEASE_PCRS;
+
+/// Longest policy that is read, in bytes.
+pub const MAX_POLICY: usize = 1 << 20;
+
+/// What is required of a host.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// A name for people; results repeat it.
+    pub name: String,
+    /// The PCR bank on which the judgement rests: sha256, sha384, sha512 or sm3_256.
+    pub bank: Option<Bank>,
+    /// Whether Secure Boot must be on.
+    #[serde(default)]
+    pub secure_boot: bool,
+    /// Whether every program that the kernel measured must be listed in the reference values.
+    #[serde(default)]
+    pub ima: bool,
+    /// Names of the reference values of which the host must match one, in full.
+    #[serde(default)]
+    pub references: Vec<String>,
+}
+
+/// Why a text is no policy.
+#[derive(Debug, Error)]
+pub enum PolicyError {
+    /// Longer than any policy.
+    #[error("the policy has {0} bytes, {MAX_POLICY} are the most that is read")]
+    TooLarge(usize),
+    /// Not TOML of the schema.
+    #[error("the policy is not TOML of schema {SCHEMA}: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// Of another schema.
+    #[error("the policy has schema {0:?}, this version reads {SCHEMA}")]
+    Schema(String),
+    /// A bank whose hash can be forged.
+    #[error("bank {0} proves nothing: SHA-1 collisions can be made; use sha256 or stronger")]
+    WeakBank(Bank),
+}
+
+impl Policy {
+    /// Reads a policy. An empty text is the empty policy, which trusts nothing.
+    ///
+    /// # Errors
+    /// Anything that the schema does not have.
+    pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        if text.len() > MAX_POLICY {
+            return Err(PolicyError::TooLarge(text.len()));
+        }
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let policy: Self = toml::from_str(text)?;
+        if policy.schema != SCHEMA {
+            return Err(PolicyError::Schema(policy.schema.chars().take(64).collect()));
+        }
+        if policy.bank == Some(Bank::Sha1) {
+            return Err(PolicyError::WeakBank(Bank::Sha1));
+        }
+        Ok(policy)
+    }
+
+    /// The bank on which the judgement rests, unless the policy is empty: then it trusts nothing.
+    pub(super) fn bank_if_any(&self) -> Option<Bank> {
+        self.bank.filter(|bank| *bank != Bank::Sha1 && !self.references.is_empty())
+    }
+}
