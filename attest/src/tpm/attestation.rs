@@ -111,7 +111,7 @@ impl Tpm {
             });
             match opened {
                 Ok(secret) => Ok(Zeroizing::new(secret.value().to_vec())),
-                Err(error) if is_foreign(&error) => Err(TpmError::WrongCredential),
+                Err(error) if tpm.is_foreign(&error) => Err(TpmError::WrongCredential),
                 Err(error) => Err(failed(error)),
             }
         })
@@ -155,6 +155,17 @@ impl Tpm {
         Ok(Certification { message, signature })
     }
 
+    /// Whether this is what a TPM answers to something that was encrypted to another key or for another object.
+    pub(super) fn is_foreign(&mut self, error: &tss_esapi::Error) -> bool {
+        use Tss2ResponseCodeKind::{Binding, EccPoint, Failure, Integrity, Size, Value};
+        match answer(error) {
+            Answer::Tpm(Some(Integrity | Value | EccPoint | Binding | Size)) => true,
+            // libtpms calls it a failure when RSA-OAEP does not decrypt, and goes on working.
+            Answer::Tpm(Some(Failure)) => self.context.get_random(8).is_ok(),
+            _ => false,
+        }
+    }
+
     fn ak_handle(&self) -> Result<KeyHandle, TpmError> {
         self.ak.as_ref().map(|ak| ak.handle).ok_or(TpmError::NoAk)
     }
@@ -163,12 +174,6 @@ impl Tpm {
 fn signed(result: tss_esapi::Result<(Attest, Signature)>) -> Result<(Vec<u8>, Vec<u8>), tss_esapi::Error> {
     let (attest, signature) = result?;
     Ok((attest.marshall()?, signature.marshall()?))
-}
-
-/// What a TPM answers to something that was encrypted to another key or for another object.
-pub(super) fn is_foreign(error: &tss_esapi::Error) -> bool {
-    use Tss2ResponseCodeKind::{Binding, EccPoint, Integrity, Size, Value};
-    matches!(answer(error), Answer::Tpm(Some(Integrity | Value | EccPoint | Binding | Size)))
 }
 
 fn ak_template() -> tss_esapi::Result<Public> {

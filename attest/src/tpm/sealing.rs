@@ -14,7 +14,6 @@ use tss_esapi::structures::{
 use tss_esapi::traits::UnMarshall as _;
 use zeroize::Zeroizing;
 
-use super::attestation::is_foreign;
 use super::endorsement::public_area;
 use super::error::{Answer, answer};
 use super::pcr::selection_list;
@@ -98,13 +97,12 @@ impl Tpm {
         let seed = unsized_bytes(&wrapped.seed, "the wrapped key's seed")?;
         let seed = EncryptedSecret::try_from(seed).map_err(malformed)?;
         let failed = self.failed("import the wrapped key");
-        self.context
-            .execute_with_session(Some(AuthSession::Password), |context| {
-                let none = SymmetricDefinitionObject::Null;
-                let private = context.import(parent.into(), None, public.clone(), duplicate, seed, none)?;
-                context.load(parent, private, public)
-            })
-            .map_err(|error| if is_foreign(&error) { TpmError::WrongParent } else { failed(error) })
+        let loaded = self.context.execute_with_session(Some(AuthSession::Password), |context| {
+            let none = SymmetricDefinitionObject::Null;
+            let private = context.import(parent.into(), None, public.clone(), duplicate, seed, none)?;
+            context.load(parent, private, public)
+        });
+        loaded.map_err(|error| if self.is_foreign(&error) { TpmError::WrongParent } else { failed(error) })
     }
 
     fn unseal(&mut self, object: KeyHandle) -> Result<Zeroizing<Vec<u8>>, TpmError> {

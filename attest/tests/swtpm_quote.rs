@@ -1,0 +1,85 @@
+//! Quotes of software TPMs.
+
+mod swtpm;
+
+use portcullis_attest::binding::Purpose;
+use portcullis_attest::evidence::Evidence;
+use portcullis_attest::key::Bank;
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::reason::ReasonCode;
+use portcullis_attest::tpm::TpmError;
+use swtpm::{Host, binding, codes, selection};
+
+#[test]
+fn a_quote_verifies_and_says_which_boot() {
+    let mut host = Host::new();
+    let asked = binding(Purpose::Attest);
+    host.tpm.extend(14, &[(Bank::Sha256, vec![9; 32])]).unwrap();
+    let evidence = host.evidence(&asked, &selection());
+    let quote = VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap();
+    assert_eq!(quote.banks().collect::<Vec<_>>(), [Bank::Sha256, Bank::Sha384]);
+    let expected = Bank::Sha256.extend(&[0; 32], &[9; 32]);
+    assert_eq!(quote.pcr(Bank::Sha256, 14), Some(expected.as_slice()));
+    assert_eq!(quote.pcr(Bank::Sha384, 14), Some([0; 48].as_slice()));
+    assert_eq!(quote.pcr(Bank::Sha256, 15), None);
+    let before = quote.clock();
+    assert!(before.safe);
+
+    // The same over JSON.
+    let read = Evidence::from_json(&evidence.to_json().unwrap()).unwrap();
+    assert_eq!(read, evidence);
+
+    // After a reset the counter has grown by one, and the key is still the same.
+    let mut host = host.power_cycle();
+    let evidence = host.evidence(&asked, &selection());
+    let after = VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap().clock();
+    assert_eq!(after.reset_count, before.reset_count + 1);
+    assert_eq!(after.restart_count, 0);
+}
+
+#[test]
+fn n39_two_quotes_of_one_evidence_must_be_of_one_boot() {
+    let mut host = Host::new();
+    let asked = binding(Purpose::Attest);
+    let first = host.tpm.quote(&asked, &selection()[..1]).unwrap();
+    let second = host.tpm.quote(&asked, &selection()[1..]).unwrap();
+    VerifiedQuote::verify(&swtpm::evidence(&asked, vec![first.clone(), second]), &host.ak, &asked).unwrap();
+
+    let mut host = host.power_cycle();
+    let second = host.tpm.quote(&asked, &selection()[1..]).unwrap();
+    let denied = VerifiedQuote::verify(&swtpm::evidence(&asked, vec![first, second]), &host.ak, &asked).unwrap_err();
+    assert_eq!(codes(&denied), [ReasonCode::QuoteInstanceMismatch]);
+}
+
+#[test]
+fn n42_after_a_crash_the_clock_is_unsafe_and_the_quote_holds() {
+    let mut host = Host::new();
+    let asked = binding(Purpose::Attest);
+    host.swtpm.kill9();
+    let Host { tpm, ak_blob, ak, mut swtpm, .. } = host;
+    drop(tpm);
+    swtpm.start().unwrap();
+    let mut tpm = portcullis_attest::tpm::Tpm::open(&swtpm.tcti()).unwrap();
+    tpm.load_ak(&ak_blob).unwrap();
+    let quote = tpm.quote(&asked, &selection()).unwrap();
+    let quote = VerifiedQuote::verify(&swtpm::evidence(&asked, vec![quote]), &ak, &asked).unwrap();
+    assert!(!quote.clock().safe);
+}
+
+#[test]
+fn n80_another_tpms_quote_is_refused() {
+    let mut honest = Host::new();
+    let tampered = Host::new();
+    let asked = binding(Purpose::Attest);
+    let evidence = honest.evidence(&asked, &selection());
+    VerifiedQuote::verify(&evidence, &honest.ak, &asked).unwrap();
+    let denied = VerifiedQuote::verify(&evidence, &tampered.ak, &asked).unwrap_err();
+    assert_eq!(codes(&denied), [ReasonCode::QuoteSignatureInvalid]);
+}
+
+#[test]
+fn a_bank_that_the_tpm_lacks_is_named() {
+    let mut host = Host::new();
+    let refused = host.tpm.quote(&binding(Purpose::Attest), &[(Bank::Sha512, vec![0])]).unwrap_err();
+    assert!(matches!(refused, TpmError::NoPcr { bank: Bank::Sha512, pcr: 0 }), "{refused:?}");
+}

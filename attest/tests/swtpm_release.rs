@@ -1,0 +1,145 @@
+//! Wrapped keys on software TPMs: they open in the TPM, boot and state they were made for, and nowhere else (protocol
+//! rule 4, N82, N83).
+
+mod swtpm;
+
+use portcullis_attest::binding::{Binding, Purpose};
+use portcullis_attest::key::Bank;
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::reason::ReasonCode;
+use portcullis_attest::release::{CertifiedParent, RELEASE_PCRS, ReleaseError, WrappedKey, wrap_key};
+use portcullis_attest::tpm::{ParentHandle, TpmError};
+use swtpm::{Host, binding, codes, selection};
+
+const KEY: [u8; 64] = [0x42; 64];
+
+/// What the verifier does for a host that asks for a key: the parent's certification and the quote are checked, then the
+/// key is wrapped.
+fn release(host: &mut Host) -> (ParentHandle, WrappedKey) {
+    let (parent, certified) = certified_parent(host);
+    let quote = quote(host);
+    let wrapped = wrap_key(&KEY, &certified, &quote).unwrap();
+    (parent, wrapped)
+}
+
+fn certified_parent(host: &mut Host) -> (ParentHandle, CertifiedParent) {
+    let asked = binding(Purpose::Parent);
+    let parent = host.tpm.null_parent().unwrap();
+    let proof = host.tpm.certify_parent(&parent, &asked).unwrap();
+    let certified =
+        CertifiedParent::verify(parent.public(), &proof.message, &proof.signature, &host.ak, &asked).unwrap();
+    (parent, certified)
+}
+
+fn quote(host: &mut Host) -> VerifiedQuote {
+    let asked = binding(Purpose::Launch);
+    let evidence = host.evidence(&asked, &selection());
+    VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap()
+}
+
+#[test]
+fn a_wrapped_key_opens_where_it_was_made_for() {
+    let mut host = Host::new();
+    for _ in 0..3 {
+        let (parent, wrapped) = release(&mut host);
+        assert_eq!(host.tpm.import_unseal(parent, &wrapped).unwrap().as_slice(), KEY);
+    }
+    // PCR 10 moves with every program and is judged, not compared: it must not close the key.
+    let (parent, wrapped) = release(&mut host);
+    host.tpm.extend(10, &[(Bank::Sha256, vec![1; 32])]).unwrap();
+    assert_eq!(host.tpm.import_unseal(parent, &wrapped).unwrap().as_slice(), KEY);
+}
+
+#[test]
+fn n82_no_key_opens_after_a_change_of_a_static_pcr() {
+    let mut host = Host::new();
+    for pcr in RELEASE_PCRS {
+        let (parent, wrapped) = release(&mut host);
+        host.tpm.extend(pcr, &[(Bank::Sha256, vec![1; 32])]).unwrap();
+        let refused = host.tpm.import_unseal(parent, &wrapped).unwrap_err();
+        assert!(matches!(refused, TpmError::PolicyFailed), "PCR {pcr}: {refused:?}");
+    }
+}
+
+#[test]
+fn n82_no_key_opens_after_a_reset() {
+    let mut host = Host::new();
+    let (parent, wrapped) = release(&mut host);
+    let mut host = host.power_cycle();
+    // The old parent is gone with the boot; a new one has another seed.
+    assert!(matches!(host.tpm.import_unseal(parent, &wrapped), Err(TpmError::NoParent)));
+    let parent = host.tpm.null_parent().unwrap();
+    let refused = host.tpm.import_unseal(parent, &wrapped).unwrap_err();
+    assert!(matches!(refused, TpmError::WrongParent), "{refused:?}");
+}
+
+#[test]
+fn n82_no_key_opens_in_another_tpm() {
+    let mut honest = Host::new();
+    let mut tampered = Host::new();
+    let (_, wrapped) = release(&mut honest);
+    let parent = tampered.tpm.null_parent().unwrap();
+    let refused = tampered.tpm.import_unseal(parent, &wrapped).unwrap_err();
+    assert!(matches!(refused, TpmError::WrongParent), "{refused:?}");
+}
+
+#[test]
+fn a_wrapped_key_that_was_tampered_with_does_not_open() {
+    let mut host = Host::new();
+    for field in 0..2 {
+        let (parent, mut wrapped) = release(&mut host);
+        let bytes = if field == 0 { &mut wrapped.public } else { &mut wrapped.duplicate };
+        *bytes.last_mut().unwrap() ^= 1;
+        let refused = host.tpm.import_unseal(parent, &wrapped).unwrap_err();
+        assert!(matches!(refused, TpmError::WrongParent), "{refused:?}");
+    }
+}
+
+#[test]
+fn n83_a_parent_certified_for_something_else_or_by_another_is_refused() {
+    let mut honest = Host::new();
+    let tampered = Host::new();
+    let asked = binding(Purpose::Parent);
+    let parent = honest.tpm.null_parent().unwrap();
+    let proof = honest.tpm.certify_parent(&parent, &asked).unwrap();
+    let verify = |public: &[u8], ak, expected: &Binding| {
+        CertifiedParent::verify(public, &proof.message, &proof.signature, ak, expected).map_err(|bad| codes(&bad))
+    };
+    verify(parent.public(), &honest.ak, &asked).unwrap();
+
+    let other = Binding { nonce: vec![1; 32], ..asked.clone() };
+    assert_eq!(verify(parent.public(), &honest.ak, &other).unwrap_err(), [ReasonCode::ParentBindingMismatch]);
+    let other = Binding { purpose: Purpose::Launch, ..asked.clone() };
+    assert_eq!(verify(parent.public(), &honest.ak, &other).unwrap_err(), [ReasonCode::ParentBindingMismatch]);
+    assert_eq!(verify(parent.public(), &tampered.ak, &asked).unwrap_err(), [ReasonCode::ParentNotCertified]);
+    // A parent made in software, or any other than the certified one.
+    let mut software = parent.public().to_vec();
+    *software.last_mut().unwrap() ^= 1;
+    let denied = verify(&software, &honest.ak, &asked).unwrap_err();
+    assert_eq!(denied, [ReasonCode::ParentNotCertified, ReasonCode::ParentHierarchy]);
+    // A quote is no certification.
+    let quote = honest.tpm.quote(&asked, &selection()).unwrap();
+    let denied =
+        CertifiedParent::verify(parent.public(), &quote.message, &quote.signature, &honest.ak, &asked).unwrap_err();
+    assert_eq!(codes(&denied), [ReasonCode::ParentNotCertified]);
+}
+
+#[test]
+fn no_key_is_wrapped_across_tpms_or_boots() {
+    let mut host = Host::new();
+    let mut other = Host::new();
+    let (_, parent) = certified_parent(&mut host);
+    let foreign = quote(&mut other);
+    assert!(matches!(wrap_key(&KEY, &parent, &foreign), Err(ReleaseError::OtherTpm)));
+    let mut host = host.power_cycle();
+    let later = quote(&mut host);
+    assert!(matches!(wrap_key(&KEY, &parent, &later), Err(ReleaseError::OtherBoot)));
+
+    let (_, parent) = certified_parent(&mut host);
+    assert!(matches!(wrap_key(&[], &parent, &later), Err(ReleaseError::KeyLength(0))));
+    assert!(matches!(wrap_key(&[0; 129], &parent, &later), Err(ReleaseError::KeyLength(129))));
+    let asked = binding(Purpose::Launch);
+    let evidence = host.evidence(&asked, &[(Bank::Sha256, (0..=9).collect())]);
+    let partial = VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap();
+    assert!(matches!(wrap_key(&KEY, &parent, &partial), Err(ReleaseError::PcrMissing(14))));
+}
