@@ -148,6 +148,7 @@ reason_codes! {
     EventlogTrailing = "eventlog.trailing-bytes", "The firmware event log goes on after its last event with bytes that nothing accounts for.";
     EventlogPcrMismatch = "eventlog.pcr-mismatch", "The firmware event log does not lead to the value that the TPM signed for this PCR.";
     EventlogPcrWithoutEvents = "eventlog.pcr-without-events", "The TPM signed a value for this PCR, but the firmware event log has no event for it.";
+    EventlogPcrNotQuoted = "eventlog.pcr-not-quoted", "The firmware event log has events of a PCR that the TPM did not sign.";
     EventlogBankMissing = "eventlog.bank-missing", "The TPM signed PCRs of a bank for which the firmware event log has no digests.";
     EventlogBankUnextended = "eventlog.bank-unextended", "A PCR that every firmware extends still has its initial value: the firmware does not measure into this bank.";
     EventlogForgedNoAction = "eventlog.forged-no-action", "An event that says it extends no PCR carries a digest.";
@@ -288,11 +289,7 @@ impl FromStr for ReasonCode {
     type Err = UnknownReasonCode;
 
     fn from_str(code: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|known| known.as_str() == code)
-            .ok_or_else(|| UnknownReasonCode(printable(code)))
+        Self::ALL.iter().copied().find(|known| known.as_str() == code).ok_or_else(|| UnknownReasonCode(printable(code)))
     }
 }
 

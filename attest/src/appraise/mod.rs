@@ -1,7 +1,264 @@
 //! The whole judgement: from evidence to a verdict, or to every reason against it.
+//!
+//! ```text
+//! VerifiedQuote ─replay─► ReplayedLog ─read─► Claims ─policy, reference values─► Appraisal
+//! ```
+//!
+//! Each of these can be made only from the one before it. A stage that fails gives all its reasons, not only the first;
+//! the stages behind it are not reached, for what they would look at is not proved.
 
 mod boot;
+mod claims;
+mod compare;
 mod policy;
+mod replayed;
+mod separators;
+
+use std::collections::BTreeMap;
 
 pub use boot::{BootInstance, Judged, static_digest};
+pub use claims::Claims;
 pub use policy::{MAX_POLICY, Policy, PolicyError, SCHEMA as POLICY_SCHEMA, STATIC_PCRS};
+pub use replayed::ReplayedLog;
+
+use crate::binding::Binding;
+use crate::evidence::Evidence;
+use crate::ima::JudgedIma;
+use crate::key::{Bank, EnrolledAk};
+use crate::quote::VerifiedQuote;
+use crate::reason::{Reason, ReasonCode};
+use crate::reference::ReferenceValues;
+
+/// The PCR that changes while the system runs: IMA's.
+pub const RUNTIME_PCR: u8 = crate::ima::PCR;
+
+/// Most reasons that a denial gives. Whoever needs more than these to understand it would not read them.
+pub const MAX_REASONS: usize = 100;
+
+/// What evidence is judged against.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The enrolled attestation key.
+    pub ak: &'a EnrolledAk,
+    /// What the quote must be bound to.
+    pub binding: &'a Binding,
+    /// SHA-256 of the SubjectPublicKeyInfo of the endorsement key under which the AK was enrolled.
+    pub ek: [u8; 32],
+    /// The reference values that the policy may name.
+    pub references: &'a [ReferenceValues],
+    /// What is required.
+    pub policy: &'a Policy,
+    /// What was judged of this host before, if anything was: time does not go backwards, and within one boot the IMA
+    /// list only grows.
+    pub previous: Option<&'a Judged>,
+}
+
+/// Why evidence does not make a host trusted: at least one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// All reasons of the stage that was reached.
+    pub reasons: Vec<Reason>,
+}
+
+impl Denial {
+    fn new(mut reasons: Vec<Reason>) -> Self {
+        reasons.sort_by_key(|reason| compare::weight(reason.code));
+        let more = reasons.len().saturating_sub(MAX_REASONS);
+        reasons.truncate(MAX_REASONS);
+        if more > 0
+            && let Some(last) = reasons.last_mut()
+        {
+            last.text = format!("{} (And {more} more reasons.)", last.text);
+        }
+        Self { reasons }
+    }
+}
+
+impl std::fmt::Display for Denial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, reason) in self.reasons.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Denial {}
+
+/// The positive verdict: the host booted what the reference values say, as the policy requires.
+///
+/// Made only by [`Claims::appraise`], and so only from evidence that passed every stage.
+#[derive(Clone, Debug)]
+pub struct Appraisal {
+    quote: VerifiedQuote,
+    boot: BootInstance,
+    bank: Bank,
+    policy: String,
+    reference: String,
+    secure_boot: Option<bool>,
+    command_line: Option<String>,
+    ima: Option<JudgedIma>,
+    ima_judged: bool,
+    continued: Option<JudgedIma>,
+}
+
+/// Judges evidence from its first byte to the verdict.
+///
+/// # Errors
+/// Every reason of the stage that was reached, the gravest first.
+pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
+    let quote = VerifiedQuote::verify(evidence, context.ak, context.binding).map_err(Denial::new)?;
+    let boot = BootInstance::of(context.ek, &quote);
+    let fresh = context.previous.map_or_else(Vec::new, |previous| boot::freshness(&quote, &boot, previous));
+    let same_boot = context.previous.filter(|previous| previous.boot == boot);
+    let ima = same_boot.and_then(|previous| previous.ima.as_ref());
+    let replayed = match ReplayedLog::replay(quote, evidence, ima) {
+        Ok(replayed) if fresh.is_empty() => replayed,
+        Ok(_) => return Err(Denial::new(fresh)),
+        Err(reasons) => return Err(Denial::new([fresh, reasons].concat())),
+    };
+    let Some(bank) = context.policy.bank_if_any() else {
+        return Err(Denial::new(vec![Reason::new(ReasonCode::PolicyEmpty)]));
+    };
+    let claims = Claims::read(replayed, bank).map_err(Denial::new)?;
+    let appraisal = claims.appraise(boot, context.policy, context.references).map_err(Denial::new)?;
+    match same_boot.map(|previous| appraisal.same_static_pcrs(previous)) {
+        Some(reasons) if !reasons.is_empty() => Err(Denial::new(reasons)),
+        _ => Ok(appraisal),
+    }
+}
+
+impl Claims<'_> {
+    /// Compares the claims with what the policy requires: the last stage.
+    ///
+    /// # Errors
+    /// Every difference.
+    pub fn appraise(
+        self,
+        boot: BootInstance,
+        policy: &Policy,
+        references: &[ReferenceValues],
+    ) -> Result<Appraisal, Vec<Reason>> {
+        let reference = compare::policy(&self, policy, references)?;
+        let replayed = self.replayed();
+        let bank = self.bank();
+        let ima = replayed.quote().pcr(bank, RUNTIME_PCR).map(|pcr| JudgedIma {
+            bank,
+            entries: u64::try_from(replayed.ima().len()).unwrap_or(u64::MAX),
+            pcr: pcr.to_vec(),
+        });
+        Ok(Appraisal {
+            quote: replayed.quote().clone(),
+            boot,
+            bank,
+            policy: policy.name.clone(),
+            reference: reference.to_owned(),
+            secure_boot: self.secure_boot(),
+            command_line: self.command_line().map(str::to_owned),
+            ima,
+            ima_judged: policy.ima,
+            continued: replayed.continued().cloned(),
+        })
+    }
+}
+
+impl Appraisal {
+    /// The boot that was judged.
+    pub fn boot(&self) -> BootInstance {
+        self.boot.clone()
+    }
+
+    /// The quote that it rests on.
+    pub const fn quote(&self) -> &VerifiedQuote {
+        &self.quote
+    }
+
+    /// The bank that it rests on.
+    pub const fn bank(&self) -> Bank {
+        self.bank
+    }
+
+    /// The PCRs that do not change in this boot, with their values in the judged bank: [`STATIC_PCRS`].
+    pub fn static_pcrs(&self) -> BTreeMap<u8, Vec<u8>> {
+        let pcr = |pcr: u8| Some((pcr, self.quote.pcr(self.bank, pcr)?.to_vec()));
+        STATIC_PCRS.into_iter().filter_map(pcr).collect()
+    }
+
+    /// What the verifier stores, to give it back as [`Context::previous`].
+    pub fn judged(&self) -> Judged {
+        let clock = self.quote.clock();
+        Judged {
+            boot: self.boot(),
+            clock_ms: clock.clock_ms,
+            clock_safe: clock.safe,
+            firmware_version: self.quote.firmware_version(),
+            bank: self.bank,
+            static_pcrs: static_digest(self.bank, &self.static_pcrs()),
+            ima: self.ima.clone(),
+        }
+    }
+
+    /// Whether this is the same boot in the same state as what was judged before, with the IMA list continued. Launch
+    /// and receipt require it: they give `judged` as [`Context::previous`] too, so that the list is compared.
+    ///
+    /// # Errors
+    /// Everything that changed.
+    pub fn continues(&self, judged: &Judged) -> Result<(), Vec<Reason>> {
+        let mut reasons = Vec::new();
+        if self.boot != judged.boot {
+            let (then, now) = (judged.boot.to_string(), self.boot.to_string());
+            reasons.push(Reason::new(ReasonCode::BootChanged).expected(then).found(now));
+        }
+        reasons.extend(self.same_static_pcrs(judged));
+        if judged.ima.is_some() && self.continued != judged.ima {
+            let text = "The list of measured programs was not compared with what this boot showed before.";
+            reasons.push(Reason::new(ReasonCode::ImaHistoryChanged).pcr(RUNTIME_PCR.into()).text(text));
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    fn same_static_pcrs(&self, judged: &Judged) -> Vec<Reason> {
+        let now = static_digest(self.bank, &self.static_pcrs());
+        if now == judged.static_pcrs {
+            return Vec::new();
+        }
+        let reason = Reason::new(ReasonCode::BootStaticPcrs);
+        vec![reason.expected(hex::encode(judged.static_pcrs)).found(hex::encode(now))]
+    }
+
+    /// The name of the policy.
+    pub fn policy_name(&self) -> &str {
+        &self.policy
+    }
+
+    /// The name of the reference values that the boot matches.
+    pub fn reference_name(&self) -> &str {
+        &self.reference
+    }
+
+    /// Whether Secure Boot was on; `None` if the firmware did not measure that and the policy did not ask.
+    pub const fn secure_boot(&self) -> Option<bool> {
+        self.secure_boot
+    }
+
+    /// The kernel's command line, where GRUB measured one.
+    pub fn command_line(&self) -> Option<&str> {
+        self.command_line.as_deref()
+    }
+
+    /// How many entries of the IMA list the quote covers; all of them were compared if [`Appraisal::ima_judged`].
+    pub fn ima_entries(&self) -> u64 {
+        self.ima.as_ref().map_or(0, |ima| ima.entries)
+    }
+
+    /// Whether the programs that ran were compared with the reference values.
+    pub const fn ima_judged(&self) -> bool {
+        self.ima_judged
+    }
+}
+
+#[cfg(test)]
+mod tests;

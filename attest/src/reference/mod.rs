@@ -151,11 +151,10 @@ impl Slot {
         let mut all: Vec<String> = self.texts.iter().cloned().chain(digests).collect();
         let more = all.len().saturating_sub(3);
         all.truncate(3);
-        let mut text = all.join(" | ");
         if more > 0 {
-            text.push_str(&format!(" | and {more} more"));
+            all.push(format!("and {more} more"));
         }
-        text
+        all.join(" | ")
     }
 }
 

@@ -83,9 +83,9 @@ fn an_optional_slot_may_be_empty_and_takes_nothing_else() {
     let values = builder.build().unwrap();
     let run = |commands: &[&str]| {
         let mut log = LogBuilder::new(&BANKS);
-        commands.iter().for_each(|command| {
+        for command in commands {
             log.grub("grub_cmd", command);
-        });
+        }
         differences(&values, &log, 8)
     };
     assert!(run(&["a", "b"]).is_empty());

@@ -1,1 +1,161 @@
-//! The attestation result that relying parties read.
+//! The attestation result that relying parties read: an EAR (draft-ietf-rats-ear), as the claims of a JWT.
+//!
+//! Signing lies elsewhere; schema in `schemas/result-1.json`. A result speaks of one boot of one host for some minutes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::appraise::{Appraisal, BootInstance, static_digest};
+
+/// The profile that results follow (draft-ietf-rats-ear).
+pub const PROFILE: &str = "tag:github.com,2023:veraison/ear";
+
+/// Who made the verifier.
+pub const DEVELOPER: &str = "Portcullis";
+
+/// The claims of a result token.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct AttestationResult {
+    /// Always [`PROFILE`].
+    pub eat_profile: String,
+    /// The verifier's id.
+    pub iss: String,
+    /// When it was issued, in seconds since 1970.
+    pub iat: u64,
+    /// Until when it holds, in seconds since 1970.
+    pub exp: u64,
+    /// Which program made it.
+    #[serde(rename = "ear.verifier-id")]
+    pub verifier_id: VerifierId,
+    /// One appraisal, under the host's id.
+    pub submods: BTreeMap<String, Submodule>,
+}
+
+/// Which program made a result.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct VerifierId {
+    /// Who made it.
+    pub developer: String,
+    /// Its name and version.
+    pub build: String,
+}
+
+/// The overall verdict.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Nothing was found out.
+    None,
+    /// Everything that was looked at is as it should be.
+    Affirming,
+    /// Something should be looked at.
+    Warning,
+    /// The host must not be trusted.
+    Contraindicated,
+}
+
+/// What was found of one host.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Submodule {
+    /// The overall verdict.
+    #[serde(rename = "ear.status")]
+    pub status: Status,
+    /// The verdict in its parts.
+    #[serde(rename = "ear.trustworthiness-vector")]
+    pub trustworthiness_vector: TrustworthinessVector,
+    /// The policy that was applied.
+    #[serde(rename = "ear.appraisal-policy-id")]
+    pub appraisal_policy_id: String,
+    /// The boot that it is about.
+    #[serde(rename = "portcullis.boot")]
+    pub boot: BootInstance,
+    /// The name of the attestation key, lower-case hex.
+    #[serde(rename = "portcullis.ak")]
+    pub ak: String,
+    /// SHA-256 of the SubjectPublicKeyInfo of the TLS key that the quote is bound to, lower-case hex: only whoever holds
+    /// that key is the host.
+    #[serde(rename = "portcullis.tls-spki-sha256")]
+    pub tls_spki_sha256: String,
+    /// Digest of the static PCRs, see [`static_digest`], lower-case hex.
+    #[serde(rename = "portcullis.static-pcrs")]
+    pub static_pcrs: String,
+    /// The reference values that the boot matches.
+    #[serde(rename = "portcullis.reference")]
+    pub reference: String,
+    /// How many measured programs the quote covers.
+    #[serde(rename = "portcullis.ima-entries")]
+    pub ima_entries: u64,
+    /// Version of the TPM's own firmware.
+    #[serde(rename = "portcullis.tpm-firmware")]
+    pub tpm_firmware: u64,
+}
+
+/// The verdict in its parts (draft-ietf-rats-ar4si): 2 to 31 affirm. Parts that were not judged are left out.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrustworthinessVector {
+    /// 2: a known and admitted TPM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_identity: Option<i8>,
+    /// 2: booted with the configuration of the reference values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<i8>,
+    /// 2: only known programs ran, at boot and since; 3: only known ones ran at boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executables: Option<i8>,
+    /// 2: a genuine TPM and known firmware.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<i8>,
+}
+
+/// What a result says beside the verdict.
+#[derive(Clone, Copy, Debug)]
+pub struct ResultContext<'a> {
+    /// The verifier's id.
+    pub verifier: &'a str,
+    /// The host's id.
+    pub host: &'a str,
+    /// When it is issued, in seconds since 1970.
+    pub issued_at: u64,
+    /// Until when it holds, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+impl AttestationResult {
+    /// The claims for a host that was found good. There is no other way to make them.
+    pub fn new(appraisal: &Appraisal, context: &ResultContext<'_>) -> Self {
+        let quote = appraisal.quote();
+        let submodule = Submodule {
+            status: Status::Affirming,
+            trustworthiness_vector: TrustworthinessVector {
+                instance_identity: Some(2),
+                configuration: Some(2),
+                executables: Some(if appraisal.ima_judged() { 2 } else { 3 }),
+                hardware: Some(2),
+            },
+            appraisal_policy_id: appraisal.policy_name().to_owned(),
+            boot: appraisal.boot(),
+            ak: hex::encode(quote.ak_name()),
+            tls_spki_sha256: hex::encode(quote.binding().tls_spki_sha256),
+            static_pcrs: hex::encode(static_digest(appraisal.bank(), &appraisal.static_pcrs())),
+            reference: appraisal.reference_name().to_owned(),
+            ima_entries: appraisal.ima_entries(),
+            tpm_firmware: quote.firmware_version(),
+        };
+        Self {
+            eat_profile: PROFILE.to_owned(),
+            iss: context.verifier.to_owned(),
+            iat: context.issued_at,
+            exp: context.expires_at,
+            verifier_id: VerifierId {
+                developer: DEVELOPER.to_owned(),
+                build: format!("portcullis-attest {}", env!("CARGO_PKG_VERSION")),
+            },
+            submods: BTreeMap::from([(context.host.to_owned(), submodule)]),
+        }
+    }
+}

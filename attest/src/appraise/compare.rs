@@ -1,0 +1,198 @@
+//! Compares claims with what the policy and the reference values say.
+
+use super::claims::Claims;
+use super::policy::{Policy, STATIC_PCRS};
+use super::{MAX_REASONS, RUNTIME_PCR};
+use crate::eventlog::{Coverage, Event, EventKind};
+use crate::ima::Entry;
+use crate::key::Bank;
+use crate::reason::{Reason, ReasonCode};
+use crate::reference::{Difference, ReferenceValues, Slot, align};
+
+/// Most differences that are named for one PCR.
+const MAX_PER_PCR: usize = 10;
+
+/// The name of the reference values that the boot matches in full, if the policy's other demands hold too.
+pub(super) fn policy<'r>(
+    claims: &Claims<'_>,
+    policy: &Policy,
+    references: &'r [ReferenceValues],
+) -> Result<&'r str, Vec<Reason>> {
+    let mut reasons = Vec::new();
+    let secure_boot_denied = policy.secure_boot && claims.secure_boot() != Some(true);
+    if secure_boot_denied {
+        let (code, event, found) = match claims.secure_boot() {
+            Some(_) => (ReasonCode::SecureBootDisabled, "Secure Boot off", "off"),
+            None => (ReasonCode::SecureBootUnknown, "Secure Boot state", "not measured"),
+        };
+        reasons.push(Reason::new(code).pcr(7).event(event).expected("on").found(found));
+    }
+    if policy.ima && !claims.replayed().ima_pcr_quoted() {
+        reasons.push(Reason::new(ReasonCode::PolicyPcr).pcr(RUNTIME_PCR.into()));
+    } else if policy.ima && claims.replayed().ima().is_empty() {
+        reasons.push(Reason::new(ReasonCode::ImaMissing).pcr(RUNTIME_PCR.into()));
+    }
+    match best(claims, policy, references) {
+        Ok(name) if reasons.is_empty() => return Ok(name),
+        Ok(_) => {}
+        Err(differences) => reasons.extend(differences.into_iter().filter(|reason| {
+            // Said already, and better.
+            !(secure_boot_denied && reason.pcr == Some(7) && is_secure_boot_state(reason))
+        })),
+    }
+    Err(reasons)
+}
+
+fn is_secure_boot_state(reason: &Reason) -> bool {
+    reason.event.as_deref().is_some_and(|event| event.starts_with("Secure Boot o"))
+}
+
+/// The reference values that match. If none do, the differences from those that come nearest.
+fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValues]) -> Result<&'r str, Vec<Reason>> {
+    let mut nearest: Option<Vec<Reason>> = None;
+    for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
+        let differences = compare(claims, policy, values);
+        if differences.is_empty() {
+            return Ok(values.name());
+        }
+        if nearest.as_ref().is_none_or(|nearest| differences.len() < nearest.len()) {
+            nearest = Some(differences);
+        }
+    }
+    Err(nearest.unwrap_or_else(|| {
+        vec![Reason::new(ReasonCode::ReferenceMissing).expected(policy.references.join(", ")).found("none of them")]
+    }))
+}
+
+fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> Vec<Reason> {
+    let bank = claims.bank();
+    let log = claims.replayed().log();
+    let mut reasons = Vec::new();
+    for pcr in STATIC_PCRS {
+        let events: Vec<&Event<'_>> =
+            log.events().iter().filter(|event| event.extends() && event.pcr == u32::from(pcr)).collect();
+        let differences = align(values.slots(pcr), &events, bank);
+        let more = differences.len().saturating_sub(MAX_PER_PCR);
+        reasons.extend(differences.iter().take(MAX_PER_PCR).map(|difference| explain(difference, bank)));
+        if more > 0 {
+            let text = format!("PCR {pcr} differs in {more} more events.");
+            reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr(pcr.into()).text(text));
+        }
+    }
+    if policy.ima {
+        let unlisted = claims.replayed().ima().iter().skip(1).filter_map(|entry| check_program(entry, values));
+        reasons.extend(unlisted.take(MAX_REASONS));
+    }
+    reasons
+}
+
+fn explain(difference: &Difference<'_>, bank: Bank) -> Reason {
+    match difference {
+        Difference::Unexpected(event) => {
+            let description = event.describe(bank);
+            let code = match description.kind {
+                EventKind::KernelCommandLine | EventKind::StubCommandLine => ReasonCode::EventlogCommandLine,
+                _ => ReasonCode::EventlogEventUnexpected,
+            };
+            let reason = Reason::new(code).pcr(event.pcr).event(&description.words).found(shown(event, bank));
+            reason.text(format!("The host measured something that no reference value foresees: {}.", description.words))
+        }
+        Difference::Missing(slot) => {
+            let reason = Reason::new(ReasonCode::EventlogEventMissing).pcr(slot.pcr.into()).event(&slot.what);
+            reason
+                .expected(slot.expected(bank))
+                .text(format!("The host did not measure what is required: {}.", slot.what))
+        }
+        Difference::OtherValue(slot, event) => {
+            let code = code_of(slot, event, bank);
+            let reason = Reason::new(code).pcr(event.pcr).event(words(slot, event, bank));
+            let reason = reason.expected(slot.expected(bank)).found(shown(event, bank));
+            if code == ReasonCode::EventlogEventMismatch {
+                reason.text(format!("The host measured another value than is accepted: {}.", slot.what))
+            } else {
+                reason
+            }
+        }
+    }
+}
+
+/// The slot's words, for whoever wrote them knows what should be there; the event's where it says more about itself
+/// and a digest covers that.
+fn words(slot: &Slot, event: &Event<'_>, bank: Bank) -> String {
+    let description = event.describe(bank);
+    if description.kind == EventKind::SecureBootState && description.coverage == Coverage::Data {
+        description.words
+    } else {
+        slot.what.clone()
+    }
+}
+
+/// What an event says, as far as its digest covers that; the digest otherwise, with the label called a label.
+fn shown(event: &Event<'_>, bank: Bank) -> String {
+    let description = event.describe(bank);
+    let digest = hex::encode(event.digests.get(bank).unwrap_or_default());
+    match (description.coverage, description.text) {
+        (Coverage::Text | Coverage::Data, Some(text)) => text,
+        (_, Some(label)) => format!("{digest} (labelled {label})"),
+        _ => digest,
+    }
+}
+
+fn code_of(slot: &Slot, event: &Event<'_>, bank: Bank) -> ReasonCode {
+    let what = slot.what.to_lowercase();
+    match event.describe(bank).kind {
+        EventKind::KernelCommandLine | EventKind::StubCommandLine => ReasonCode::EventlogCommandLine,
+        EventKind::GrubCommand | EventKind::ModuleCommandLine => ReasonCode::EventlogGrubCommand,
+        EventKind::StubInitrd => ReasonCode::EventlogInitrd,
+        EventKind::GrubFile | EventKind::BootImage if what.contains("initrd") => ReasonCode::EventlogInitrd,
+        EventKind::GrubFile | EventKind::BootImage if is_kernel(&what) => ReasonCode::EventlogKernel,
+        EventKind::GrubFile => ReasonCode::EventlogBootFile,
+        EventKind::BootImage => ReasonCode::EventlogBootLoader,
+        EventKind::FirmwareCode | EventKind::FirmwareVersion => ReasonCode::EventlogFirmware,
+        _ => ReasonCode::EventlogEventMismatch,
+    }
+}
+
+/// "kernel" alone; a recorded image that may be either is called a boot loader.
+fn is_kernel(what: &str) -> bool {
+    what.contains("kernel") && !what.contains("boot loader")
+}
+
+fn check_program(entry: &Entry<'_>, values: &ReferenceValues) -> Option<Reason> {
+    let about = |code| Reason::new(code).pcr(RUNTIME_PCR.into()).event(entry.name_lossy());
+    let digest = entry.digest();
+    let found = format!("{}:{}", digest.algorithm, hex::encode(digest.digest));
+    if !is_plain(entry.name()) {
+        return Some(about(ReasonCode::ImaBadName).found(found));
+    }
+    let Some(accepted) = values.ima(entry.name()) else {
+        return Some(about(ReasonCode::ImaUnlisted).found(found));
+    };
+    if digest.bank() != Some(Bank::Sha256) || digest.verity {
+        return Some(about(ReasonCode::ImaWeakHash).expected("sha256 of the file").found(found));
+    }
+    if accepted.contains(digest.digest) {
+        return None;
+    }
+    let expected: Vec<_> = accepted.iter().take(3).map(|digest| format!("sha256:{}", hex::encode(digest))).collect();
+    Some(about(ReasonCode::ImaWrongHash).expected(expected.join(" | ")).found(found))
+}
+
+/// A name that reads as what it is: no control characters, and no way around the directory that it names.
+fn is_plain(name: &[u8]) -> bool {
+    core::str::from_utf8(name).is_ok_and(|name| {
+        !name.is_empty()
+            && name.chars().all(|c| !c.is_control())
+            && name.split('/').all(|part| part != ".." && part != ".")
+    })
+}
+
+/// Order of reasons: what explains most first. Within one weight they stay in the order of the boot.
+pub(super) fn weight(code: ReasonCode) -> u8 {
+    match code {
+        ReasonCode::SecureBootDisabled | ReasonCode::SecureBootUnknown => 0,
+        ReasonCode::EventlogCommandLine => 1,
+        ReasonCode::EventlogInitrd | ReasonCode::EventlogKernel | ReasonCode::EventlogBootLoader => 2,
+        _ => 3,
+    }
+}

@@ -1,0 +1,236 @@
+//! From a verified quote to logs that lead to exactly what it signed.
+
+use super::RUNTIME_PCR;
+use crate::eventlog::{EventLog, EventLogError, initial_value};
+use crate::evidence::Evidence;
+use crate::ima::{ExtendRule, ImaList, JudgedIma};
+use crate::key::Bank;
+use crate::quote::VerifiedQuote;
+use crate::reason::{Reason, ReasonCode};
+
+/// PCRs that every firmware extends, if only with the separator.
+const ALWAYS_EXTENDED: core::ops::RangeInclusive<u8> = 0..=7;
+
+/// Logs of which every digest is one that the TPM was extended with, in that order. What the events say beside their
+/// digests is not believed yet.
+///
+/// Made only by [`ReplayedLog::replay`].
+#[derive(Clone, Debug)]
+pub struct ReplayedLog<'a> {
+    quote: VerifiedQuote,
+    log: EventLog<'a>,
+    ima: ImaList<'a>,
+    ima_entries: usize,
+    ima_pcr_quoted: bool,
+    continued: Option<JudgedIma>,
+}
+
+impl<'a> ReplayedLog<'a> {
+    /// Replays the logs for every bank and against every PCR that was quoted.
+    ///
+    /// `previous` is how far the IMA list was judged before in the same boot: the list must begin with that.
+    ///
+    /// # Errors
+    /// Every PCR to which the logs do not lead, and everything that nothing accounts for.
+    pub fn replay(
+        quote: VerifiedQuote,
+        evidence: &'a Evidence,
+        previous: Option<&JudgedIma>,
+    ) -> Result<Self, Vec<Reason>> {
+        let mut reasons = Vec::new();
+        let log = match EventLog::parse(&evidence.eventlog) {
+            Ok(log) => Some(log),
+            Err(error) => {
+                reasons.push(unreadable(&error));
+                None
+            }
+        };
+        if let Some(log) = &log {
+            reasons.extend(check_log(&quote, log));
+        }
+        let ima = match ImaList::parse_binary(&evidence.ima) {
+            Ok(list) => Some(list),
+            Err(error) => {
+                reasons.push(Reason::new(ReasonCode::ImaUnreadable).pcr(RUNTIME_PCR.into()).found(error.to_string()));
+                None
+            }
+        };
+        let ima = ima.map(|list| {
+            let entries = check_ima(&quote, &list, previous, &mut reasons);
+            (list, entries)
+        });
+        let (Some(log), Some((ima, ima_entries)), true) = (log, ima, reasons.is_empty()) else {
+            return Err(reasons);
+        };
+        let ima_pcr_quoted = quote.banks().any(|bank| quote.pcr(bank, RUNTIME_PCR).is_some());
+        Ok(Self { quote, log, ima, ima_entries, ima_pcr_quoted, continued: previous.cloned() })
+    }
+
+    /// The quote.
+    pub const fn quote(&self) -> &VerifiedQuote {
+        &self.quote
+    }
+
+    /// The firmware event log.
+    pub const fn log(&self) -> &EventLog<'a> {
+        &self.log
+    }
+
+    /// The entries of the IMA list that the quoted PCR 10 covers. What the host listed beyond them is not here.
+    pub fn ima(&self) -> &[crate::ima::Entry<'a>] {
+        self.ima.entries().get(..self.ima_entries).unwrap_or_default()
+    }
+
+    /// Whether PCR 10 was quoted at all.
+    pub(super) const fn ima_pcr_quoted(&self) -> bool {
+        self.ima_pcr_quoted
+    }
+
+    /// The earlier judgement that the IMA list was found to continue.
+    pub(super) const fn continued(&self) -> Option<&JudgedIma> {
+        self.continued.as_ref()
+    }
+}
+
+fn unreadable(error: &EventLogError) -> Reason {
+    let code = match error {
+        EventLogError::Empty => ReasonCode::EventlogMissing,
+        EventLogError::StartupLocality { .. } => ReasonCode::EventlogLocality,
+        _ => ReasonCode::EventlogUnreadable,
+    };
+    Reason::new(code).found(error.to_string())
+}
+
+fn check_log(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if !log.trailing().is_empty() {
+        let found = format!("{} bytes after event {}", log.trailing().len(), log.events().len());
+        reasons.push(Reason::new(ReasonCode::EventlogTrailing).found(found));
+    }
+    let banks = log.banks();
+    for bank in quote.banks() {
+        if !banks.contains(&bank) {
+            let names: Vec<_> = banks.iter().map(|bank| bank.name()).collect();
+            reasons.push(
+                Reason::new(ReasonCode::EventlogBankMissing)
+                    .expected(format!("a {bank} digest in every event"))
+                    .found(names.join(", ")),
+            );
+            continue;
+        }
+        reasons.extend(check_bank(quote, log, bank));
+    }
+    reasons.extend(not_quoted(quote, log));
+    reasons
+}
+
+fn check_bank(quote: &VerifiedQuote, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let replayed = log.replay(bank);
+    for (&pcr, quoted) in quote.pcrs(bank).into_iter().flatten() {
+        let initial = initial_value(bank, pcr, log.startup_locality().unwrap_or(0));
+        let value = replayed.get(&pcr);
+        let extended = log.events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr));
+        if ALWAYS_EXTENDED.contains(&pcr) && !extended && *quoted == initial {
+            let reason = Reason::new(ReasonCode::EventlogBankUnextended).pcr(pcr.into());
+            reasons.push(reason.found(format!("{bank} {}", hex::encode(quoted))));
+        } else if pcr == RUNTIME_PCR && !extended {
+            // The IMA list says what is in it.
+        } else if !extended && *quoted != initial {
+            let reason = Reason::new(ReasonCode::EventlogPcrWithoutEvents).pcr(pcr.into());
+            reasons.push(reason.expected(hex::encode(&initial)).found(format!("{bank} {}", hex::encode(quoted))));
+        } else if value.is_some_and(|value| value != quoted) {
+            reasons.push(mismatch(log, bank, pcr, quoted, value.map_or(&[], Vec::as_slice)));
+        }
+    }
+    reasons
+}
+
+/// The most useful thing to know of a mismatch: whether the log was cut, goes on too long, or is another one.
+fn mismatch(log: &EventLog<'_>, bank: Bank, pcr: u8, quoted: &[u8], replayed: &[u8]) -> Reason {
+    let reason = Reason::new(ReasonCode::EventlogPcrMismatch)
+        .pcr(pcr.into())
+        .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted)))
+        .found(format!("{bank} {}, from the event log", hex::encode(replayed)));
+    let Some(number) = log.reaches(bank, pcr, quoted) else { return reason };
+    let first_more =
+        log.events().iter().find(|event| event.number > number && event.pcr == u32::from(pcr) && event.extends());
+    match first_more {
+        Some(event) => reason.event(event.describe(bank).words).text(format!(
+            "The firmware event log has events for PCR {pcr} that the TPM was never extended with, from event {} on.",
+            event.number
+        )),
+        None => reason,
+    }
+}
+
+/// Events of PCRs that were not quoted are only what the host says. None are expected, so none are overlooked.
+fn not_quoted(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
+    let quoted = |pcr: u32| u8::try_from(pcr).is_ok_and(|pcr| quote.banks().any(|bank| quote.pcr(bank, pcr).is_some()));
+    let mut pcrs: Vec<u32> =
+        log.events().iter().filter(|event| event.extends() && !quoted(event.pcr)).map(|event| event.pcr).collect();
+    pcrs.sort_unstable();
+    pcrs.dedup();
+    pcrs.into_iter().map(|pcr| Reason::new(ReasonCode::EventlogPcrNotQuoted).pcr(pcr)).collect()
+}
+
+/// Finds how far the quoted PCR 10 covers the list. Every bank of which it was quoted must agree.
+fn check_ima(
+    quote: &VerifiedQuote,
+    list: &ImaList<'_>,
+    previous: Option<&JudgedIma>,
+    reasons: &mut Vec<Reason>,
+) -> usize {
+    let mut covered: Option<usize> = None;
+    let here = |code| Reason::new(code).pcr(RUNTIME_PCR.into());
+    for bank in quote.banks() {
+        let Some(quoted) = quote.pcr(bank, RUNTIME_PCR) else { continue };
+        let of_bank = previous.filter(|judged| judged.bank == bank);
+        let Some(reached) = list.reach(bank, ExtendRule::Digest, quoted, of_bank) else {
+            reasons.push(not_reached(list, bank, quoted));
+            continue;
+        };
+        if !reached.continues {
+            let judged = of_bank.map_or(0, |judged| judged.entries);
+            reasons.push(
+                here(ReasonCode::ImaHistoryChanged)
+                    .expected(format!("the {judged} entries that were judged before, and then more"))
+                    .found(format!("{} entries that do not begin with them", reached.entries)),
+            );
+        }
+        if covered.is_some_and(|entries| entries != reached.entries) {
+            reasons.push(here(ReasonCode::ImaPcrMismatch).found("banks that cover different parts of the list"));
+        }
+        covered = Some(reached.entries);
+    }
+    let judged_bank_quoted = previous.is_none_or(|judged| quote.pcr(judged.bank, RUNTIME_PCR).is_some());
+    if !judged_bank_quoted {
+        reasons.push(here(ReasonCode::ImaHistoryChanged).found("no PCR 10 of the bank that was judged before"));
+    }
+    let covered = covered.unwrap_or(0);
+    for entry in list.entries().iter().take(covered) {
+        if entry.pcr != u32::from(RUNTIME_PCR) {
+            reasons.push(
+                here(ReasonCode::ImaWrongPcr).event(entry.name_lossy()).expected("10").found(entry.pcr.to_string()),
+            );
+        }
+        if !entry.template_digest_holds() {
+            reasons.push(here(ReasonCode::ImaTemplateMismatch).event(entry.name_lossy()));
+        }
+    }
+    covered
+}
+
+fn not_reached(list: &ImaList<'_>, bank: Bank, quoted: &[u8]) -> Reason {
+    let code = if list.entries().is_empty() {
+        ReasonCode::ImaMissing
+    } else if list.position_of(bank, ExtendRule::PaddedSha1, quoted).is_some() {
+        ReasonCode::ImaPaddedSha1
+    } else {
+        ReasonCode::ImaPcrMismatch
+    };
+    Reason::new(code)
+        .pcr(RUNTIME_PCR.into())
+        .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted)))
+        .found(format!("{} entries that never lead there", list.entries().len()))
+}

@@ -1,0 +1,78 @@
+//! The line in each PCR between what the firmware measured and what came after it.
+
+use std::collections::BTreeMap;
+
+use crate::eventlog::{Event, EventType};
+use crate::key::Bank;
+use crate::reason::{Reason, ReasonCode};
+
+/// What a separator says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// All is well: content 0 or 0xffffffff.
+    Good,
+    /// The firmware failed: content 1.
+    Error,
+}
+
+/// PCRs into which every firmware measures a separator (PC Client Platform Firmware Profile, section 3.3.4).
+const PCRS: core::ops::RangeInclusive<u32> = 0..=7;
+
+/// The digests of separators in one bank.
+pub(super) struct Separators {
+    bank: Bank,
+    digests: [(Vec<u8>, State); 3],
+}
+
+impl Separators {
+    pub fn new(bank: Bank) -> Self {
+        let digest = |content: [u8; 4]| bank.hash(&content);
+        let digests = [
+            (digest([0; 4]), State::Good),
+            (digest([0xff; 4]), State::Good),
+            (digest(1_u32.to_le_bytes()), State::Error),
+        ];
+        Self { bank, digests }
+    }
+
+    /// Whether an event is a separator. By its digest, for a type can be forged so that a separator passes as
+    /// something else.
+    pub fn state(&self, event: &Event<'_>) -> Option<State> {
+        let digest = event.digests.get(self.bank).filter(|_| event.extends())?;
+        self.digests.iter().find(|(known, _)| known == digest).map(|(_, state)| *state)
+    }
+}
+
+/// Exactly one in each PCR of the firmware, under its own name, and none that reports an error.
+pub(super) fn check(events: &[Event<'_>], bank: Bank) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
+    let separators = Separators::new(bank);
+    for event in events.iter().filter(|event| PCRS.contains(&event.pcr)) {
+        let about = |code| Reason::new(code).pcr(event.pcr).event("separator").found(format!("event {}", event.number));
+        match separators.state(event) {
+            Some(state) => {
+                let count = seen.entry(event.pcr).or_default();
+                *count = count.saturating_add(1);
+                if event.event_type != EventType::SEPARATOR {
+                    reasons.push(about(ReasonCode::EventlogSeparatorRepeated).text(format!(
+                        "Event {} has a separator's digest, but says it is {}.",
+                        event.number, event.event_type
+                    )));
+                } else if *count == 2 {
+                    reasons.push(about(ReasonCode::EventlogSeparatorRepeated));
+                }
+                if state == State::Error {
+                    reasons.push(about(ReasonCode::EventlogSeparatorError));
+                }
+            }
+            // With any other content the firmware reports an error too.
+            None if event.event_type == EventType::SEPARATOR => reasons.push(about(ReasonCode::EventlogSeparatorError)),
+            None => {}
+        }
+    }
+    for pcr in PCRS.filter(|pcr| !seen.contains_key(pcr)) {
+        reasons.push(Reason::new(ReasonCode::EventlogSeparatorMissing).pcr(pcr).event("separator"));
+    }
+    reasons
+}
