@@ -2,7 +2,7 @@
 //! see `schemas/evidence-1.json`).
 //!
 //! Reading is strict, because what a lenient reader skips, a later one may believe: unknown fields, duplicate keys (also
-//! in nested maps), upper-case hex and oversized input are refused. Reading proves nothing: that is what
+//! in nested maps) and oversized input are refused. Reading proves nothing: that is what
 //! [`VerifiedQuote::verify`](crate::quote::VerifiedQuote::verify) is for.
 
 use std::collections::BTreeMap;

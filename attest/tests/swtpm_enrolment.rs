@@ -37,8 +37,7 @@ fn a_vendor_vouches_for_its_tpm_and_for_no_other() {
     // Another TPM's certificate.
     let other = Swtpm::new().unwrap();
     let foreign = other.ek_certificate_der().unwrap();
-    let denied =
-        EndorsementKey::check(&host.ek_public, Some(&foreign), &[], &vendor, SystemTime::now()).unwrap_err();
+    let denied = EndorsementKey::check(&host.ek_public, Some(&foreign), &[], &vendor, SystemTime::now()).unwrap_err();
     assert_eq!(codes(&denied), [ReasonCode::EkCertificateKeyMismatch]);
 }
 

@@ -64,9 +64,8 @@ impl Tpm {
         let template = ak_template().map_err(&failed)?;
         self.with_ek(|tpm, ek| {
             let made = tpm.with_policy(endorsement_policy, |context, session| {
-                context.execute_with_session(Some(session), |context| {
-                    context.create(ek, template, None, None, None, None)
-                })
+                context
+                    .execute_with_session(Some(session), |context| context.create(ek, template, None, None, None, None))
             });
             let made = made.map_err(failed)?;
             let public = public_area(&made.out_public)?.bytes().to_vec();
@@ -148,9 +147,9 @@ impl Tpm {
         let failed = self.failed("certify the storage parent");
         let data = Data::try_from(binding.extra_data().as_slice()).map_err(&failed)?;
         let sessions = (Some(AuthSession::Password), Some(AuthSession::Password), None);
-        let certified = self.context.execute_with_sessions(sessions, |context| {
-            context.certify(parent.into(), ak, data, SignatureScheme::Null)
-        });
+        let certified = self
+            .context
+            .execute_with_sessions(sessions, |context| context.certify(parent.into(), ak, data, SignatureScheme::Null));
         let (message, signature) = signed(certified).map_err(failed)?;
         Ok(Certification { message, signature })
     }

@@ -91,8 +91,7 @@ impl Tpm {
         }
         let failed = self.failed("read the provisioned endorsement key");
         let handle = PersistentTpmHandle::new(PERSISTENT_EK).map_err(&failed)?;
-        let handle: KeyHandle =
-            self.context.tr_from_tpm_public(TpmHandle::Persistent(handle)).map_err(&failed)?.into();
+        let handle: KeyHandle = self.context.tr_from_tpm_public(TpmHandle::Persistent(handle)).map_err(&failed)?.into();
         let (public, _, _) = self.context.read_public(handle).map_err(&failed)?;
         let template = public_area(&ek::create_ek_public_from_default_template_2(RSA_2048, None).map_err(&failed)?);
         Ok(match (public_area(&public), template) {

@@ -62,7 +62,8 @@ impl Tpm {
     fn failed(&self, action: &'static str) -> impl Fn(tss_esapi::Error) -> TpmError + use<> {
         let tcti = self.tcti.clone();
         move |source| match answer(&source) {
-            Answer::NoConnection | Answer::Tpm(Some(Tss2ResponseCodeKind::Initialize | Tss2ResponseCodeKind::Failure)) => {
+            Answer::NoConnection
+            | Answer::Tpm(Some(Tss2ResponseCodeKind::Initialize | Tss2ResponseCodeKind::Failure)) => {
                 TpmError::Unavailable { tcti: tcti.clone(), problem: words(&source) }
             }
             _ => TpmError::Failed { action, source },
