@@ -81,7 +81,12 @@ impl Report {
             match self.attacks.iter().find(|a| a.name == name) {
                 Some(a) if !a.refused => faults.push(format!("{name}: the attack succeeded: {}", a.text)),
                 Some(a) if !codes.contains(&a.code.as_str()) => {
-                    faults.push(format!("{name}: refused with {}, not with {}: {}", a.code, codes.join(" or "), a.text));
+                    faults.push(format!(
+                        "{name}: refused with {}, not with {}: {}",
+                        a.code,
+                        codes.join(" or "),
+                        a.text
+                    ));
                 }
                 Some(_) => {}
                 None => faults.push(format!("{name}: the attack was not carried out")),
