@@ -60,6 +60,8 @@ pub struct Question<'a> {
 pub struct Judgment {
     /// The verdict, if the evidence itself is good.
     pub appraisal: Option<Appraisal>,
+    /// What was judged of the host before.
+    pub previous: Option<Judged>,
     /// The enrolled AK, if it is one.
     pub ak: Option<EnrolledAk>,
     /// What the quotes had to bind.
@@ -112,7 +114,7 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         Ok(ak) => ak,
         Err(found) => {
             reasons.extend(found.into_iter().map(Reason::from));
-            return Ok(Judgment { appraisal: None, ak: None, binding, reasons, authentic: false });
+            return Ok(Judgment { appraisal: None, previous: None, ak: None, binding, reasons, authentic: false });
         }
     };
     let mut ek = [0u8; 32];
@@ -137,7 +139,7 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         }
     };
     let authentic = answered && VerifiedQuote::verify(evidence, &ak, &binding).is_ok();
-    Ok(Judgment { appraisal, ak: Some(ak), binding, reasons, authentic })
+    Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic })
 }
 
 /// Turns a judgement with reasons into a denial. What a host's own TPM says against it closes the host at once.

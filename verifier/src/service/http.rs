@@ -174,7 +174,12 @@ pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Service) -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
     let service = Arc::clone(service);
-    match tokio::task::spawn_blocking(move || work(&service)).await {
+    offload(move || work(&service)).await
+}
+
+/// [`blocking`] for what needs no service.
+pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> Answer<T> + Send + 'static) -> Answer<T> {
+    match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer,
         Err(e) => Err(Refusal::Internal(format!("a request panicked or was cancelled: {e}"))),
     }

@@ -1,5 +1,6 @@
 //! From a tenant's request to a running VM: placement, key release, receipt.
 
+use portcullis_attest::appraise::BootInstance;
 use portcullis_attest::binding::{Binding, Purpose, launch_body};
 use portcullis_attest::release::{CertifiedParent, wrap_key};
 
@@ -153,7 +154,7 @@ pub fn release(
     let mut judgment = judge(service, &question, &request.evidence, now)?;
     judgment.reasons.extend(order_reasons(&order, &request.order, &host.host, now));
     judgment.reasons.extend(why_not_now(&host, key, now));
-    judgment.reasons.extend(boot_reasons(&judgment, &order, &host)?);
+    judgment.reasons.extend(boot_reasons(&judgment, &order)?);
     let parent = certified_parent(&mut judgment, request);
     let (Some(appraisal), Some(parent), true) = (&judgment.appraisal, parent, judgment.reasons.is_empty()) else {
         return deny(service, &question, &judgment, now);
@@ -175,17 +176,17 @@ pub fn release(
     Ok(api::ReleaseResponse { wrapped })
 }
 
-/// The boot that is quoted must be the one that was judged and that the order is for.
-fn boot_reasons(judgment: &Judgment, order: &OrderRow, host: &HostRow) -> Answer<Vec<Reason>> {
+/// What is quoted must continue what was judged, in the boot that the order is for.
+fn boot_reasons(judgment: &Judgment, order: &OrderRow) -> Answer<Vec<Reason>> {
     let Some(appraisal) = &judgment.appraisal else { return Ok(Vec::new()) };
-    let quoted = serde_json::to_string(&appraisal.boot()).map_err(|e| Refusal::Internal(e.to_string()))?;
-    let mut reasons = Vec::new();
-    if host.boot.as_ref() != Some(&quoted) {
-        let reason = portcullis_attest::reason::Reason::new(portcullis_attest::reason::ReasonCode::BootChanged);
-        reasons.push(reason.expected(host.boot.as_deref().unwrap_or("none")).found(&quoted).into());
-    }
-    if order.boot != quoted {
-        reasons.push(Reason::new(ServiceCode::OrderOtherBoot).values(&order.boot, &quoted));
+    let mut reasons: Vec<Reason> = match &judgment.previous {
+        Some(previous) => appraisal.continues(previous).err().unwrap_or_default().into_iter().map(Into::into).collect(),
+        None => vec![ServiceCode::HostNeverAttested.into()],
+    };
+    let quoted = appraisal.boot();
+    let ordered: BootInstance = serde_json::from_str(&order.boot).map_err(|e| Refusal::Internal(e.to_string()))?;
+    if ordered != quoted {
+        reasons.push(Reason::new(ServiceCode::OrderOtherBoot).values(ordered.to_string(), quoted.to_string()));
     }
     Ok(reasons)
 }
@@ -246,7 +247,7 @@ fn receipt_reasons(receipt: &Receipt, order: &OrderRow, host: &HostRow, judgment
         reasons.push(ServiceCode::ReceiptMismatch.into());
     }
     if receipt.event == Event::Started {
-        reasons.extend(boot_reasons(judgment, order, host)?);
+        reasons.extend(boot_reasons(judgment, order)?);
     }
     Ok(reasons)
 }

@@ -113,6 +113,7 @@ impl Ready {
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let tls = Arc::new(Tls::new(&state)?);
         let store = Store::open(&state.database)?;
+        store.check()?;
         let vault = Vault::new(&state.kek)?;
         let service = Service {
             id: state.id.clone(),

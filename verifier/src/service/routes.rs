@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
@@ -42,17 +43,17 @@ pub fn router(service: &Arc<Service>) -> Router {
             Refusal::Call(StatusCode::METHOD_NOT_ALLOWED, "request.method", "this call takes another method".into())
         })
         .with_state(Arc::clone(service));
-    framed(calls, service)
+    framed(calls, service.config.request_timeout())
 }
 
 /// The frame: a panic is a denial and nothing more, and no request takes for ever.
-fn framed(calls: Router, service: &Service) -> Router {
-    calls.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, service.config.request_timeout())).layer(
-        CatchPanicLayer::custom(|_: Box<dyn Any + Send>| {
+fn framed(calls: Router, limit: Duration) -> Router {
+    calls.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limit)).layer(CatchPanicLayer::custom(
+        |_: Box<dyn Any + Send>| {
             tracing::error!("a request panicked; it is denied");
             internal()
-        }),
-    )
+        },
+    ))
 }
 
 async fn healthz(State(service): App) -> Answer<Response> {
@@ -193,4 +194,39 @@ async fn vms(State(service): App, request: Request) -> Answer<Response> {
 
 async fn place(State(service): App, request: Request) -> Answer<Response> {
     with_person(&service, request, Role::Tenant, |service, tenant, body| launch::place(service, tenant, &body)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_panics_or_hangs_is_denied_and_the_others_live() {
+        let calls = Router::new()
+            .route("/panics", get(async || -> Answer<Response> { panic!("a bug") }))
+            .route("/panics-inside", get(async || http::offload(|| -> Answer<&str> { panic!("a bug") }).await))
+            .route("/hangs", get(async || tokio::time::sleep(Duration::from_hours(1)).await))
+            .route("/lives", get(async || "here"));
+        let router = framed(calls, Duration::from_millis(200));
+        let ask = |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let router = router.clone();
+            async move {
+                let answer = router.oneshot(request).await.unwrap();
+                let status = answer.status().as_u16();
+                (status, axum::body::to_bytes(answer.into_body(), 1000).await.unwrap())
+            }
+        };
+        for path in ["/panics", "/panics-inside"] {
+            let (status, body) = ask(path).await;
+            assert_eq!(status, 500);
+            let error: api::ErrorBody = serde_json::from_slice(&body).unwrap();
+            assert_eq!(error.error.code, "internal");
+        }
+        assert_eq!(ask("/hangs").await.0, 408);
+        assert_eq!(ask("/lives").await, (200, "here".into()));
+    }
 }

@@ -112,6 +112,35 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Checks the whole database: its pages, its references, and that keys were released exactly for the orders that
+    /// say so. Gives the number of releases.
+    pub fn check(&self) -> Result<u64, StoreError> {
+        self.transact(|transaction| {
+            let broken = |problem: String| StoreError::Content { what: "state", problem };
+            let pages: String = transaction.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+            if pages != "ok" {
+                return Err(broken(pages));
+            }
+            if transaction.prepare("PRAGMA foreign_key_check")?.exists([])? {
+                return Err(broken("a row refers to one that is not there".into()));
+            }
+            let (released, matching): (i64, i64) = transaction.query_row(
+                "SELECT (SELECT count(*) FROM releases), (SELECT count(*) FROM orders WHERE state <> 'placed' \
+                 AND EXISTS (SELECT 1 FROM releases WHERE order_id = id))",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?;
+            let used: i64 =
+                transaction.query_row("SELECT count(*) FROM orders WHERE state <> 'placed'", [], |row| row.get(0))?;
+            if released != matching || released != used {
+                return Err(broken(format!("{released} releases, {used} used orders, {matching} of them released")));
+            }
+            Ok(uint(released))
+        })
+    }
+}
+
 fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, json: &str) -> Result<T, StoreError> {
     serde_json::from_str(json).map_err(|e| StoreError::Content { what, problem: e.to_string() })
 }
