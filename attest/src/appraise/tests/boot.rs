@@ -1,0 +1,118 @@
+//! Freshness and the boot instance: N39 to N43.
+
+use super::host::{Host, codes};
+use crate::appraise::{Appraisal, Judged};
+use crate::reason::{Reason, ReasonCode as Code};
+
+/// The same host after `change`, judged with what was judged before.
+fn after(change: fn(&mut Host)) -> (Judged, Result<Appraisal, Vec<Reason>>) {
+    let judged = Host::good().appraise().unwrap().judged();
+    let mut host = Host::good();
+    host.clock_ms += 1_000;
+    change(&mut host);
+    let evidence = host.evidence_of(host.pcrs());
+    let appraisal = host.appraise_with(&evidence, Some(&judged));
+    (judged, appraisal)
+}
+
+fn denied(change: fn(&mut Host)) -> Vec<Code> {
+    codes(&after(change).1.expect_err("should have been denied"))
+}
+
+#[test]
+fn what_was_judged_comes_back_from_its_json() {
+    let judged = Host::good().appraise().unwrap().judged();
+    let json = serde_json::to_string(&judged).unwrap();
+    assert_eq!(serde_json::from_str::<Judged>(&json).unwrap(), judged);
+}
+
+#[test]
+fn the_same_boot_continues() {
+    let (judged, appraisal) = after(|_| {});
+    appraisal.unwrap().continues(&judged).unwrap();
+}
+
+#[test]
+fn n39_the_clock_does_not_go_backwards_within_a_boot() {
+    assert_eq!(denied(|host| host.clock_ms -= 1_001), [Code::BootClock]);
+    after(|host| host.clock_ms -= 1_000).1.unwrap();
+    // After a reset the clock may be behind: the counter says so.
+    after(|host| {
+        host.clock_ms = 1;
+        host.reset_count += 1;
+    })
+    .1
+    .unwrap();
+}
+
+#[test]
+fn n40_counters_do_not_go_backwards() {
+    assert_eq!(denied(|host| host.reset_count -= 1), [Code::BootResetCount]);
+    let judged = {
+        let mut host = Host::good();
+        host.restart_count = 3;
+        host.appraise().unwrap().judged()
+    };
+    let host = Host::good();
+    let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged)).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::BootRestartCount]);
+}
+
+#[test]
+fn n41_after_a_reset_nothing_continues() {
+    for change in [|host: &mut Host| host.reset_count += 1, |host: &mut Host| host.restart_count += 1] {
+        let (judged, appraisal) = after(change);
+        let reasons = appraisal.unwrap().continues(&judged).unwrap_err();
+        assert!(codes(&reasons).contains(&Code::BootChanged));
+    }
+}
+
+#[test]
+fn n42_an_unsafe_clock_is_not_compared_and_the_counters_still_are() {
+    after(|host| {
+        host.safe = false;
+        host.clock_ms = 1;
+    })
+    .1
+    .unwrap();
+    assert_eq!(
+        denied(|host| {
+            host.safe = false;
+            host.reset_count -= 1;
+        }),
+        [Code::BootResetCount]
+    );
+}
+
+#[test]
+fn n43_another_tpm_firmware_waits_for_an_operator() {
+    assert_eq!(denied(|host| host.firmware_version += 1), [Code::BootFirmwareVersion]);
+}
+
+#[test]
+fn another_tpm_is_not_the_one_that_was_judged() {
+    let mut judged = Host::good().appraise().unwrap().judged();
+    judged.boot.ek = "ab".repeat(32);
+    let host = Host::good();
+    let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged)).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::BootOtherTpm]);
+}
+
+#[test]
+fn static_pcrs_that_change_within_a_boot_are_a_denial() {
+    let reasons = after(|host| {
+        host.log.grub("grub_cmd", "echo more");
+        host.accept_log();
+        // The list of programs would differ too: its first entry speaks of the PCRs.
+        host.ima.entries.truncate(1);
+    })
+    .1
+    .unwrap_err();
+    assert!(codes(&reasons).contains(&Code::ImaHistoryChanged));
+
+    let mut judged = Host::good().appraise().unwrap().judged();
+    judged.static_pcrs = [9; 32];
+    let host = Host::good();
+    let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged)).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::BootStaticPcrs]);
+}

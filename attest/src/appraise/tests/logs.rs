@@ -1,0 +1,453 @@
+//! The firmware event log: N44 to N64.
+
+use super::host::{BANKS, Host, codes};
+use crate::appraise::STATIC_PCRS;
+use crate::eventlog::log_builder::{LogBuilder, signature_list, variable};
+use crate::eventlog::{EventType, Guid};
+use crate::key::Bank;
+use crate::reason::ReasonCode as Code;
+
+/// Replaces an event by one of the same type whose digest is that of `measured`.
+fn replace(host: &mut Host, at: usize, pcr: u32, event_type: EventType, data: &[u8], measured: &[u8]) {
+    host.log.events[at] = host.log.encode(pcr, event_type, data, |bank| bank.hash(measured));
+}
+
+fn set_type(event: &mut [u8], event_type: EventType) {
+    event[4..8].copy_from_slice(&event_type.0.to_le_bytes());
+}
+
+/// The event that `build` makes.
+fn event(build: impl FnOnce(&mut LogBuilder)) -> Vec<u8> {
+    let mut log = LogBuilder::new(&BANKS);
+    build(&mut log);
+    log.events.remove(0)
+}
+
+#[test]
+fn an_edited_command_line_is_named_with_what_was_expected_and_found() {
+    let mut host = Host::good();
+    let at = host.log.position(b"kernel_cmdline");
+    let text = "/vmlinuz console=ttyS0 quiet init=/bin/sh";
+    replace(&mut host, at, 8, EventType::IPL, format!("kernel_cmdline: {text}\0").as_bytes(), text.as_bytes());
+    host.boot_aggregate(10);
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::EventlogCommandLine]);
+    let reason = &reasons[0];
+    assert_eq!(reason.pcr, Some(8));
+    assert_eq!(reason.event.as_deref(), Some("kernel command line"));
+    assert_eq!(reason.expected.as_deref(), Some("/vmlinuz console=ttyS0 quiet"));
+    assert_eq!(reason.found.as_deref(), Some(text));
+}
+
+#[test]
+fn another_kernel_or_initrd_is_named() {
+    for (name, code, words) in [
+        (&b"/initrd\0"[..], Code::EventlogInitrd, "initrd"),
+        (b"/vmlinuz\0", Code::EventlogKernel, "kernel file"),
+        (b"grub.cfg\0", Code::EventlogBootFile, "GRUB configuration file"),
+    ] {
+        let mut host = Host::good();
+        let at = host.log.events.iter().position(|e| e[0] == 9 && e.windows(name.len()).any(|w| w == name)).unwrap();
+        replace(&mut host, at, 9, EventType::IPL, name, b"something else");
+        host.boot_aggregate(10);
+        let reasons = host.denied();
+        assert_eq!(codes(&reasons), [code]);
+        assert!(reasons[0].event.as_deref().unwrap().starts_with(words), "{:?}", reasons[0]);
+        assert_eq!(reasons[0].pcr, Some(9));
+    }
+}
+
+#[test]
+fn secure_boot_off_is_said_in_its_own_words() {
+    for state in [&[0_u8][..], &[]] {
+        let mut host = Host::good();
+        let at = host.log.position(&crate::eventlog::log_builder::utf16("SecureBoot"));
+        let data = variable(Guid::GLOBAL, "SecureBoot", state);
+        replace(&mut host, at, 7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &data, &data);
+        host.boot_aggregate(10);
+        let reasons = host.denied();
+        assert_eq!(codes(&reasons), [Code::SecureBootDisabled]);
+        assert_eq!((reasons[0].pcr, reasons[0].event.as_deref()), (Some(7), Some("Secure Boot off")));
+        assert_eq!((reasons[0].expected.as_deref(), reasons[0].found.as_deref()), (Some("on"), Some("off")));
+        // Also where reference values would accept it; and a policy may do without Secure Boot.
+        host.accept_log();
+        assert_eq!(host.codes(), [Code::SecureBootDisabled]);
+        host.policy.secure_boot = false;
+        host.appraise().unwrap();
+    }
+}
+
+#[test]
+fn n44_an_event_taken_out_of_the_replay_by_its_type_is_found() {
+    let mut host = Host::good();
+    let genuine = host.evidence_of(host.pcrs());
+    let at = host.log.position(b"kernel_cmdline");
+    // The genuine event stays, renamed; a forged copy with the genuine digest says something else.
+    let digest = |bank: Bank| bank.hash(b"/vmlinuz console=ttyS0 quiet");
+    let forged = host.log.encode(8, EventType::IPL, b"kernel_cmdline: /vmlinuz nothing to see\0", digest);
+    set_type(&mut host.log.events[at], EventType::NO_ACTION);
+    host.log.events.insert(at + 1, forged);
+    let mut evidence = genuine;
+    evidence.eventlog = host.log.bytes();
+    let reasons = host.appraise_with(&evidence, None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogForgedNoAction, Code::EventlogTextNotCovered]);
+
+    let mut host = Host::good();
+    host.log.event(5, EventType::UNUSED, b"x");
+    host.accept_log();
+    assert_eq!(host.codes(), [Code::EventlogUnknownEvent]);
+}
+
+#[test]
+fn n45_an_event_that_extends_nothing_carries_no_digest_and_changes_nothing() {
+    let mut host = Host::good();
+    host.log.no_action(b"SP800-155 Event\0something");
+    host.appraise().unwrap();
+    let forged = host.log.encode(0, EventType::NO_ACTION, b"x", |bank| bank.hash(b"x"));
+    host.log.events.push(forged);
+    assert_eq!(host.codes(), [Code::EventlogForgedNoAction]);
+}
+
+#[test]
+fn n46_an_image_under_another_type_is_another_event() {
+    let mut host = Host::good();
+    let at = host.log.events.iter().rposition(|e| e[0] == 4).unwrap();
+    set_type(&mut host.log.events[at], EventType::EFI_PLATFORM_FIRMWARE_BLOB);
+    assert_eq!(
+        host.codes(),
+        [Code::EventlogEventUnexpected, Code::EventlogEventMissing].into_iter().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn n47_each_firmware_pcr_has_exactly_one_good_separator() {
+    for pcr in 0..=7_u32 {
+        let separators = |host: &Host| {
+            host.log.events.iter().position(|e| e[0] == u8::try_from(pcr).unwrap() && e[4..8] == [4, 0, 0, 0]).unwrap()
+        };
+        // Missing.
+        let mut host = Host::good();
+        let at = separators(&host);
+        host.log.events.remove(at);
+        // A PCR with nothing but the separator is then not extended at all.
+        let missing = host.accept_log().codes();
+        assert!(
+            missing == [Code::EventlogSeparatorMissing]
+                || missing == [Code::EventlogBankUnextended]
+                || pcr == 7 && missing.contains(&Code::EventlogSeparatorMissing),
+            "{pcr}: {missing:?}"
+        );
+        // Twice.
+        let mut host = Host::good();
+        let again = host.log.events[at].clone();
+        host.log.events.insert(at + 1, again);
+        assert_eq!(host.accept_log().codes(), [Code::EventlogSeparatorRepeated], "{pcr}");
+        // The other good content, and both bad ones.
+        for (content, expected) in [
+            ([0xff; 4], None),
+            ([1, 0, 0, 0], Some(Code::EventlogSeparatorError)),
+            ([2, 0, 0, 0], Some(Code::EventlogSeparatorError)),
+        ] {
+            let mut host = Host::good();
+            replace(&mut host, at, pcr, EventType::SEPARATOR, &content, &content);
+            host.accept_log();
+            match expected {
+                None => drop(host.appraise().unwrap()),
+                Some(code) => assert!(host.codes().contains(&code), "{pcr}"),
+            }
+        }
+        // Under another type, with either good content: the digest tells.
+        for content in [[0; 4], [0xff; 4]] {
+            let mut host = Host::good();
+            let hidden = event(|log| {
+                log.event(pcr, EventType::EFI_ACTION, &content);
+            });
+            host.log.events.insert(at + 1, hidden);
+            assert_eq!(host.accept_log().codes(), [Code::EventlogSeparatorRepeated], "{pcr}");
+        }
+    }
+}
+
+#[test]
+fn n48_a_wrong_startup_locality_is_a_denial() {
+    let mut host = Host::good();
+    let at = host.log.events.len();
+    host.log.no_action(b"StartupLocality\0\x03");
+    let late = host.log.events.remove(at);
+    // At the beginning it is believed, for PCR 0 then starts elsewhere.
+    host.log.events.insert(0, late.clone());
+    host.accept_log().appraise().unwrap();
+    let mut evidence = Host::good().evidence_of(Host::good().pcrs());
+    evidence.eventlog.extend(&late);
+    let host = Host::good();
+    let evidence = crate::evidence::Evidence { eventlog: evidence.eventlog, ..host.evidence_of(host.pcrs()) };
+    assert_eq!(codes(&host.appraise_with(&evidence, None).unwrap_err()), [Code::EventlogLocality]);
+}
+
+#[test]
+fn n49_secure_boots_variables_come_once_before_the_separator_and_in_their_form() {
+    let db = variable(Guid::IMAGE_SECURITY, "db", &signature_list(b"another"));
+    let driver_config = EventType::EFI_VARIABLE_DRIVER_CONFIG;
+    let separator = |host: &Host| host.log.events.iter().position(|e| e[0] == 7 && e[4..8] == [4, 0, 0, 0]).unwrap();
+
+    let mut host = Host::good();
+    let at = separator(&host);
+    host.log.events.insert(
+        at + 1,
+        event(|log| {
+            log.event(7, driver_config, &db);
+        }),
+    );
+    assert_eq!(host.accept_log().codes(), [Code::EventlogAfterSeparator]);
+
+    for (guid, name) in [
+        (Guid::GLOBAL, "SecureBoot"),
+        (Guid::GLOBAL, "PK"),
+        (Guid::GLOBAL, "KEK"),
+        (Guid::IMAGE_SECURITY, "db"),
+        (Guid::IMAGE_SECURITY, "dbx"),
+    ] {
+        let mut host = Host::good();
+        let content = if name == "SecureBoot" { vec![1] } else { signature_list(b"x") };
+        host.log.events.insert(
+            at,
+            event(|log| {
+                log.event(7, driver_config, &variable(guid, name, &content));
+            }),
+        );
+        assert_eq!(host.accept_log().codes(), [Code::SecureBootRepeated], "{name}");
+    }
+
+    for state in [&[2_u8][..], &[1, 0], &[0xff], &[0; 8]] {
+        let mut host = Host::good();
+        let at = host.log.position(&crate::eventlog::log_builder::utf16("SecureBoot"));
+        let data = variable(Guid::GLOBAL, "SecureBoot", state);
+        replace(&mut host, at, 7, driver_config, &data, &data);
+        assert!(host.accept_log().codes().contains(&Code::SecureBootMalformed), "{state:?}");
+    }
+}
+
+#[test]
+fn n50_a_digest_that_is_not_of_what_the_event_says_is_refused() {
+    // "Secure Boot on", with the digest of "off": the log leads to the quoted PCR 7, and lies.
+    let mut host = Host::good();
+    let at = host.log.position(&crate::eventlog::log_builder::utf16("SecureBoot"));
+    let on = variable(Guid::GLOBAL, "SecureBoot", &[1]);
+    let off = variable(Guid::GLOBAL, "SecureBoot", &[0]);
+    replace(&mut host, at, 7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &on, &off);
+    assert!(host.accept_log().codes().contains(&Code::EventlogDigestMismatch));
+
+    let mut host = Host::good();
+    let at = host.log.position(b"Calling EFI");
+    replace(&mut host, at, 4, EventType::EFI_ACTION, b"Calling EFI Application from Boot Option", b"x");
+    assert_eq!(host.accept_log().codes(), [Code::EventlogDigestMismatch]);
+}
+
+#[test]
+fn n51_a_command_line_beside_the_digest_of_another_is_refused() {
+    let mut host = Host::good();
+    let at = host.log.position(b"kernel_cmdline");
+    replace(&mut host, at, 8, EventType::IPL, b"kernel_cmdline: /vmlinuz console=ttyS0 quiet\0", b"/vmlinuz evil");
+    host.boot_aggregate(10);
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::EventlogTextNotCovered]);
+    assert_eq!((reasons[0].pcr, reasons[0].event.as_deref()), (Some(8), Some("kernel command line")));
+}
+
+#[test]
+fn n53_n78_a_log_that_cannot_be_read_is_a_denial() {
+    let host = Host::good();
+    for (eventlog, code) in [
+        (Vec::new(), Code::EventlogMissing),
+        (vec![1, 2, 3], Code::EventlogUnreadable),
+        ([host.log.bytes(), vec![0; 64]].concat(), Code::EventlogTrailing),
+        (host.log.bytes()[..300].to_vec(), Code::EventlogUnreadable),
+    ] {
+        let mut evidence = host.evidence_of(host.pcrs());
+        evidence.eventlog = eventlog;
+        assert_eq!(codes(&host.appraise_with(&evidence, None).unwrap_err()), [code]);
+    }
+}
+
+#[test]
+fn n54_a_log_cut_short_or_too_long_names_the_pcr() {
+    let host = Host::good();
+    let mut cut = Host::good().log;
+    cut.events.pop();
+    let mut evidence = host.evidence_of(host.pcrs());
+    evidence.eventlog = cut.bytes();
+    let reasons = host.appraise_with(&evidence, None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrMismatch]);
+    assert!(reasons.iter().all(|reason| reason.pcr == Some(5)));
+
+    let mut long = Host::good().log;
+    long.grub("grub_cmd", "echo more");
+    evidence.eventlog = long.bytes();
+    let reasons = host.appraise_with(&evidence, None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrMismatch]);
+    assert!(reasons[0].text.contains("never extended with"), "{}", reasons[0].text);
+    assert_eq!(reasons[0].event.as_deref(), Some("GRUB command"));
+}
+
+#[test]
+fn n55_a_quoted_value_that_no_event_explains_is_refused() {
+    let host = Host::good();
+    let mut pcrs = host.pcrs();
+    // PCR 14 was extended behind the log's back: take its events out of the log.
+    let mut log = Host::good().log;
+    log.events.retain(|event| event[0] != 14);
+    let mut evidence = host.evidence_of(pcrs.clone());
+    evidence.eventlog = log.bytes();
+    let reasons = host.appraise_with(&evidence, None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrWithoutEvents]);
+    assert!(reasons.iter().all(|reason| reason.pcr == Some(14)));
+
+    // And the reverse: the log tells of a PCR that the TPM never extended.
+    pcrs.get_mut(&Bank::Sha256).unwrap().insert(14, vec![0; 32]);
+    let reasons = host.appraise_with(&host.evidence_of(pcrs), None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrMismatch]);
+}
+
+#[test]
+fn n56_a_bank_that_the_firmware_does_not_measure_into_is_refused() {
+    // The firmware measures SHA-1 only; the SHA-256 bank is enabled, and all its PCRs are still zero, so that anyone
+    // could extend them with an honest host's log.
+    let mut host = Host::good();
+    host.log = LogBuilder::good_boot(&[Bank::Sha1]);
+    host.selection = [(Bank::Sha256, STATIC_PCRS.to_vec())].into();
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::EventlogBankMissing]);
+
+    // The log has digests for the bank, but events that would extend its PCR 6 are missing.
+    let mut host = Host::good();
+    host.log.events.retain(|event| event[0] != 6);
+    assert_eq!(host.codes(), [Code::EventlogBankUnextended]);
+}
+
+#[test]
+fn n57_sha1_alone_proves_nothing() {
+    let mut host = Host::good();
+    host.selection = [(Bank::Sha1, (0..=10).chain([14]).collect())].into();
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::PolicyBank]);
+    assert_eq!((reasons[0].expected.as_deref(), reasons[0].found.as_deref()), (Some("sha256"), Some("sha1")));
+}
+
+#[test]
+fn n08_a_pcr_that_the_policy_needs_must_be_quoted() {
+    let mut host = Host::good();
+    host.selection.get_mut(&Bank::Sha256).unwrap().retain(|pcr| *pcr != 7);
+    host.selection.remove(&Bank::Sha384);
+    // The log has events of PCR 7, which nothing proves.
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrNotQuoted]);
+    // Quoted in another bank only, it is proved but not judged.
+    host.selection.insert(Bank::Sha384, STATIC_PCRS.to_vec());
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::PolicyPcr]);
+    assert_eq!(reasons[0].pcr, Some(7));
+}
+
+#[test]
+fn n58_digests_that_agree_in_one_bank_only_are_refused() {
+    let host = Host::good();
+    let at = host.log.position(b"kernel_cmdline");
+    let mut log = Host::good().log;
+    log.events[at] = log.encode(8, EventType::IPL, b"kernel_cmdline: /vmlinuz console=ttyS0 quiet\0", |bank| {
+        bank.hash(if bank == Bank::Sha384 { b"/vmlinuz console=ttyS0 quiet" } else { b"/vmlinuz something else" })
+    });
+    let mut evidence = host.evidence_of(host.pcrs());
+    evidence.eventlog = log.bytes();
+    let reasons = host.appraise_with(&evidence, None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrMismatch]);
+    assert_eq!(reasons.len(), 1);
+    assert!(reasons[0].found.as_deref().unwrap().starts_with("sha256"));
+}
+
+#[test]
+fn n60_a_damaged_signature_list_is_refused() {
+    let mut host = Host::good();
+    let at = host.log.events.iter().position(|e| e.windows(4).any(|w| w == [b'd', 0, b'b', 0])).unwrap();
+    let mut list = signature_list(b"db");
+    list[24..28].fill(0);
+    let data = variable(Guid::IMAGE_SECURITY, "db", &list);
+    replace(&mut host, at, 7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &data, &data);
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootMalformed]);
+}
+
+#[test]
+fn n61_secure_boot_that_verified_nothing_is_refused() {
+    let mut host = Host::good();
+    host.log.events.retain(|e| !e.windows(17).any(|w| w == b"Microsoft UEFI CA"));
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootNoAuthority]);
+
+    for name in ["PK", "KEK", "db"] {
+        let mut host = Host::good();
+        let needle = crate::eventlog::log_builder::variable(
+            if name == "db" { Guid::IMAGE_SECURITY } else { Guid::GLOBAL },
+            name,
+            &signature_list(name.as_bytes()),
+        );
+        let at = host.log.position(&needle);
+        host.log.events.remove(at);
+        let reasons = host.accept_log().denied();
+        assert_eq!(codes(&reasons), [Code::SecureBootVariableMissing]);
+        assert_eq!(reasons[0].event.as_deref(), Some(name));
+    }
+}
+
+#[test]
+fn n62_firmware_in_debug_mode_is_refused() {
+    let mut host = Host::good();
+    host.log.events.insert(
+        3,
+        event(|log| {
+            log.event(7, EventType::EFI_ACTION, b"UEFI Debug Mode");
+        }),
+    );
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootDebugMode]);
+}
+
+#[test]
+fn n63_secure_boot_off_stays_off_whatever_else_is_measured() {
+    let mut host = Host::good();
+    let at = host.log.position(&crate::eventlog::log_builder::utf16("SecureBoot"));
+    let off = variable(Guid::GLOBAL, "SecureBoot", &[0]);
+    replace(&mut host, at, 7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &off, &off);
+    // A vendor's variable of the same name, and the true one after the separator, where an attacker could measure it.
+    let on = variable(Guid::GLOBAL, "SecureBoot", &[1]);
+    let vendor = variable(Guid::SHIM_LOCK, "SecureBoot", &[1]);
+    host.log.events.insert(
+        at,
+        event(|log| {
+            log.event(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &vendor);
+        }),
+    );
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootDisabled]);
+    host.log.event(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &on);
+    assert_eq!(host.accept_log().codes(), [Code::EventlogAfterSeparator]);
+}
+
+#[test]
+fn n64_a_log_of_another_boot_differs_where_boots_differ() {
+    let host = Host::good();
+    let mut other = Host::good();
+    other.log.event(5, EventType::EFI_ACTION, b"Exit Boot Services Invocation");
+    let mut evidence = host.evidence_of(other.pcrs());
+    evidence.eventlog = host.log.bytes();
+    let reasons = host.appraise_with(&evidence, None).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::EventlogPcrMismatch]);
+    assert!(reasons.iter().all(|reason| reason.pcr == Some(5)));
+}
+
+#[test]
+fn a_host_that_has_nothing_in_common_is_denied_with_a_bounded_report() {
+    let mut host = Host::good();
+    for number in 0..3000 {
+        host.log.grub("grub_cmd", &format!("echo {number}"));
+    }
+    host.boot_aggregate(10);
+    let reasons = host.denied();
+    assert!(reasons.len() < 20, "{}", reasons.len());
+    assert!(reasons.iter().any(|reason| reason.text.contains("more events")));
+}

@@ -1,0 +1,77 @@
+//! The judgement on hosts whose TPM is software. Each case is a genuine host but for the one thing that its name says;
+//! its signature is good, its logs lead to its PCRs unless that is the case.
+
+mod boot;
+mod host;
+mod logs;
+mod programs;
+
+use host::Host;
+
+use crate::reason::ReasonCode as Code;
+
+#[test]
+fn a_good_host_is_trusted() {
+    let host = Host::good();
+    let appraisal = host.appraise().unwrap();
+    assert_eq!(appraisal.secure_boot(), Some(true));
+    assert_eq!(appraisal.command_line(), Some("/vmlinuz console=ttyS0 quiet"));
+    assert_eq!(appraisal.reference_name(), "good");
+    assert_eq!(appraisal.policy_name(), "test");
+    assert_eq!(appraisal.ima_entries(), 3);
+    assert_eq!(appraisal.static_pcrs().len(), 11);
+    let boot = appraisal.boot();
+    assert_eq!((boot.ek.as_str(), boot.reset_count, boot.restart_count), ("ee".repeat(32).as_str(), 7, 0));
+    appraisal.continues(&appraisal.judged()).expect_err("its list was not compared with an earlier one");
+}
+
+#[test]
+fn the_verdict_is_written_as_an_attestation_result() {
+    use crate::result::{AttestationResult, ResultContext};
+    let appraisal = Host::good().appraise().unwrap();
+    let context = ResultContext { verifier: "verifier", host: "host-1", issued_at: 1_000, expires_at: 1_300 };
+    let result = AttestationResult::new(&appraisal, &context);
+    let json = serde_json::to_value(&result).unwrap();
+    assert_eq!(json["eat_profile"], "tag:github.com,2023:veraison/ear");
+    assert_eq!((&json["iat"], &json["exp"], &json["iss"]), (&1_000.into(), &1_300.into(), &"verifier".into()));
+    let submodule = &json["submods"]["host-1"];
+    assert_eq!(submodule["ear.status"], "affirming");
+    assert_eq!(submodule["ear.trustworthiness-vector"]["executables"], 2);
+    assert_eq!(submodule["ear.appraisal-policy-id"], "test");
+    assert_eq!(submodule["portcullis.boot"]["reset_count"], 7);
+    assert_eq!(submodule["portcullis.tls-spki-sha256"], "03".repeat(32));
+    assert_eq!(serde_json::from_value::<AttestationResult>(json).unwrap(), result);
+}
+
+#[test]
+fn n75_an_empty_policy_trusts_nothing() {
+    let mut host = Host::good();
+    for text in [
+        "",
+        "schema = \"portcullis/policy/1\"\nname = \"x\"\n",
+        "schema = \"portcullis/policy/1\"\nname = \"x\"\nbank = \"sha256\"\n",
+        "schema = \"portcullis/policy/1\"\nname = \"x\"\nreferences = [\"good\"]\n",
+    ] {
+        host.policy = crate::appraise::Policy::from_toml(text).unwrap();
+        assert_eq!(host.codes(), [Code::PolicyEmpty], "{text}");
+    }
+    for text in [
+        "name = \"x\"\n",
+        "schema = \"portcullis/policy/2\"\nname = \"x\"\n",
+        "schema = \"portcullis/policy/1\"\nname = \"x\"\nbank = \"sha1\"\n",
+        "schema = \"portcullis/policy/1\"\nname = \"x\"\nsecureboot = true\n",
+        "schema = \"portcullis/policy/1\"\nname = \"x\"\nsecure_boot = \"yes\"\n",
+    ] {
+        assert!(crate::appraise::Policy::from_toml(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn reference_values_that_are_not_there_match_nothing() {
+    let mut host = Host::good();
+    host.policy.references = vec!["other".to_owned()];
+    assert_eq!(host.codes(), [Code::ReferenceMissing]);
+    // A policy may name several: one that matches is enough.
+    host.policy.references.push("good".to_owned());
+    host.appraise().unwrap();
+}

@@ -1,0 +1,170 @@
+//! The IMA list: N65 to N72, N86, N87.
+
+use super::host::{Host, codes};
+use crate::ima::list_builder::{ListBuilder, template_data};
+use crate::ima::{ExtendRule, ImaList};
+use crate::key::Bank;
+use crate::reason::ReasonCode as Code;
+
+#[test]
+fn a_program_that_is_not_listed_is_named() {
+    let mut host = Host::good();
+    host.ima.file("/usr/bin/xmrig", b"miner");
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::ImaUnlisted]);
+    assert_eq!((reasons[0].pcr, reasons[0].event.as_deref()), (Some(10), Some("/usr/bin/xmrig")));
+}
+
+#[test]
+fn without_the_policys_demand_programs_are_not_compared_but_the_list_must_hold() {
+    let mut host = Host::good();
+    host.policy.ima = false;
+    host.ima.file("/usr/bin/anything", b"?");
+    host.appraise().unwrap();
+    host.tamper = Some(|evidence| evidence.ima.clear());
+    assert_eq!(host.codes(), [Code::ImaMissing]);
+}
+
+#[test]
+fn n65_a_violation_is_a_denial() {
+    let mut host = Host::good();
+    host.ima.violation("/usr/bin/portcullis-vmm");
+    let reasons = host.denied();
+    assert!(codes(&reasons).contains(&Code::ImaViolation), "{reasons:?}");
+}
+
+#[test]
+fn n66_an_entry_whose_digest_is_of_something_else_is_a_denial() {
+    let mut host = Host::good();
+    let data = template_data("sha256", &Bank::Sha256.hash(b"vmm"), b"/usr/bin/portcullis-vmm", &[b""]);
+    host.ima.raw(10, &[7; 20], "ima-sig", &data);
+    assert_eq!(host.codes(), [Code::ImaTemplateMismatch]);
+}
+
+#[test]
+fn n67_the_list_begins_with_the_boot_that_was_quoted() {
+    // Over PCRs 0 to 7, as kernels before 5.8 do: accepted.
+    let mut host = Host::good();
+    host.boot_aggregate(8);
+    host.appraise().unwrap();
+    // Over some other number.
+    host.boot_aggregate(9);
+    assert_eq!(host.codes(), [Code::ImaBootAggregate]);
+    // Not first.
+    let mut host = Host::good();
+    host.ima.entries.swap(0, 1);
+    assert!(host.codes().contains(&Code::ImaBootAggregate));
+    // Not there.
+    let mut host = Host::good();
+    host.ima.entries.remove(0);
+    assert_eq!(host.codes(), [Code::ImaBootAggregate]);
+    // Twice: what a kexec that got past everything would leave.
+    let mut host = Host::good();
+    let again = host.ima.entries[0].clone();
+    host.ima.entries.push(again);
+    assert_eq!(host.codes(), [Code::ImaUnlisted]);
+    // An empty list, and a PCR 10 that was never extended.
+    let mut host = Host::good();
+    host.ima = ListBuilder::default();
+    assert_eq!(host.codes(), [Code::ImaMissing]);
+}
+
+#[test]
+fn n68_an_entry_of_another_pcr_is_a_denial() {
+    let mut host = Host::good();
+    let data = template_data("sha256", &Bank::Sha256.hash(b"vmm"), b"/usr/bin/portcullis-vmm", &[b""]);
+    host.ima.raw(11, &Bank::Sha1.hash(&data), "ima-sig", &data);
+    assert_eq!(host.codes(), [Code::ImaWrongPcr]);
+}
+
+#[test]
+fn n69_what_follows_the_quoted_value_is_neither_believed_nor_held_against_the_host() {
+    let host = Host::good();
+    let mut evidence = host.evidence_of(host.pcrs());
+    let mut more = Host::good().ima;
+    more.file("/usr/bin/later", b"later");
+    evidence.ima = more.bytes();
+    let appraisal = host.appraise_with(&evidence, None).unwrap();
+    assert_eq!(appraisal.ima_entries(), 3);
+    // A list that never reaches the quoted value is a denial.
+    let mut fewer = Host::good().ima;
+    fewer.entries.pop();
+    evidence.ima = fewer.bytes();
+    assert_eq!(codes(&host.appraise_with(&evidence, None).unwrap_err()), [Code::ImaPcrMismatch]);
+    evidence.ima = b"not a list".to_vec();
+    assert_eq!(codes(&host.appraise_with(&evidence, None).unwrap_err()), [Code::ImaUnreadable]);
+}
+
+#[test]
+fn n70_a_listed_path_with_another_content_or_a_devious_name_is_a_denial() {
+    let mut host = Host::good();
+    host.ima.file("/usr/bin/portcullis-vmm", b"trojan");
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::ImaWrongHash]);
+    let expected = format!("sha256:{}", hex::encode(Bank::Sha256.hash(b"vmm")));
+    assert_eq!(reasons[0].expected.as_deref(), Some(expected.as_str()));
+    for (name, code) in [
+        ("/usr/bin/../bin/portcullis-vmm", Code::ImaBadName),
+        ("/usr/bin/./portcullis-vmm", Code::ImaBadName),
+        ("/usr/bin/portcullis-vmm\n", Code::ImaBadName),
+        ("/usr/bin/portcullis-vmm\u{1b}[2K", Code::ImaBadName),
+        ("/usr/bin/portcullis-vmm ", Code::ImaUnlisted),
+        (" /usr/bin/portcullis-vmm", Code::ImaUnlisted),
+        ("", Code::ImaBadName),
+    ] {
+        let mut host = Host::good();
+        host.ima.file(name, b"vmm");
+        assert_eq!(host.codes(), [code], "{name:?}");
+    }
+}
+
+#[test]
+fn n72_a_file_measured_with_sha1_is_a_denial() {
+    let mut host = Host::good();
+    let digest = Bank::Sha1.hash(b"vmm");
+    host.ima.entry("ima-sig", Bank::Sha1, &digest, b"/usr/bin/portcullis-vmm", &[b""]);
+    assert_eq!(host.codes(), [Code::ImaWeakHash]);
+}
+
+#[test]
+fn n86_within_one_boot_the_list_only_grows() {
+    let first = Host::good();
+    let judged = first.appraise().unwrap().judged();
+    let later = |change: fn(&mut Host)| {
+        let mut host = Host::good();
+        host.clock_ms += 1_000;
+        change(&mut host);
+        let evidence = host.evidence_of(host.pcrs());
+        host.appraise_with(&evidence, Some(&judged))
+    };
+    // The same list, and a longer one.
+    later(|_| {}).unwrap().continues(&judged).unwrap();
+    let longer = later(|host| {
+        host.ima.file("/usr/bin/portcullis-vmm", b"vmm");
+    });
+    longer.unwrap().continues(&judged).unwrap();
+    // Shorter, and of the same length but with another past.
+    let shorter = later(|host| {
+        host.ima.entries.pop();
+    });
+    assert_eq!(codes(&shorter.unwrap_err()), [Code::ImaHistoryChanged]);
+    let other = later(|host| host.ima.entries.swap(1, 2));
+    assert_eq!(codes(&other.unwrap_err()), [Code::ImaHistoryChanged]);
+    // After a reset the list begins anew.
+    let reset = later(|host| {
+        host.reset_count += 1;
+        host.ima.entries.pop();
+    });
+    reset.unwrap();
+}
+
+#[test]
+fn n87_a_bank_of_padded_sha1_is_no_evidence() {
+    let mut host = Host::good();
+    let bytes = host.ima.bytes();
+    let padded = ImaList::parse_binary(&bytes).unwrap().replay(Bank::Sha256, ExtendRule::PaddedSha1);
+    host.pcr10 = Some(padded);
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::ImaPaddedSha1]);
+    assert_eq!(reasons[0].pcr, Some(10));
+}
