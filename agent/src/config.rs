@@ -94,6 +94,11 @@ pub struct Config {
     /// Bytes kept of each VM's console and of each VM's log (4096 to 1 GiB); what comes later is dropped.
     #[serde(default = "default_log_bytes")]
     pub max_log_bytes: u64,
+    /// Keep in the state directory what was last sent and received: `artifacts/attest.json`, the last evidence, and in
+    /// each VM's directory `wrapped.json`, its wrapped key. For auditors and tests; nothing in them is secret, but who is
+    /// root on this host can open the wrapped key again until the next boot.
+    #[serde(default)]
+    pub keep_artifacts: bool,
 }
 
 fn default_trust_dir() -> PathBuf {

@@ -174,6 +174,9 @@ impl Launcher<'_> {
         // Only a denial says for sure that the order was not used up.
         record.status.receipt_owed = !matches!(released, Err(ClientError::Denied { .. }));
         let wrapped = released.map_err(ProverError::from)?.wrapped;
+        if self.config.keep_artifacts {
+            record.keep_wrapped_key(&wrapped);
+        }
         let key = self.prover.unseal(parent, &wrapped)?;
         let volume = self.volumes.open(&plan.id, &plan.tenant, &plan.volume, &key)?;
         drop(key);

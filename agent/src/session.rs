@@ -133,6 +133,11 @@ impl Session {
     /// Proves this host's state to the verifier once.
     pub fn attest(&mut self) -> Result<(AttestResponse, BootInstance), AgentError> {
         let (evidence, boot) = self.prover.answer(&self.client, &self.party, Purpose::Attest, EMPTY_BODY)?;
+        if self.config.keep_artifacts
+            && let Ok(json) = evidence.to_json()
+        {
+            self.store.keep_artifact("attest.json", &json);
+        }
         Ok((self.client.attest(&self.party.host, evidence)?, boot))
     }
 

@@ -78,6 +78,14 @@ impl Store {
         self.dir.join("ak.json")
     }
 
+    /// Keeps a copy of something that was sent, in `artifacts/`. That it cannot be kept is no reason not to go on.
+    pub fn keep_artifact(&self, name: &str, bytes: &[u8]) {
+        let dir = self.dir.join("artifacts");
+        if let Err(error) = make_private_dir(&dir).and_then(|()| write(&dir.join(name), bytes)) {
+            tracing::warn!(%error, name, "an artifact could not be kept");
+        }
+    }
+
     /// The directory that holds one directory a VM.
     pub fn vms_dir(&self) -> PathBuf {
         self.dir.join("vms")

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use portcullis_attest::release::WrappedKey;
 use serde::{Deserialize, Serialize};
 
 use crate::store::{self, StoreError, make_private_dir};
@@ -126,6 +127,16 @@ impl VmRecord {
     /// The file for the guest's console.
     pub fn console_path(&self) -> PathBuf {
         self.dir.join("console.log")
+    }
+
+    /// Keeps the wrapped key beside the status (see `keep_artifacts` in the configuration).
+    pub fn keep_wrapped_key(&self, wrapped: &WrappedKey) {
+        let json = serde_json::to_vec(wrapped).map_err(std::io::Error::from);
+        let path = self.dir.join("wrapped.json");
+        let kept = json.and_then(|json| store::write(&path, &json).map_err(std::io::Error::other));
+        if let Err(error) = kept {
+            tracing::warn!(order = self.status.order, %error, "the wrapped key could not be kept");
+        }
     }
 
     /// The file for the VMM's own log.
