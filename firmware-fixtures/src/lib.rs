@@ -6,5 +6,6 @@
 //! Everything that is started ends with the process that started it, also after a panic or `kill -9`: see [`child`].
 
 pub mod child;
+pub mod lab;
 pub mod tpm;
 pub mod workdir;

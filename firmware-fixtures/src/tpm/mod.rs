@@ -399,6 +399,11 @@ fn spawn(mut command: Command) -> Result<Guarded, SwtpmError> {
 
 /// The last lines of a program's output, for messages.
 pub(crate) fn tail(text: &str) -> String {
+    last_lines(text, 12)
+}
+
+/// The last `count` lines of `text`.
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(12)..).unwrap_or_default().join("\n")
+    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
 }
