@@ -1,0 +1,191 @@
+//! A TPM vendor in software: certificates in which every field can be wrong, signed all the same.
+#![allow(dead_code, reason = "every test file uses some of it")]
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use der::Encode as _;
+use der::asn1::ObjectIdentifier;
+
+pub const SHA256_RSA: &str = "1.2.840.113549.1.1.11";
+pub const SHA1_RSA: &str = "1.2.840.113549.1.1.5";
+pub const ECDSA_SHA1: &str = "1.2.840.10045.4.1";
+pub const ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
+pub const BASIC_CONSTRAINTS: &str = "2.5.29.19";
+pub const KEY_USAGE: &str = "2.5.29.15";
+pub const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
+pub const ALTERNATIVE_NAME: &str = "2.5.29.17";
+pub const NAME_CONSTRAINTS: &str = "2.5.29.30";
+
+/// One DER element.
+pub fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let mut out = vec![tag];
+    match content.len() {
+        short @ 0..=127 => out.push(u8::try_from(short).unwrap()),
+        long => {
+            let bytes = u16::try_from(long).unwrap().to_be_bytes();
+            let bytes = if bytes[0] == 0 { &bytes[1..] } else { &bytes[..] };
+            out.push(0x80 | u8::try_from(bytes.len()).unwrap());
+            out.extend(bytes);
+        }
+    }
+    out.extend(content);
+    out
+}
+
+pub fn seq(parts: &[&[u8]]) -> Vec<u8> {
+    tlv(0x30, parts)
+}
+
+pub fn oid(text: &str) -> Vec<u8> {
+    ObjectIdentifier::new(text).unwrap().to_der().unwrap()
+}
+
+/// A distinguished name with one common name; empty for "".
+pub fn name(common: &str) -> Vec<u8> {
+    if common.is_empty() {
+        return seq(&[]);
+    }
+    let attribute = seq(&[&oid("2.5.4.3"), &tlv(0x0C, &[common.as_bytes()])]);
+    seq(&[&tlv(0x31, &[&attribute])])
+}
+
+/// An extension.
+#[derive(Clone)]
+pub struct Extension {
+    pub oid: &'static str,
+    pub critical: bool,
+    pub value: Vec<u8>,
+}
+
+impl Extension {
+    fn der(&self) -> Vec<u8> {
+        let critical: &[u8] = if self.critical { &[0x01, 0x01, 0xFF] } else { &[] };
+        seq(&[&oid(self.oid), critical, &tlv(0x04, &[&self.value])])
+    }
+}
+
+/// `CA:TRUE`, with a path length or without.
+pub fn authority(path_length: Option<u8>) -> Extension {
+    let length = path_length.map_or(Vec::new(), |length| tlv(0x02, &[&[length]]));
+    Extension { oid: BASIC_CONSTRAINTS, critical: true, value: seq(&[&[0x01, 0x01, 0xFF], &length]) }
+}
+
+/// A key usage: the bit string's first byte, with as many unused bits as DER wants.
+pub fn key_usage(bits: u8) -> Extension {
+    let unused = u8::try_from(bits.trailing_zeros()).unwrap();
+    Extension { oid: KEY_USAGE, critical: true, value: tlv(0x03, &[&[unused, bits]]) }
+}
+
+pub const KEY_ENCIPHERMENT: u8 = 0x20;
+pub const KEY_AGREEMENT: u8 = 0x08;
+pub const KEY_CERT_SIGN: u8 = 0x04;
+pub const DIGITAL_SIGNATURE: u8 = 0x80;
+
+pub fn extended_key_usage(usage: &str) -> Extension {
+    Extension { oid: EXTENDED_KEY_USAGE, critical: false, value: seq(&[&oid(usage)]) }
+}
+
+/// A directory name in the alternative names, as vendors name their TPMs.
+pub fn alternative_name(critical: bool) -> Extension {
+    let directory = tlv(0xA4, &[&name("id:00001014")]);
+    Extension { oid: ALTERNATIVE_NAME, critical, value: seq(&[&directory]) }
+}
+
+/// A certificate, field by field.
+#[derive(Clone)]
+pub struct Certificate {
+    pub version: u8,
+    pub issuer: Vec<u8>,
+    pub subject: Vec<u8>,
+    /// UTCTime, such as "200101000000Z".
+    pub not_before: &'static str,
+    pub not_after: &'static str,
+    /// SubjectPublicKeyInfo.
+    pub key: Vec<u8>,
+    pub algorithm: &'static str,
+    pub extensions: Vec<Extension>,
+}
+
+impl Certificate {
+    /// Puts an extension in the place of the one of the same kind.
+    pub fn replace(&mut self, extension: Extension) {
+        self.remove(extension.oid);
+        self.extensions.push(extension);
+    }
+
+    pub fn remove(&mut self, oid: &str) {
+        self.extensions.retain(|one| one.oid != oid);
+    }
+
+    pub fn signed_by(&self, issuer: &Authority) -> Vec<u8> {
+        self.signed_with_extra(issuer, &[])
+    }
+
+    /// The certificate with one more extension, given as it is to be written.
+    pub fn signed_with_extra(&self, issuer: &Authority, extra: &[u8]) -> Vec<u8> {
+        let algorithm = seq(&[&oid(self.algorithm)]);
+        let extensions: Vec<u8> = self.extensions.iter().flat_map(Extension::der).chain(extra.to_vec()).collect();
+        let tbs = seq(&[
+            &tlv(0xA0, &[&tlv(0x02, &[&[self.version]])]),
+            &tlv(0x02, &[&[0x11]]),
+            &algorithm,
+            &self.issuer,
+            &seq(&[&tlv(0x17, &[self.not_before.as_bytes()]), &tlv(0x17, &[self.not_after.as_bytes()])]),
+            &self.subject,
+            &self.key,
+            &tlv(0xA3, &[&seq(&[&extensions])]),
+        ]);
+        let signature = issuer.secret.sign(&SystemRandom::new(), &tbs).unwrap();
+        seq(&[&tbs, &algorithm, &tlv(0x03, &[&[0], signature.as_ref()])])
+    }
+}
+
+/// A certificate authority with a P-256 key.
+pub struct Authority {
+    pub certificate: Certificate,
+    secret: EcdsaKeyPair,
+}
+
+impl Authority {
+    /// An authority called `subject`, whose certificate says that `issuer` signed it.
+    pub fn new(subject: &str, issuer: &str) -> Self {
+        let secret = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        let algorithm = seq(&[&oid("1.2.840.10045.2.1"), &oid("1.2.840.10045.3.1.7")]);
+        let key = seq(&[&algorithm, &tlv(0x03, &[&[0], secret.public_key().as_ref()])]);
+        let certificate = Certificate {
+            version: 2,
+            issuer: name(issuer),
+            subject: name(subject),
+            not_before: "200101000000Z",
+            not_after: "491231235959Z",
+            key,
+            algorithm: ECDSA_SHA256,
+            extensions: vec![authority(None), key_usage(KEY_CERT_SIGN)],
+        };
+        Self { certificate, secret }
+    }
+
+    pub fn self_signed(&self) -> Vec<u8> {
+        self.certificate.signed_by(self)
+    }
+}
+
+/// An endorsement key's certificate as it must be, for the key with this SubjectPublicKeyInfo.
+pub fn ek_certificate(issuer: &str, key: Vec<u8>, usage: u8) -> Certificate {
+    Certificate {
+        version: 2,
+        issuer: name(issuer),
+        subject: name(""),
+        not_before: "200101000000Z",
+        not_after: "491231235959Z",
+        key,
+        algorithm: ECDSA_SHA256,
+        extensions: vec![
+            Extension { oid: BASIC_CONSTRAINTS, critical: true, value: seq(&[]) },
+            key_usage(usage),
+            extended_key_usage("2.23.133.8.1"),
+            alternative_name(true),
+        ],
+    }
+}
