@@ -37,7 +37,12 @@ impl Separators {
 
     /// Whether an event is a separator. By its digest, for a type can be forged so that a separator passes as
     /// something else.
+    ///
+    /// There are machines whose first event in PCR 0, the contents of the root of trust, is four bytes of zeros.
     pub fn state(&self, event: &Event<'_>) -> Option<State> {
+        if event.pcr == 0 && event.event_type == EventType::S_CRTM_CONTENTS {
+            return None;
+        }
         let digest = event.digests.get(self.bank).filter(|_| event.extends())?;
         self.digests.iter().find(|(known, _)| known == digest).map(|(_, state)| *state)
     }

@@ -138,7 +138,8 @@ impl Event<'_> {
         }
         match self.event_type {
             EventType::IPL => match grub_text(self.data) {
-                Some((_, text)) if is(text) => Coverage::Text,
+                // Red Hat's GRUB hashes the terminator too.
+                Some((_, text)) if is(text) || is(&[text, b"\0"].concat()) => Coverage::Text,
                 _ => Coverage::Nothing,
             },
             EventType::EFI_VARIABLE_DRIVER_CONFIG
@@ -269,9 +270,10 @@ const GRUB_PREFIXES: [(&[u8], EventKind); 6] = [
     (b"module_cmdline ", EventKind::ModuleCommandLine),
 ];
 
-/// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator.
+/// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator;
+/// what follows the terminator, as some old versions log it, no digest covers.
 fn grub_text(data: &[u8]) -> Option<(EventKind, &[u8])> {
-    let data = data.strip_suffix(b"\0").unwrap_or(data);
+    let data = data.split(|byte| *byte == 0).next().unwrap_or_default();
     GRUB_PREFIXES.iter().find_map(|(prefix, kind)| Some((*kind, data.strip_prefix(*prefix)?)))
 }
 

@@ -123,7 +123,11 @@ fn recorded_slot(log: &EventLog<'_>, event: &Event<'_>, pcr: u8, banks: &[Bank])
         !text.is_empty() && text.len() <= MAX_TEXT && text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t'))
     });
     if let Some(text) = text {
-        return Slot::text(pcr, event.event_type, &description.words, text);
+        let slot = Slot::text(pcr, event.event_type, &description.words, text);
+        // Not where the digest is of more than the text, such as a terminator.
+        if banks.iter().all(|bank| slot.accepts(event, *bank)) {
+            return slot;
+        }
     }
     let what = match &description.text {
         // A label, for the reader: it names the file or variable that was measured.
