@@ -105,7 +105,10 @@ fn main() -> ExitCode {
 /// Logs go to standard error: a service says what it does, a command only what is wrong.
 fn init_log(service: bool, json: bool) {
     let level = if service { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| {
+        // What the TPM's library has to say is in our errors.
+        EnvFilter::new(format!("{level},tss_esapi=off"))
+    });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if service && json {
         log.json().flatten_event(true).init();
