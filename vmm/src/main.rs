@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::jail;
 use portcullis_vmm::log::{self, LogLevel};
 use portcullis_vmm::vm::{self, Clock, Options, VmError};
 
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, clock: Clock) -> Result<(), (u8, String)> {
+    jail::close_inherited().map_err(|e| (3, e.to_string()))?;
     let unusable = |error: &dyn std::error::Error| (2, error.to_string());
     log::install(args.log_path.as_deref(), args.level).map_err(|e| unusable(&e))?;
     let config = VmConfig::from_file(&args.config_file).map_err(|e| unusable(&e))?;

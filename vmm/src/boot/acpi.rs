@@ -94,7 +94,7 @@ fn fadt(facs: u64, dsdt: u64) -> FADTBuilder {
     fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(i8042::COMMAND_PORT));
     fadt.reset_value = i8042::RESET_COMMAND;
-    // No power button and no sleep button as fixed hardware; a real one would come with SendCtrlAltDel's successor.
+    // The two button flags say that the fixed hardware has no such button.
     fadt.flag(Flags::Wbinvd).flag(Flags::ProcC1).flag(Flags::PwrButton).flag(Flags::SlpButton).flag(Flags::ResetRegSup)
 }
 

@@ -1,6 +1,5 @@
 //! The VM's parts, put together.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -97,7 +96,6 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, ram: &GuestRam, count: u8, entry: Entry) -
                 step: "create it",
                 source,
             })?;
-            debug_assert!(fd.as_raw_fd() >= 0);
             vcpu::configure(&fd, number, &shared, ram)?;
             Ok(fd)
         })

@@ -1,0 +1,171 @@
+//! A very small assembler, and the ELF file around its output.
+
+/// Where guests are loaded and entered.
+pub const BASE: u64 = 0x10_0000;
+/// A byte of memory for the guest's own use.
+pub const SCRATCH: u32 = 0x600;
+
+const SERIAL: u16 = 0x3f8;
+
+/// Machine code of a guest. The same bytes run in 64-bit and in 32-bit mode.
+#[derive(Clone, Default)]
+pub struct Guest {
+    code: Vec<u8>,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Any bytes.
+    pub fn raw(mut self, bytes: &[u8]) -> Self {
+        self.code.extend(bytes);
+        self
+    }
+
+    /// `mov dx, port`
+    fn port(self, port: u16) -> Self {
+        self.raw(&[0x66, 0xba]).raw(&port.to_le_bytes())
+    }
+
+    /// `out dx, al` with the byte.
+    pub fn out8(self, port: u16, value: u8) -> Self {
+        self.port(port).raw(&[0xb0, value, 0xee])
+    }
+
+    /// `out dx, ax` with the word.
+    pub fn out16(self, port: u16, value: u16) -> Self {
+        self.port(port).raw(&[0x66, 0xb8]).raw(&value.to_le_bytes()).raw(&[0x66, 0xef])
+    }
+
+    /// `in al, dx`
+    pub fn in8(self, port: u16) -> Self {
+        self.port(port).raw(&[0xec])
+    }
+
+    /// Writes text to the serial line, not asking whether it is ready.
+    pub fn print(self, text: &str) -> Self {
+        text.bytes().fold(self, |guest, byte| guest.out8(SERIAL, byte))
+    }
+
+    /// Prints `text` only if AL is `value`.
+    pub fn print_if_al(self, value: u8, text: &str) -> Self {
+        let body = Guest::new().print(text).code;
+        // cmp al, value; jne over the body
+        self.raw(&[0x3c, value, 0x0f, 0x85]).raw(&u32::try_from(body.len()).unwrap().to_le_bytes()).raw(&body)
+    }
+
+    /// `mov edi, address`
+    pub fn edi(self, address: u32) -> Self {
+        self.raw(&[0xbf]).raw(&address.to_le_bytes())
+    }
+
+    /// Writes a byte to memory.
+    pub fn store8(self, address: u32, value: u8) -> Self {
+        self.edi(address).raw(&[0xc6, 0x07, value])
+    }
+
+    /// Writes a double word to memory.
+    pub fn store32(self, address: u32, value: u32) -> Self {
+        self.edi(address).raw(&[0xc7, 0x07]).raw(&value.to_le_bytes())
+    }
+
+    /// Reads a byte of memory into AL.
+    pub fn load8(self, address: u32) -> Self {
+        self.edi(address).raw(&[0x8a, 0x07])
+    }
+
+    /// Waits until the byte at `address` is `value`.
+    pub fn wait_for(self, address: u32, value: u8) -> Self {
+        // cmp byte [rdi], value; pause; jne back
+        self.edi(address).raw(&[0x80, 0x3f, value, 0xf3, 0x90, 0x75, 0xf9])
+    }
+
+    /// Sends every byte of serial input back, until `last` has been sent.
+    pub fn echo_until(self, last: u8) -> Self {
+        let start = self.code.len();
+        // Wait for LSR.DR, read, write, compare, loop.
+        let guest = self.in8(SERIAL + 5).raw(&[0xa8, 0x01, 0x74, 0xf7]);
+        let guest = guest.in8(SERIAL).raw(&[0xee, 0x3c, last, 0x75]);
+        let back = u8::try_from(guest.code.len() + 1 - start).unwrap();
+        guest.raw(&[back.wrapping_neg()])
+    }
+
+    /// Prints what lies in its memory for ever, as fast as it can: string instructions, 4 KiB each.
+    pub fn flood(self) -> Self {
+        // mov esi, BASE; mov ecx, 4096; rep outsb; jmp back
+        let base = u32::try_from(BASE).unwrap().to_le_bytes();
+        self.port(SERIAL).raw(&[0xbe]).raw(&base).raw(&[0xb9, 0, 0x10, 0, 0, 0xf3, 0x6e, 0xeb, 0xf2])
+    }
+
+    /// Resets through the i8042, then waits.
+    pub fn reset(self) -> Self {
+        self.out8(0x64, 0xfe).hang()
+    }
+
+    /// Powers off through PM1a: SLP_TYP 5, SLP_EN.
+    pub fn power_off(self) -> Self {
+        self.out16(0x604, (5 << 10) | (1 << 13)).hang()
+    }
+
+    /// Does nothing for ever.
+    pub fn hang(self) -> Self {
+        self.raw(&[0xeb, 0xfe])
+    }
+
+    /// Copies bytes to memory below 64 KiB, then goes on behind them.
+    pub fn copy_low(self, to: u32, bytes: &[u8]) -> Self {
+        bytes.iter().zip(to..).fold(self, |guest, (byte, at)| guest.store8(at, *byte))
+    }
+
+    /// An ELF file that is entered in 64-bit mode.
+    pub fn elf(&self) -> Vec<u8> {
+        elf(&self.code, None)
+    }
+
+    /// An ELF file that is entered by PVH, in 32-bit mode.
+    pub fn pvh_elf(&self) -> Vec<u8> {
+        let mut note = Vec::new();
+        for word in [4u32, 4, 18] {
+            note.extend(word.to_le_bytes());
+        }
+        note.extend(b"Xen\0");
+        note.extend(u32::try_from(BASE).unwrap().to_le_bytes());
+        elf(&self.code, Some(&note))
+    }
+}
+
+/// One loaded segment with the code, and a note segment where there is one.
+fn elf(code: &[u8], note: Option<&[u8]>) -> Vec<u8> {
+    let headers = 1 + u16::from(note.is_some());
+    let start = 64 + 56 * u64::from(headers);
+    let len = |bytes: &[u8]| bytes.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    for half in [2u16, 62] {
+        file.extend(half.to_le_bytes());
+    }
+    file.extend(1u32.to_le_bytes());
+    for word in [BASE, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, headers, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    let mut segment = |kind: u32, offset: u64, address: u64, size: u64| {
+        file.extend(kind.to_le_bytes());
+        file.extend(7u32.to_le_bytes());
+        for word in [offset, address, address, size, size, 4] {
+            file.extend(word.to_le_bytes());
+        }
+    };
+    segment(1, start, BASE, len(code));
+    if let Some(note) = note {
+        segment(4, start + len(code), 0, len(note));
+    }
+    file.extend(code);
+    file.extend(note.unwrap_or_default());
+    file
+}

@@ -1,0 +1,12 @@
+//! Whole VMs on this machine's `/dev/kvm`, with guests of a few bytes.
+//!
+//! The guests are assembled by hand ([`guest`]) so that they run on any KVM, also on one that emulates every
+//! instruction of ring 0. The VMM is run as people run it: as a process, with a configuration file.
+
+mod console;
+mod faults;
+mod guest;
+mod harness;
+mod jail;
+mod life;
+mod refusals;
