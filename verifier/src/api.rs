@@ -4,7 +4,7 @@
 //! |---|---|
 //! | anyone | `GET /healthz`, `GET /.well-known/jwks.json` |
 //! | a host's key | `POST /v1/enrol`, `POST /v1/enrol/{enrolment}/activate`, `POST /v1/challenges`, `POST /v1/attest`, `GET /v1/hosts/{host}/orders`, `POST /v1/orders/{id}/release`, `POST /v1/orders/{id}/receipt` |
-//! | an operator | `GET /v1/hosts`, `GET /v1/hosts/{host}`, `DELETE /v1/hosts/{host}`, `GET /v1/admissions`, `POST /v1/admissions`, `DELETE /v1/admissions/{ek_fingerprint}` |
+//! | an operator | `GET /v1/hosts`, `GET /v1/hosts/{host}`, `DELETE /v1/hosts/{host}`, `PUT /v1/hosts/{host}/cordon`, `POST /v1/orders/{id}/fence`, `GET /v1/admissions`, `POST /v1/admissions`, `DELETE /v1/admissions/{ek_fingerprint}` |
 //! | a tenant | `PUT /v1/volumes/{name}`, `GET /v1/volumes`, `POST /v1/vms`, `GET /v1/vms` |
 //!
 //! Refusals are HTTP 403 with [`Denied`]; a placement that finds no host is 409 with [`NotPlaced`]; everything else
@@ -208,6 +208,23 @@ pub struct AdmissionRequest {
     /// The EK fingerprint, 64 lower-case hex digits. Nothing wider than one TPM can be admitted.
     pub ek_fingerprint: String,
     /// Why, for the record; at most 1024 bytes.
+    pub note: String,
+}
+
+/// `PUT /v1/hosts/{host}/cordon`: closes a host for new work, or opens it again. What runs there goes on.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct CordonRequest {
+    /// Why it is closed, at most 1024 bytes; nothing opens it again.
+    pub reason: Option<String>,
+}
+
+/// `POST /v1/orders/{id}/fence`: an operator made sure, by means outside this service (power, switch, storage), that the
+/// host of this order can no longer reach the volume. The order ends without a receipt, and the volume is free.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct FenceRequest {
+    /// What was done, for the record; 1 to 1024 bytes.
     pub note: String,
 }
 

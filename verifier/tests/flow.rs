@@ -8,7 +8,7 @@ use portcullis_verifier::client::ClientError;
 use portcullis_verifier::order::{OrderKeys, VerifiedOrder};
 use portcullis_verifier::receipt::Event;
 use support::boot::{Boot, references};
-use support::host::{Host, KEY, codes, launch_request};
+use support::host::{Host, KEY, codes, launch_request, refusal};
 use support::service::{Setup, VERIFIER};
 
 /// A result token, checked with the published keys and any JWT library.
@@ -218,4 +218,34 @@ fn trust_survives_a_restart_of_the_service_and_no_policy_trusts_nobody() {
     assert_eq!(codes(host.attest(&service)), ["policy.empty"]);
     assert!(service.terminate().success());
     assert!(references().contains("portcullis/reference/1"));
+}
+
+#[test]
+fn an_operator_closes_a_host_and_frees_a_volume_whose_host_was_fenced() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let (operator, tenant) = (service.person("olga"), service.person("alice"));
+    let mut host = Host::new("h1");
+    host.join(&service);
+    tenant.put_volume("disk", KEY).unwrap();
+    operator.cordon("h1", Some("disk is failing")).unwrap();
+    match tenant.launch(&launch_request("disk")) {
+        Err(ClientError::NotPlaced { why_not }) => {
+            assert_eq!(why_not[0].reasons[0].code.as_str(), "host.cordoned");
+            assert_eq!(why_not[0].reasons[0].found.as_deref(), Some("disk is failing"));
+        }
+        other => panic!("{other:?}"),
+    }
+    operator.cordon("h1", None).unwrap();
+    let placed = tenant.launch(&launch_request("disk")).unwrap();
+    // Nothing is fenced that does not hold the volume, and nothing without saying what was done.
+    assert_eq!(refusal(operator.fence(&placed.order_id, "power off")), (409, "order.not-open".into()));
+    assert_eq!(host.release(&service, &placed).unwrap(), KEY);
+    assert_eq!(refusal(operator.fence(&placed.order_id, "")).0, 400);
+    assert_eq!(refusal(operator.fence(&"0".repeat(32), "power off")).0, 404);
+    operator.fence(&placed.order_id, "power off at the PDU").unwrap();
+    let vm = tenant.vms().unwrap().vms.remove(0);
+    assert_eq!((vm.state, vm.detail.as_str()), (OrderState::Ended, "fenced by olga: power off at the PDU"));
+    assert_eq!(codes(host.receipt(&service, &placed, Event::Started)), ["receipt.out-of-order"]);
+    tenant.launch(&launch_request("disk")).unwrap();
 }

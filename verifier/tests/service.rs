@@ -2,15 +2,19 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portcullis_attest::binding::Purpose;
 use portcullis_verifier::api::{LaunchRequest, MAX_BODY, OrderState};
-use portcullis_verifier::client::{Client, ClientError, Identity, Limits};
+use portcullis_verifier::client::{Client, ClientError, Identity, IdentityError, Limits};
 use portcullis_verifier::service::store::{Store, seconds};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use support::host::{Host, KEY, codes, launch_request, refusal};
 use support::service::{Running, Setup, mode, refused, run};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
@@ -28,6 +32,28 @@ fn raw(service: &Running) -> ureq::Agent {
         .build();
     let config = ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false);
     config.timeout_global(Some(Duration::from_mins(1))).build().new_agent()
+}
+
+/// GET over TLS by hand, with a certificate and a key that need not belong together.
+fn tls_get(service: &Running, cert_pem: &[u8], key: &[u8], path: &str) -> std::io::Result<String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&service.ca).unwrap()).unwrap();
+    let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.to_vec().into())).unwrap();
+    let pair = CertifiedKey::new(vec![CertificateDer::from_pem_slice(cert_pem).unwrap()], key);
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    let connection = rustls::ClientConnection::new(Arc::new(config), "127.0.0.1".try_into().unwrap()).unwrap();
+    let socket = TcpStream::connect(service.url.trim_start_matches("https://"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut stream = rustls::StreamOwned::new(connection, socket);
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Status and error code of a raw POST.
@@ -133,7 +159,7 @@ fn it_stops_cleanly_and_gives_its_port_and_state_back() {
     let _half_open = TcpStream::connect(&address).unwrap();
     let began = Instant::now();
     assert!(service.terminate().success());
-    assert!(began.elapsed() < Duration::from_secs(15));
+    assert!(began.elapsed() < Duration::from_secs(5));
     assert!(matches!(client.health(), Err(error @ ClientError::Unavailable { .. }) if error.exit_code() == 3));
     let health = setup.serve().client(None).health().unwrap();
     assert_eq!((health.status.as_str(), health.verifier.as_str()), ("ok", "verifier.test"));
@@ -150,7 +176,9 @@ fn each_role_has_its_calls_and_no_others() {
     let key = Identity::new_for_host("h1").unwrap();
     let (operator, tenant) = (service.person("olga"), service.person("alice"));
     let callers = [("nobody", service.client(None)), ("a host", service.client(Some(&key)))];
-    let of_operators: [Call; 6] = [
+    let of_operators: [Call; 8] = [
+        ("cordon", |client| client.cordon("h1", None).map(drop)),
+        ("fence", |client| client.fence("00", "x").map(drop)),
         ("hosts", |client| client.hosts().map(drop)),
         ("host", |client| client.host("h1").map(drop)),
         ("remove", |client| client.remove_host("h1").map(drop)),
@@ -208,8 +236,13 @@ fn a_certificate_by_another_ca_or_signed_by_itself_is_no_person() {
     assert_eq!(refusal(service.client(Some(&forged)).hosts()).0, 403);
     // Her certificate without her key: the handshake fails.
     let cert = std::fs::read(setup.path("olga/cert.pem")).unwrap();
-    let stolen = Identity::from_pem(&cert, key.serialize_pem().as_bytes()).unwrap();
-    assert!(matches!(service.client(Some(&stolen)).hosts(), Err(ClientError::Unavailable { .. })));
+    let pair = Identity::from_pem(&cert, key.serialize_pem().as_bytes());
+    assert!(matches!(pair, Err(IdentityError::Mismatch)), "{pair:?}");
+    let stolen = tls_get(&service, &cert, &key.serialize_der(), "/v1/hosts");
+    assert!(stolen.is_err(), "{stolen:?}");
+    let her_key = PrivateKeyDer::from_pem_file(setup.path("olga/key.pem")).unwrap();
+    let hers = tls_get(&service, &cert, her_key.secret_der(), "/v1/hosts").unwrap();
+    assert!(hers.starts_with("HTTP/1.1 200"), "{hers}");
     // And a client believes only the pinned CA.
     let other_ca = std::fs::read(foreign.path("state/trust/ca.pem")).unwrap();
     let client = Client::new(&service.url, &other_ca, None, Limits::default()).unwrap();
@@ -310,8 +343,9 @@ fn clients_that_say_nothing_do_not_keep_others_out() {
     let setup = Setup::new(&["handshake_timeout_s = 2", "request_timeout_s = 2", "max_connections = 8"]);
     let service = setup.serve();
     let address = service.url.trim_start_matches("https://").to_owned();
-    let mut silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(&address).unwrap()).collect();
-    silent[0].write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    // Plain HTTP is no TLS handshake.
+    TcpStream::connect(&address).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let until = Instant::now() + Duration::from_secs(10);
     while service.client(None).health().is_err() {
         assert!(Instant::now() < until, "silent connections keep the service busy");
@@ -335,7 +369,7 @@ fn kill_in_the_middle_of_a_release_leaves_it_done_or_undone() {
         let (request, _) = host.release_request(&client, &placed.order).unwrap();
         let order = placed.order_id.clone();
         let asking = std::thread::spawn(move || client.release(&order, &request).is_ok());
-        std::thread::sleep(Duration::from_millis(round * 4));
+        std::thread::sleep(Duration::from_micros(round * 700));
         service.kill9();
         let answered = asking.join().unwrap();
         service = setup.serve();

@@ -1,6 +1,10 @@
 //! Who the client is on the wire: a person's certificate, or a host's key of this boot.
 
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 use ureq::tls::{Certificate, ClientCert, PrivateKey};
 use x509_cert::Certificate as X509;
@@ -18,6 +22,9 @@ pub enum IdentityError {
     /// The private key is no good. Its content is never part of the message.
     #[error("the client key cannot be used: it must be an unencrypted PEM private key")]
     Key,
+    /// The key is not the certificate's.
+    #[error("the client key does not belong to the client certificate")]
+    Mismatch,
     /// A new key could not be made.
     #[error("no TLS key could be made: {0}")]
     Make(String),
@@ -43,6 +50,7 @@ impl Identity {
     /// A person's identity from the PEM files that `portcullis-verifier certificate` writes.
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
         let cert = Certificate::from_pem(certificate).map_err(|e| IdentityError::Certificate(e.to_string()))?;
+        check_pair(cert.der(), key)?;
         let key = PrivateKey::from_pem(key).map_err(|_| IdentityError::Key)?;
         let parsed = X509::from_der(cert.der()).map_err(|e| IdentityError::Certificate(e.to_string()))?;
         let spki = parsed
@@ -75,4 +83,15 @@ impl Identity {
     pub fn spki_sha256(&self) -> [u8; 32] {
         self.spki_sha256
     }
+}
+
+/// The HTTP client would panic over a key that is not the certificate's.
+fn check_pair(certificate: &[u8], key_pem: &[u8]) -> Result<(), IdentityError> {
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| IdentityError::Key)?;
+    let key = any_supported_type(&key).map_err(|_| IdentityError::Key)?;
+    let certificate = CertificateDer::from(certificate.to_vec());
+    CertifiedKey::new(vec![certificate], key).keys_match().map_err(|e| match e {
+        rustls::Error::InconsistentKeys(_) => IdentityError::Mismatch,
+        other => IdentityError::Certificate(other.to_string()),
+    })
 }

@@ -223,6 +223,18 @@ impl Client {
         self.call("DELETE", &format!("/v1/hosts/{}", segment(host)?), None::<&()>)
     }
 
+    /// Closes a host for new work with a reason, or opens it again with none (operators).
+    pub fn cordon(&self, host: &str, reason: Option<&str>) -> Result<api::Done, ClientError> {
+        let request = api::CordonRequest { reason: reason.map(str::to_owned) };
+        self.call("PUT", &format!("/v1/hosts/{}/cordon", segment(host)?), Some(&request))
+    }
+
+    /// Ends an order whose host was fenced by other means (operators), see [`api::FenceRequest`].
+    pub fn fence(&self, order: &str, note: &str) -> Result<api::Done, ClientError> {
+        let request = api::FenceRequest { note: note.to_owned() };
+        self.call("POST", &format!("/v1/orders/{}/fence", segment(order)?), Some(&request))
+    }
+
     /// Every admitted TPM (operators).
     pub fn admissions(&self) -> Result<api::AdmissionsResponse, ClientError> {
         self.call("GET", "/v1/admissions", None::<&()>)

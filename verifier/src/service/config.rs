@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// The settings.
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How long a challenge can be answered, seconds, 1 to 3600.
@@ -75,5 +75,22 @@ impl Config {
     /// [`Config::request_timeout_s`] as a duration.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.request_timeout_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_shows_every_default_and_nothing_else() {
+        let example = include_str!("../../config.example.toml");
+        assert_eq!(Config::from_toml(example).unwrap(), Config::default());
+        let settings: toml::Table = toml::from_str(example).unwrap();
+        assert_eq!(settings.len(), 8);
+        assert_eq!(Config::from_toml("").unwrap(), Config::default());
+        assert!(Config::from_toml("max_vms = 0").is_err());
+        assert!(Config::from_toml("nonce_ttl_s = 3601").is_err());
+        assert!(Config::from_toml("more = 1").is_err());
     }
 }

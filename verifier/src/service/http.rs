@@ -1,13 +1,16 @@
 //! The frame around every handler: what a request may look like, and what answers look like.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper::body::Body as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 use super::Service;
@@ -18,6 +21,9 @@ use crate::reason::{Reason, ServiceCode};
 
 /// Body limit of calls that carry no evidence, in bytes.
 pub const SMALL_BODY: usize = 64 * 1024;
+
+/// How much of a refused body is read and thrown away, in bytes.
+const MAX_DRAIN: usize = 1024 * 1024;
 
 /// Why a call is not answered with yes.
 #[derive(Debug)]
@@ -111,7 +117,32 @@ impl IntoResponse for Refusal {
 pub type Answer<T> = Result<T, Refusal>;
 
 /// Reads a JSON body of at most `limit` bytes. Compressed bodies, other types, unknown and repeated fields are refused.
-pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limit: usize) -> Answer<T> {
+///
+/// The memory that it takes is taken from `memory` while it arrives, and given back when what is returned is dropped:
+/// so slow senders hold what they sent and no more, and all of them together cannot hold more than there is.
+pub async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    mut body: Body,
+    limit: usize,
+    memory: &Arc<Semaphore>,
+) -> Answer<(T, Option<OwnedSemaphorePermit>)> {
+    let read = match check_head(headers, limit) {
+        Ok(()) => read_body(&mut body, limit, memory).await,
+        Err(refusal) => Err(refusal),
+    };
+    let (bytes, held) = match read {
+        Ok(read) => read,
+        Err(refusal) => {
+            drain(body).await;
+            return Err(refusal);
+        }
+    };
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|e| Refusal::malformed(format!("the body is not what this call takes: {e}")))?;
+    Ok((value, held))
+}
+
+fn check_head(headers: &HeaderMap, limit: usize) -> Answer<()> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         let text = "compressed bodies are not accepted".to_owned();
         return Err(Refusal::Call(StatusCode::UNSUPPORTED_MEDIA_TYPE, "request.encoding", text));
@@ -120,19 +151,72 @@ pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, lim
         let text = "the body must be application/json".to_owned();
         return Err(Refusal::Call(StatusCode::UNSUPPORTED_MEDIA_TYPE, "request.type", text));
     }
-    let too_large = || {
-        let text = format!("the body must not be longer than {limit} bytes");
-        Refusal::Call(StatusCode::PAYLOAD_TOO_LARGE, "request.too-large", text)
-    };
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
+        return Err(too_large(limit));
     }
-    // The limit of to_bytes is the only error that a body of a live connection gives.
-    let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| too_large())?;
-    // Bodies may hold keys: the copy that we control is wiped.
-    let bytes = Zeroizing::new(Vec::from(bytes));
-    serde_json::from_slice(&bytes).map_err(|e| Refusal::malformed(format!("the body is not what this call takes: {e}")))
+    Ok(())
+}
+
+/// Throws away what is left of a refused body, up to a bound: a connection that is closed on a sender that still sends
+/// is reset, and the sender never reads why.
+async fn drain(mut body: Body) {
+    let mut thrown_away = 0;
+    while let Some(Ok(frame)) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        thrown_away += frame.data_ref().map_or(0, axum::body::Bytes::len);
+        if thrown_away > MAX_DRAIN {
+            return;
+        }
+    }
+}
+
+fn too_large(limit: usize) -> Refusal {
+    let text = format!("the body must not be longer than {limit} bytes");
+    Refusal::Call(StatusCode::PAYLOAD_TOO_LARGE, "request.too-large", text)
+}
+
+/// Bodies may hold keys: the copy that is ours is wiped.
+async fn read_body(
+    body: &mut Body,
+    limit: usize,
+    memory: &Arc<Semaphore>,
+) -> Answer<(Zeroizing<Vec<u8>>, Option<OwnedSemaphorePermit>)> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let mut held: Option<OwnedSemaphorePermit> = None;
+    loop {
+        let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await;
+        let data = match frame {
+            None => return Ok((bytes, held)),
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(e)) => return Err(Refusal::malformed(format!("the body broke off: {e}"))),
+        };
+        let length = bytes.len().saturating_add(data.len());
+        if length > limit {
+            return Err(too_large(limit));
+        }
+        let have = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(length.div_ceil(1024).saturating_sub(have)).unwrap_or(u32::MAX);
+        let taken = Arc::clone(memory).try_acquire_many_owned(more).map_err(|_| {
+            let text = "too much is being sent at once; try again".to_owned();
+            Refusal::Call(StatusCode::SERVICE_UNAVAILABLE, "request.busy", text)
+        })?;
+        match &mut held {
+            Some(held) => held.merge(taken),
+            None => held = Some(taken),
+        }
+        extend_wiped(&mut bytes, &data);
+    }
+}
+
+/// A vector that grows by itself leaves its old buffer behind as it was.
+fn extend_wiped(bytes: &mut Zeroizing<Vec<u8>>, data: &[u8]) {
+    if bytes.capacity().saturating_sub(bytes.len()) < data.len() {
+        let capacity = bytes.len().saturating_add(data.len()).max(bytes.capacity().saturating_mul(2));
+        let mut larger = Zeroizing::new(Vec::with_capacity(capacity));
+        larger.extend_from_slice(bytes);
+        *bytes = larger;
+    }
+    bytes.extend_from_slice(data);
 }
 
 /// Who calls; put there by the connection, never by the request.

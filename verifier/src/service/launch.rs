@@ -18,7 +18,7 @@ const ATTEMPTS: usize = 4;
 
 /// Why `host` does not get this VM; empty when it may.
 fn why_not(service: &Service, host: &HostRow, wanted: Option<&str>, now: u64) -> Vec<Reason> {
-    let mut reasons = host.why_untrusted(now);
+    let mut reasons = host.why_closed(now);
     if host.vms >= service.config.max_vms {
         let most = service.config.max_vms.to_string();
         reasons.push(Reason::new(ServiceCode::HostBusy).values(format!("fewer than {most} VMs"), host.vms.to_string()));

@@ -110,7 +110,12 @@ pub async fn serve(
 
 async fn connection(stream: TcpStream, tls: &Tls, router: Router, config: &Config, mut stop: watch::Receiver<bool>) {
     let handshake = tls.acceptor.accept(stream);
-    let stream = match tokio::time::timeout(Duration::from_secs(config.handshake_timeout_s), handshake).await {
+    let handshake = tokio::time::timeout(Duration::from_secs(config.handshake_timeout_s), handshake);
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        _ = stop.wait_for(|stop| *stop) => return,
+    };
+    let stream = match shaken {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => return tracing::debug!("TLS handshake took too long"),

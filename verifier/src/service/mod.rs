@@ -35,8 +35,8 @@ use self::state::State;
 use self::store::{Store, StoreError};
 use self::vault::{Vault, VaultError};
 
-/// How many requests that carry evidence are in memory at a time; each may hold 16 MiB and its parsed form.
-const EVIDENCE_AT_ONCE: usize = 16;
+/// How much of all requests' bodies is in memory at a time, in KiB. Parsed they take about as much again.
+const BODIES_KIB: usize = 256 * 1024;
 
 /// What evidence is judged by.
 pub struct Rules {
@@ -57,7 +57,8 @@ pub struct Service {
     vault: Vault,
     token_signer: Signer,
     order_signer: Signer,
-    evidence_slots: Semaphore,
+    /// One permit for each KiB of body that is held.
+    memory: Arc<Semaphore>,
 }
 
 /// Why the service does not start.
@@ -123,7 +124,7 @@ impl Ready {
             vault,
             token_signer: state.token_signer.clone(),
             order_signer: state.order_signer.clone(),
-            evidence_slots: Semaphore::new(EVIDENCE_AT_ONCE),
+            memory: Arc::new(Semaphore::new(BODIES_KIB)),
         };
         Ok(Self { listener, tls, service: Arc::new(service), _state: state })
     }

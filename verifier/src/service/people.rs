@@ -9,12 +9,13 @@ use super::store::{HostRow, VolumePut};
 use crate::api;
 use crate::name;
 use crate::order::is_hex;
+use crate::reason::ServiceCode;
 
-/// Longest note of an admission, in bytes.
+/// Longest note or reason of an operator, in bytes.
 const MAX_NOTE: usize = 1024;
 
 fn view(row: &HostRow, now: u64) -> Answer<api::HostView> {
-    let reasons = row.why_untrusted(now);
+    let reasons = row.why_closed(now);
     let trust = match row.trusted_until {
         _ if !row.admitted => api::Trust::Unknown,
         Some(until) if until > now => api::Trust::Trusted,
@@ -64,6 +65,41 @@ pub fn remove_host(service: &Service, who: &str, host: &str) -> Answer<api::Done
     }
 }
 
+fn check_note(what: &str, note: &str) -> Answer<()> {
+    if note.len() > MAX_NOTE {
+        return Err(Refusal::malformed(format!("{what} must not be longer than {MAX_NOTE} bytes")));
+    }
+    Ok(())
+}
+
+/// `PUT /v1/hosts/{host}/cordon`.
+pub fn cordon(service: &Service, who: &str, host: &str, request: &api::CordonRequest) -> Answer<api::Done> {
+    let reason = request.reason.as_deref();
+    check_note("reason", reason.unwrap_or_default())?;
+    if !service.store.cordon(host, reason)? {
+        return Err(Refusal::not_found("no host of this name is enrolled"));
+    }
+    tracing::info!(operator = who, host, reason, "cordon");
+    Ok(api::Done {})
+}
+
+/// `POST /v1/orders/{id}/fence`.
+pub fn fence(service: &Service, who: &str, id: &str, request: &api::FenceRequest) -> Answer<api::Done> {
+    check_note("note", &request.note)?;
+    if request.note.is_empty() {
+        return Err(Refusal::malformed("note must say what was done to keep the host from the volume"));
+    }
+    let detail = format!("fenced by {who}: {}", request.note);
+    match service.store.fence(id, &detail)? {
+        None => {
+            tracing::warn!(operator = who, order = id, note = request.note, "order fenced");
+            Ok(api::Done {})
+        }
+        Some(ServiceCode::OrderUnknown) => Err(Refusal::not_found(ServiceCode::OrderUnknown.sentence())),
+        Some(_) => Err(Refusal::conflict("order.not-open", "the order holds no volume: it was not released, or ended")),
+    }
+}
+
 /// `GET /v1/admissions`.
 pub fn admissions(service: &Service) -> Answer<api::AdmissionsResponse> {
     Ok(api::AdmissionsResponse { admissions: service.store.admissions()? })
@@ -74,9 +110,7 @@ pub fn admit(service: &Service, who: &str, request: &api::AdmissionRequest) -> A
     if !is_hex(&request.ek_fingerprint, 64) {
         return Err(Refusal::malformed("ek_fingerprint must be 64 lower-case hex digits: one TPM, nothing wider"));
     }
-    if request.note.len() > MAX_NOTE {
-        return Err(Refusal::malformed(format!("note must not be longer than {MAX_NOTE} bytes")));
-    }
+    check_note("note", &request.note)?;
     service.store.admit(&api::AdmissionView {
         ek_fingerprint: request.ek_fingerprint.clone(),
         note: request.note.clone(),

@@ -33,6 +33,8 @@ pub fn router(service: &Arc<Service>) -> Router {
         .route("/v1/orders/{id}/receipt", post(receipt))
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/{host}", get(host).delete(remove_host))
+        .route("/v1/hosts/{host}/cordon", put(cordon))
+        .route("/v1/orders/{id}/fence", post(fence))
         .route("/v1/admissions", get(admissions).post(admit))
         .route("/v1/admissions/{ek}", delete(withdraw))
         .route("/v1/volumes", get(volumes))
@@ -70,16 +72,15 @@ async fn jwks(State(service): App) -> Response {
     json(StatusCode::OK, &jsonwebtoken::jwk::JwkSet { keys })
 }
 
-/// Reads a body that may carry evidence: only from a host's key, and only so many at a time.
+/// Reads a body that may carry evidence: only from a host's key, and only so much of all of them at a time.
 async fn with_evidence<B: serde::de::DeserializeOwned + Send + 'static, T: serde::Serialize + Send + 'static>(
     service: &Arc<Service>,
     request: Request,
     work: impl FnOnce(&Service, [u8; 32], B) -> Answer<T> + Send + 'static,
 ) -> Answer<Response> {
     let key = require_host_key(&peer(&request))?;
-    let _slot = service.evidence_slots.acquire().await.map_err(|e| Refusal::Internal(e.to_string()))?;
     let (parts, body) = request.into_parts();
-    let body: B = read_json(&parts.headers, body, api::MAX_BODY).await?;
+    let (body, _held): (B, _) = read_json(&parts.headers, body, api::MAX_BODY, &service.memory).await?;
     let answer = blocking(service, move |service| work(service, key, body)).await?;
     Ok(json(StatusCode::OK, &answer))
 }
@@ -92,7 +93,7 @@ async fn with_host_key<B: serde::de::DeserializeOwned + Send + 'static, T: serde
 ) -> Answer<Response> {
     let key = require_host_key(&peer(&request))?;
     let (parts, body) = request.into_parts();
-    let body: B = read_json(&parts.headers, body, SMALL_BODY).await?;
+    let (body, _held): (B, _) = read_json(&parts.headers, body, SMALL_BODY, &service.memory).await?;
     let answer = blocking(service, move |service| work(service, key, body)).await?;
     Ok(json(StatusCode::OK, &answer))
 }
@@ -106,7 +107,7 @@ async fn with_person<B: serde::de::DeserializeOwned + Send + 'static, T: serde::
 ) -> Answer<Response> {
     let person = http::require_person(&peer(&request), role, Service::now())?;
     let (parts, body) = request.into_parts();
-    let body: B = read_json(&parts.headers, body, SMALL_BODY).await?;
+    let (body, _held): (B, _) = read_json(&parts.headers, body, SMALL_BODY, &service.memory).await?;
     let answer = blocking(service, move |service| work(service, &person, body)).await?;
     Ok(json(StatusCode::OK, &answer))
 }
@@ -163,6 +164,16 @@ async fn host(State(service): App, Path(host): Path<String>, request: Request) -
 
 async fn remove_host(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
     bare(&service, peer(&request), Role::Operator, move |service, who| people::remove_host(service, who, &host)).await
+}
+
+async fn cordon(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
+    with_person(&service, request, Role::Operator, move |service, who, body| people::cordon(service, who, &host, &body))
+        .await
+}
+
+async fn fence(State(service): App, Path(id): Path<String>, request: Request) -> Answer<Response> {
+    with_person(&service, request, Role::Operator, move |service, who, body| people::fence(service, who, &id, &body))
+        .await
 }
 
 async fn admissions(State(service): App, request: Request) -> Answer<Response> {

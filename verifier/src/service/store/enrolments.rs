@@ -8,6 +8,9 @@ use crate::reason::ServiceCode;
 /// Most enrolments pending at a time, for one host and for all together.
 const MAX_PENDING_PER_HOST: i64 = 8;
 const MAX_PENDING: i64 = 4_096;
+/// Most hosts that wait for an operator. Anyone can make keys that look like a TPM without certificate, so what waits is
+/// bounded; a TPM that was admitted beforehand always gets in.
+const MAX_WAITING: i64 = 10_000;
 
 /// What a host claims to be, checked as far as it can be without the TPM's answer.
 #[derive(Clone, Debug)]
@@ -127,7 +130,16 @@ impl Store {
     /// Enrols the host, unless something stands against it. Enrolling the same again changes nothing.
     pub fn enrol(&self, new: &Enrolment, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
         self.transact(|transaction| {
-            let found = conflicts(transaction, new)?;
+            let mut found = conflicts(transaction, new)?;
+            let (waiting, admitted): (i64, bool) = transaction.query_row(
+                "SELECT (SELECT count(*) FROM hosts WHERE host <> ?1 AND ek NOT IN (SELECT ek FROM admissions)), \
+                 EXISTS (SELECT 1 FROM admissions WHERE ek = ?2)",
+                [&new.host, &new.ek],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?;
+            if waiting >= MAX_WAITING && !admitted {
+                found.push(ServiceCode::EnrolmentsFull);
+            }
             if found.is_empty() {
                 transaction.execute(
                     "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at) \

@@ -86,7 +86,7 @@ impl HostRow {
         Ok((host, row.get(11)?))
     }
 
-    /// Why it gets no work at `now`, whoever asks; empty when it may.
+    /// Why nothing in its name counts at `now`; empty when it does.
     pub fn why_untrusted(&self, now: u64) -> Vec<Reason> {
         let mut found = Vec::new();
         if !self.admitted {
@@ -101,8 +101,14 @@ impl HostRow {
                 found.extend(self.reasons.iter().cloned());
             }
         }
-        if self.cordon.is_some() {
-            found.push(ServiceCode::HostCordoned.into());
+        found
+    }
+
+    /// Why it gets no new work: what [`HostRow::why_untrusted`] says, and an operator's cordon.
+    pub fn why_closed(&self, now: u64) -> Vec<Reason> {
+        let mut found = self.why_untrusted(now);
+        if let Some(reason) = &self.cordon {
+            found.push(Reason::new(ServiceCode::HostCordoned).values("open", reason));
         }
         found
     }
@@ -173,6 +179,14 @@ impl Store {
                 params![host, int(now), reasons],
             )?;
             Ok(())
+        })
+    }
+
+    /// Closes a host for new work, or opens it again. False when there is none.
+    pub fn cordon(&self, host: &str, reason: Option<&str>) -> Result<bool, StoreError> {
+        self.transact(|transaction| {
+            let changed = transaction.execute("UPDATE hosts SET cordon = ?2 WHERE host = ?1", params![host, reason])?;
+            Ok(changed == 1)
         })
     }
 

@@ -148,3 +148,6 @@ fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, json: &str) -> 
 fn to_json<T: serde::Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|e| StoreError::Content { what, problem: e.to_string() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,7 +177,7 @@ impl Store {
             let Some(host) = host_in(transaction, &order.host, now)? else {
                 return Ok(Some(ServiceCode::HostUnknown));
             };
-            if !host.why_untrusted(now).is_empty() {
+            if !host.why_closed(now).is_empty() {
                 return Ok(Some(ServiceCode::HostUntrusted));
             }
             if host.boot.as_deref() != Some(order.boot.as_str()) {
@@ -242,6 +242,20 @@ impl Store {
                 params![order.id, release.judgement.boot, release.judgement.tls_spki, int(now)],
             )?;
             Ok(None)
+        })
+    }
+
+    /// Ends an order that holds its volume, on an operator's word.
+    pub fn fence(&self, id: &str, detail: &str) -> Result<Option<ServiceCode>, StoreError> {
+        self.transact(|transaction| {
+            if order_in(transaction, id)?.is_none() {
+                return Ok(Some(ServiceCode::OrderUnknown));
+            }
+            let ended = transaction.execute(
+                "UPDATE orders SET state = 'ended', detail = ?2 WHERE id = ?1 AND state IN ('released', 'running')",
+                params![id, detail],
+            )?;
+            Ok((ended == 0).then_some(ServiceCode::ReceiptOutOfOrder))
         })
     }
 
