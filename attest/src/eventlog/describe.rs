@@ -216,7 +216,7 @@ impl Event<'_> {
                 "SbatLevel" => {
                     (K::SbatLevel, "shim's minimum boot loader generation (SBAT)".to_owned(), ascii(variable.data))
                 }
-                "MokListTrusted" | "MokList" | "Shim" => named(K::Authority, "image verified by shim"),
+                "MokListTrusted" | "MokListRT" | "MokList" | "Shim" => named(K::Authority, "image verified by shim"),
                 _ => named(K::Authority, "image verified by Secure Boot"),
             };
         }

@@ -143,6 +143,11 @@ impl Entry<'_> {
         self.template_digest == [0; TEMPLATE_DIGEST_SIZE]
     }
 
+    /// The template data: what each bank's digest of this entry is the hash of.
+    pub fn template_data(&self) -> &[u8] {
+        &self.data
+    }
+
     /// What was measured: mostly a path, without terminator. Bytes, for Linux allows any in a path.
     pub fn name(&self) -> &[u8] {
         template::split(self.template, &self.data).map_or(&[], |fields| fields.name)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::appraise::{Appraisal, BootInstance, static_digest};
 
-/// The profile that results follow (draft-ietf-rats-ear).
+/// The profile that results follow: the one that EAR libraries know (draft-ietf-rats-ear).
 pub const PROFILE: &str = "tag:github.com,2023:veraison/ear";
 
 /// Who made the verifier.
@@ -19,6 +19,7 @@ pub const DEVELOPER: &str = "Portcullis";
 #[serde(deny_unknown_fields)]
 pub struct AttestationResult {
     /// Always [`PROFILE`].
+    #[serde(deserialize_with = "known_profile")]
     pub eat_profile: String,
     /// The verifier's id.
     pub iss: String,
@@ -158,4 +159,10 @@ impl AttestationResult {
             submods: BTreeMap::from([(context.host.to_owned(), submodule)]),
         }
     }
+}
+
+/// A token of another profile says other things with the same words.
+fn known_profile<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let profile = String::deserialize(deserializer)?;
+    if profile == PROFILE { Ok(profile) } else { Err(serde::de::Error::custom("eat_profile is not EAR's")) }
 }
