@@ -55,18 +55,18 @@ impl Use {
 /// A seed that only the TPM of the storage key can recover, and from which that TPM derives the wrapper's keys.
 pub(crate) struct Seed<'a> {
     key: &'a PublicArea,
-    seed: Zeroizing<Vec<u8>>,
+    plain: Zeroizing<Vec<u8>>,
     encrypted: Vec<u8>,
 }
 
 impl<'a> Seed<'a> {
     /// Makes a seed for `key`.
     pub fn new(key: &'a PublicArea, purpose: Use) -> Result<Self, ProtectError> {
-        let (seed, encrypted) = match key.kind() {
+        let (plain, encrypted) = match key.kind() {
             KeyKind::Rsa { .. } => rsa_seed(key, purpose)?,
             KeyKind::Ecc { curve, x, y } => ecc_seed(key.name_alg(), *curve, x, y, purpose)?,
         };
-        Ok(Self { key, seed, encrypted })
+        Ok(Self { key, plain, encrypted })
     }
 
     /// The seed as TPM2B_ENCRYPTED_SECRET.
@@ -81,9 +81,9 @@ impl<'a> Seed<'a> {
         let Symmetric::AesCfb(bits) = self.key.symmetric() else {
             return Err(ProtectError::Unsupported("it does not protect its children with AES-CFB"));
         };
-        let cipher_key = kdfa(hash, &self.seed, b"STORAGE\0", name, usize::from(bits / 8))?;
+        let cipher_key = kdfa(hash, &self.plain, b"STORAGE\0", name, usize::from(bits / 8))?;
         let ciphertext = aes_cfb(&cipher_key, content)?;
-        let hmac_key = kdfa(hash, &self.seed, b"INTEGRITY\0", &[], hash.digest_size())?;
+        let hmac_key = kdfa(hash, &self.plain, b"INTEGRITY\0", &[], hash.digest_size())?;
         let mut integrity = hmac::Context::with_key(&hmac::Key::new(hmac_algorithm(hash)?, &hmac_key));
         integrity.update(&ciphertext);
         integrity.update(name);
@@ -190,8 +190,8 @@ fn aes_cfb(key: &[u8], content: &[u8]) -> Result<Vec<u8>, ProtectError> {
     };
     let failed = |_| ProtectError::Crypto("AES");
     let key = UnboundCipherKey::new(algorithm, key).map_err(failed)?;
-    let context = EncryptionContext::Iv128(FixedLength::from([0; 16]));
-    let mut cipher = StreamingEncryptingKey::less_safe_cfb128(key, context).map_err(failed)?;
+    let iv = EncryptionContext::Iv128(FixedLength::from([0; 16]));
+    let mut cipher = StreamingEncryptingKey::less_safe_cfb128(key, iv).map_err(failed)?;
     // The library wants room for one more block than it writes.
     let mut out = vec![0; content.len().saturating_add(16)];
     let written = cipher.update(content, &mut out).map_err(failed)?.written().len();

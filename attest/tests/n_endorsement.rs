@@ -6,6 +6,7 @@ mod software_tpm;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
 use portcullis_attest::endorsement::{CredentialError, EkRoots, EndorsementKey, make_credential};
 use portcullis_attest::key::PublicArea;
 use portcullis_attest::reason::ReasonCode as Code;
@@ -93,7 +94,6 @@ fn genuine_certificates_pass() {
     assert!(!bare.is_certified());
 
     // Intermediates may lie beside the roots, in PEM with other text around.
-    use base64::Engine as _;
     let pem = |der: &[u8]| {
         let body = base64::engine::general_purpose::STANDARD.encode(der);
         format!("Vendor\n-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
@@ -261,6 +261,9 @@ fn endorsement_keys_must_be_what_they_say() {
     assert_eq!(check(&Public { attributes: ek().attributes | 1 << 18, ..ek() }), [Code::EkAttributes]);
     assert_eq!(check(&Public { exponent: 3, ..ek() }), [Code::EkWeakKey]);
     assert_eq!(check(&Public { name_alg: 0x0010, ..ek() }), [Code::EkMalformed]);
+    assert_eq!(check(&Public { name_alg: 0x0004, policy: vec![], ..ek() }), [Code::EkWeakKey]);
+    let unprotected = Public { symmetric: software_tpm::NULL.to_be_bytes().to_vec(), ..ek() };
+    assert_eq!(check(&unprotected), [Code::EkWeakKey]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ struct Search<'a> {
     reasons: Vec<Reason>,
 }
 
-impl<'a> Search<'a> {
+impl Search<'_> {
     /// `below` authorities lie between the leaf and `certificate`'s issuer.
     fn climb(&mut self, certificate: &ParsedCertificate, below: usize) -> Option<String> {
         if below >= MAX_DEPTH {
@@ -56,10 +56,11 @@ impl<'a> Search<'a> {
         for issuer in roots.intermediates.iter().chain(sent).filter(|issuer| certificate.names_as_issuer(issuer)) {
             known = true;
             // A self-issued certificate that is no configured root leads nowhere.
-            if !issuer.is_self_issued() && self.links(certificate, issuer, below) {
-                if let Some(root) = self.climb(issuer, below.saturating_add(1)) {
-                    return Some(root);
-                }
+            if !issuer.is_self_issued()
+                && self.links(certificate, issuer, below)
+                && let Some(root) = self.climb(issuer, below.saturating_add(1))
+            {
+                return Some(root);
             }
         }
         if !known && !roots.roots.iter().any(|root| certificate.names_as_issuer(root)) {

@@ -18,7 +18,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
 
 use self::certificate::ParsedCertificate;
-use crate::key::{Attributes, KeyKind, PublicArea, curve_weakness, rsa_weakness};
+use crate::key::{Attributes, Bank, KeyKind, PublicArea, Symmetric, curve_weakness, rsa_weakness};
 use crate::reason::{Reason, ReasonCode};
 
 pub use certificate::CertificateError;
@@ -121,7 +121,14 @@ fn check_key(public: &PublicArea) -> Vec<Reason> {
         KeyKind::Rsa { bits, exponent, .. } => rsa_weakness(*bits, *exponent),
         KeyKind::Ecc { curve, .. } => curve_weakness(*curve),
     };
-    if let Some(found) = weakness {
+    let name_alg = public.name_alg();
+    let weak = [
+        weakness,
+        // Its name goes into the attestation key's qualified name, and its hash into the protection of credentials.
+        matches!(name_alg, Bank::Sha1 | Bank::Sm3_256).then(|| format!("name algorithm {name_alg}")),
+        (!matches!(public.symmetric(), Symmetric::AesCfb(128 | 256))).then(|| format!("{:?}", public.symmetric())),
+    ];
+    for found in weak.into_iter().flatten() {
         reasons.push(Reason::new(ReasonCode::EkWeakKey).found(found));
     }
     reasons
@@ -190,8 +197,8 @@ fn check_leaf(leaf: &ParsedCertificate, now: SystemTime) -> Vec<Reason> {
     match tbs.get_extension::<SubjectAltName>() {
         // Without a subject the alternative name is all that names the TPM, and a reader may skip what is not critical.
         Ok(Some((critical, names))) => {
-            let named = critical && names.0.iter().any(|name| matches!(name, GeneralName::DirectoryName(_)));
-            if tbs.subject().is_empty() && !named {
+            let is_bound = critical && names.0.iter().any(|name| matches!(name, GeneralName::DirectoryName(_)));
+            if tbs.subject().is_empty() && !is_bound {
                 refuse(
                     ReasonCode::EkCertificateSubject,
                     "alternative name not critical, or no directory name".to_owned(),

@@ -84,11 +84,15 @@ impl Bank {
     pub fn hash_parts(self, parts: &[&[u8]]) -> Vec<u8> {
         let Some(algorithm) = self.aws_lc() else {
             let mut context = sm3::Sm3::new();
-            parts.iter().for_each(|part| context.update(part));
+            for part in parts {
+                context.update(part);
+            }
             return context.finalize().to_vec();
         };
         let mut context = digest::Context::new(algorithm);
-        parts.iter().for_each(|part| context.update(part));
+        for part in parts {
+            context.update(part);
+        }
         context.finish().as_ref().to_vec()
     }
 

@@ -59,7 +59,11 @@ pub(super) struct LoadedAk {
 
 impl Tpm {
     /// Makes an attestation key: ECC P-256, ECDSA with SHA-256, restricted, a child of the endorsement key. Does not load it.
+    ///
+    /// Forgets the storage parent, if one is loaded: to make a key, a TPM needs a slot beside those of its parent and of the
+    /// attestation key.
     pub fn create_ak(&mut self) -> Result<AkBlob, TpmError> {
+        self.forget_parent();
         let failed = self.failed("make an attestation key");
         let template = ak_template().map_err(&failed)?;
         self.with_ek(|tpm, ek| {
@@ -110,7 +114,7 @@ impl Tpm {
             });
             match opened {
                 Ok(secret) => Ok(Zeroizing::new(secret.value().to_vec())),
-                Err(error) if tpm.is_foreign(&error) => Err(TpmError::WrongCredential),
+                Err(error) if tpm.is_foreign(error) => Err(TpmError::WrongCredential),
                 Err(error) => Err(failed(error)),
             }
         })
@@ -155,7 +159,7 @@ impl Tpm {
     }
 
     /// Whether this is what a TPM answers to something that was encrypted to another key or for another object.
-    pub(super) fn is_foreign(&mut self, error: &tss_esapi::Error) -> bool {
+    pub(super) fn is_foreign(&mut self, error: tss_esapi::Error) -> bool {
         use Tss2ResponseCodeKind::{Binding, EccPoint, Failure, Integrity, Size, Value};
         match answer(error) {
             Answer::Tpm(Some(Integrity | Value | EccPoint | Binding | Size)) => true,

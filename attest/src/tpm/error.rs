@@ -83,9 +83,9 @@ pub(super) enum Answer {
     Here,
 }
 
-pub(super) fn answer(error: &tss_esapi::Error) -> Answer {
+pub(super) fn answer(error: tss_esapi::Error) -> Answer {
     let tss_esapi::Error::Tss2Error(code) = error else { return Answer::Here };
-    match raw(*code).map(|raw| raw >> 16 & 0xFF) {
+    match raw(code).map(|raw| raw >> 16 & 0xFF) {
         Some(LAYER_TCTI) => Answer::NoConnection,
         // 0: the TPM; 11 and 12: a resource manager that answers in the TPM's own codes.
         Some(0 | 11 | 12) => Answer::Tpm(code.kind()),
@@ -104,9 +104,9 @@ fn raw(code: Tss2ResponseCode) -> Option<u32> {
 }
 
 /// The code as people look it up, beside what it means.
-pub(super) fn words(error: &tss_esapi::Error) -> String {
+pub(super) fn words(error: tss_esapi::Error) -> String {
     match error {
-        tss_esapi::Error::Tss2Error(code) => match raw(*code) {
+        tss_esapi::Error::Tss2Error(code) => match raw(code) {
             Some(raw) => format!("{error} (response code {raw:#010x})"),
             None => error.to_string(),
         },

@@ -51,7 +51,7 @@ impl Tpm {
     pub fn open(tcti: &str) -> Result<Self, TpmError> {
         let name: TctiNameConf = tcti.parse().map_err(|_| TpmError::Tcti(tcti.to_owned()))?;
         let unavailable =
-            |error: tss_esapi::Error| TpmError::Unavailable { tcti: tcti.to_owned(), problem: words(&error) };
+            |error: tss_esapi::Error| TpmError::Unavailable { tcti: tcti.to_owned(), problem: words(error) };
         let mut context = Context::new(name).map_err(unavailable)?;
         // A TPM that was not started, or failed its self-test, connects all the same.
         context.get_random(8).map_err(unavailable)?;
@@ -61,10 +61,10 @@ impl Tpm {
     /// What an error means for whoever asked the TPM to do `action`.
     fn failed(&self, action: &'static str) -> impl Fn(tss_esapi::Error) -> TpmError + use<> {
         let tcti = self.tcti.clone();
-        move |source| match answer(&source) {
+        move |source| match answer(source) {
             Answer::NoConnection
             | Answer::Tpm(Some(Tss2ResponseCodeKind::Initialize | Tss2ResponseCodeKind::Failure)) => {
-                TpmError::Unavailable { tcti: tcti.clone(), problem: words(&source) }
+                TpmError::Unavailable { tcti: tcti.clone(), problem: words(source) }
             }
             _ => TpmError::Failed { action, source },
         }

@@ -39,9 +39,7 @@ impl ParentHandle {
 impl Tpm {
     /// Makes a storage parent in the NULL hierarchy, whose seed the TPM replaces at every reset. One made before is forgotten.
     pub fn null_parent(&mut self) -> Result<ParentHandle, TpmError> {
-        if let Some((_, old)) = self.parent.take() {
-            self.flush(old);
-        }
+        self.forget_parent();
         let failed = self.failed("make a storage parent");
         let template = parent_template().map_err(&failed)?;
         let made = self.context.execute_with_session(Some(AuthSession::Password), |context| {
@@ -61,6 +59,7 @@ impl Tpm {
     }
 
     /// Opens a key that was wrapped for this parent, if the PCRs still have the values it was wrapped for. Forgets the parent.
+    #[allow(clippy::needless_pass_by_value, reason = "the parent is gone afterwards, so its handle must be too")]
     pub fn import_unseal(
         &mut self,
         parent: ParentHandle,
@@ -68,9 +67,14 @@ impl Tpm {
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         let handle = self.parent_handle(&parent)?;
         let opened = self.open_under(handle, wrapped);
-        self.parent = None;
-        self.flush(handle);
+        self.forget_parent();
         opened
+    }
+
+    pub(super) fn forget_parent(&mut self) {
+        if let Some((_, old)) = self.parent.take() {
+            self.flush(old);
+        }
     }
 
     pub(super) fn parent_handle(&self, parent: &ParentHandle) -> Result<KeyHandle, TpmError> {
@@ -102,7 +106,7 @@ impl Tpm {
             let private = context.import(parent.into(), None, public.clone(), duplicate, seed, none)?;
             context.load(parent, private, public)
         });
-        loaded.map_err(|error| if self.is_foreign(&error) { TpmError::WrongParent } else { failed(error) })
+        loaded.map_err(|error| if self.is_foreign(error) { TpmError::WrongParent } else { failed(error) })
     }
 
     fn unseal(&mut self, object: KeyHandle) -> Result<Zeroizing<Vec<u8>>, TpmError> {
@@ -119,7 +123,7 @@ impl Tpm {
         );
         match opened {
             Ok(key) => Ok(Zeroizing::new(key.value().to_vec())),
-            Err(error) => Err(match answer(&error) {
+            Err(error) => Err(match answer(error) {
                 Answer::Tpm(Some(Tss2ResponseCodeKind::PolicyFail | Tss2ResponseCodeKind::PcrChanged)) => {
                     TpmError::PolicyFailed
                 }

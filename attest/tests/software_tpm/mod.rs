@@ -7,7 +7,7 @@ use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{
     self as aws, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _, RsaEncoding, RsaSignatureEncoding,
 };
-use der::{Decode as _, Encode as _};
+use der::Decode as _;
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
 use portcullis_attest::evidence::{Evidence, PcrValues, SignedQuote};
 use portcullis_attest::key::{Bank, EnrolledAk};
@@ -246,14 +246,18 @@ impl SoftTpm {
 /// TPMT_SIGNATURE.
 pub fn signature(scheme: (u16, u16), numbers: &[Vec<u8>]) -> Vec<u8> {
     let mut out = [scheme.0.to_be_bytes(), scheme.1.to_be_bytes()].concat();
-    numbers.iter().for_each(|number| out.extend(sized(number)));
+    for number in numbers {
+        out.extend(sized(number));
+    }
     out
 }
 
 /// TPMS_PCR_SELECTION.
 pub fn select(bank: u16, pcrs: &[u8]) -> Vec<u8> {
     let mut bits = [0_u8; 3];
-    pcrs.iter().for_each(|pcr| bits[usize::from(pcr / 8)] |= 1 << (pcr % 8));
+    for pcr in pcrs {
+        bits[usize::from(pcr / 8)] |= 1 << (pcr % 8);
+    }
     [&bank.to_be_bytes()[..], &[3], &bits].concat()
 }
 
