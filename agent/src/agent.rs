@@ -21,7 +21,7 @@ use portcullis_verifier::order::VerifiedOrder;
 use portcullis_verifier::reason::{Code, Reason, ServiceCode};
 
 use crate::backoff::Backoff;
-use crate::launch::{LaunchError, Launcher, Vm, check_boot};
+use crate::launch::{self, LaunchError, Launcher, Vm, check_boot};
 use crate::machine::{MachineEvent, Wake};
 use crate::prover::ProverError;
 use crate::receipts;
@@ -68,7 +68,7 @@ impl Agent {
     /// Cleans up after an earlier agent and makes this one ready.
     pub fn new(session: Session) -> Result<Self, AgentError> {
         let volumes = Volumes::new(&session.config);
-        let removed = volumes.remove_leftovers();
+        let removed = volumes.remove_leftovers() + launch::remove_leftovers(&session.config);
         let owed = vm_record::recover(&session.store.vms_dir())?;
         if removed > 0 || !owed.is_empty() {
             tracing::warn!(removed, receipts_owed = owed.len(), "an earlier agent ended without a word");

@@ -205,6 +205,12 @@ impl Launcher<'_> {
     }
 }
 
+/// Removes the configurations of VMs that ended with an earlier agent. Gives their number.
+pub fn remove_leftovers(config: &Config) -> usize {
+    let entries = std::fs::read_dir(config.runtime_dir.join("vms")).into_iter().flatten().flatten();
+    entries.filter(|entry| std::fs::remove_file(entry.path()).is_ok()).count()
+}
+
 /// Refuses orders that are not for this boot of this TPM.
 pub fn check_boot(order: &Order, this: &BootInstance) -> Result<(), LaunchError> {
     if order.boot == *this {

@@ -15,7 +15,7 @@ use portcullis_verifier::order::VolumeFile;
 use serde_json::Value;
 use support::host::{Host, KERNEL, KEY, RunningAgent};
 use support::verifier::Verifier;
-use support::wait_for;
+use support::{wait_for, wait_or_tell};
 
 /// One agent on a machine at a time: each cleans up what it takes for another's leftovers.
 fn alone() -> Flock<File> {
@@ -75,9 +75,14 @@ impl Scene {
     }
 
     fn wait_until(&self, order: &str, state: OrderState) -> VmView {
-        wait_for(&format!("{state:?}; last: {:?}, agent: {:?}", self.vm(order), self.host.status(order)), || {
-            Some(self.vm(order)).filter(|vm| vm.state == state)
-        })
+        wait_or_tell(
+            &format!("{state:?}"),
+            || Some(self.vm(order)).filter(|vm| vm.state == state),
+            || {
+                let log = std::fs::read_to_string(self.host.path("agent.log")).unwrap_or_default();
+                format!("{:?}\n{:?}\n{log}", self.vm(order), self.host.status(order))
+            },
+        )
     }
 
     /// Launches a VM and waits until the verifier knows that it runs.

@@ -21,7 +21,7 @@ real=/usr/sbin/cryptsetup
 memory=$(dirname "$0")/mapped
 case "$1 $2" in
 "open --type")
-    image=$7 name=$8
+    image=$8 name=$9
     $real open --test-passphrase --type luks2 --batch-mode --key-file - "$image" || exit $?
     mkdir -p /dev/mapper "$memory"
     loop=$(losetup --find --show --read-only "$image.plain") || exit 1

@@ -10,14 +10,21 @@ pub mod verifier;
 
 use std::time::{Duration, Instant};
 
-/// Asks again and again until there is an answer; fails after a minute with what was waited for.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_mins(1);
+/// Asks again and again until there is an answer; fails after 40 seconds with what was waited for.
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_or_tell(what, ask, String::new)
+}
+
+/// Like [`wait_for`]; the failure also tells how things stand then.
+pub fn wait_or_tell<T>(what: &str, mut ask: impl FnMut() -> Option<T>, tell: impl FnOnce() -> String) -> T {
+    let until = Instant::now() + Duration::from_secs(40);
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < until, "waited in vain for {what}");
+        if Instant::now() >= until {
+            panic!("waited in vain for {what}\n{}", tell());
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
