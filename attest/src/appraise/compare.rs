@@ -27,7 +27,7 @@ pub(super) fn policy<'r>(
         };
         reasons.push(Reason::new(code).pcr(7).event(event).expected("on").found(found));
     }
-    if policy.ima && !claims.replayed().ima_pcr_quoted() {
+    if policy.ima && claims.replayed().ima_bank().is_none() {
         reasons.push(Reason::new(ReasonCode::PolicyPcr).pcr(RUNTIME_PCR.into()));
     } else if policy.ima && claims.replayed().ima().is_empty() {
         reasons.push(Reason::new(ReasonCode::ImaMissing).pcr(RUNTIME_PCR.into()));

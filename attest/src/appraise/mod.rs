@@ -145,10 +145,9 @@ impl Claims<'_> {
         let reference = compare::policy(&self, policy, references)?;
         let replayed = self.replayed();
         let bank = self.bank();
-        let ima = replayed.quote().pcr(bank, RUNTIME_PCR).map(|pcr| JudgedIma {
-            bank,
-            entries: u64::try_from(replayed.ima().len()).unwrap_or(u64::MAX),
-            pcr: pcr.to_vec(),
+        let ima = replayed.ima_bank().and_then(|bank| {
+            let entries = u64::try_from(replayed.ima().len()).unwrap_or(u64::MAX);
+            Some(JudgedIma { bank, entries, pcr: replayed.quote().pcr(bank, RUNTIME_PCR)?.to_vec() })
         });
         Ok(Appraisal {
             quote: replayed.quote().clone(),

@@ -21,7 +21,7 @@ pub struct ReplayedLog<'a> {
     log: EventLog<'a>,
     ima: ImaList<'a>,
     ima_entries: usize,
-    ima_pcr_quoted: bool,
+    ima_bank: Option<Bank>,
     continued: Option<JudgedIma>,
 }
 
@@ -62,8 +62,11 @@ impl<'a> ReplayedLog<'a> {
         let (Some(log), Some((ima, ima_entries)), true) = (log, ima, reasons.is_empty()) else {
             return Err(reasons);
         };
-        let ima_pcr_quoted = quote.banks().any(|bank| quote.pcr(bank, RUNTIME_PCR).is_some());
-        Ok(Self { quote, log, ima, ima_entries, ima_pcr_quoted, continued: previous.cloned() })
+        let ima_bank = quote
+            .banks()
+            .filter(|bank| *bank != Bank::Sha1 && quote.pcr(*bank, RUNTIME_PCR).is_some())
+            .max_by_key(|bank| bank.digest_size());
+        Ok(Self { quote, log, ima, ima_entries, ima_bank, continued: previous.cloned() })
     }
 
     /// The quote.
@@ -81,9 +84,10 @@ impl<'a> ReplayedLog<'a> {
         self.ima.entries().get(..self.ima_entries).unwrap_or_default()
     }
 
-    /// Whether PCR 10 was quoted at all.
-    pub(super) const fn ima_pcr_quoted(&self) -> bool {
-        self.ima_pcr_quoted
+    /// The strongest bank of which PCR 10 was quoted; not SHA-1, which proves nothing. It need not be the bank on which
+    /// the rest is judged: kernels extend few banks with anything better than SHA-1.
+    pub(super) const fn ima_bank(&self) -> Option<Bank> {
+        self.ima_bank
     }
 
     /// The earlier judgement that the IMA list was found to continue.

@@ -168,3 +168,24 @@ fn n87_a_bank_of_padded_sha1_is_no_evidence() {
     assert_eq!(codes(&reasons), [Code::ImaPaddedSha1]);
     assert_eq!(reasons[0].pcr, Some(10));
 }
+
+#[test]
+fn programs_are_judged_in_a_bank_that_the_kernel_extends_though_the_boot_is_judged_in_another() {
+    let mut host = Host::good();
+    host.policy.bank = Some(Bank::Sha384);
+    let bytes = host.log.bytes();
+    let log = crate::eventlog::EventLog::parse(&bytes).unwrap();
+    let mut builder = crate::reference::ReferenceBuilder::new("good", "");
+    builder.recorded(&log, &[Bank::Sha384], &crate::appraise::STATIC_PCRS);
+    for (path, content) in [("/usr/bin/portcullis-agent", &b"agent"[..]), ("/usr/bin/portcullis-vmm", b"vmm")] {
+        builder.ima(path, Bank::Sha256.hash(content).as_slice().try_into().unwrap());
+    }
+    host.references = vec![builder.build().unwrap()];
+    let judged = host.appraise().unwrap().judged();
+    assert_eq!(judged.bank, Bank::Sha384);
+    assert_eq!(judged.ima.unwrap().bank, Bank::Sha256);
+    // SHA-1 alone does not do for the programs either.
+    host.selection.get_mut(&Bank::Sha256).unwrap().retain(|pcr| *pcr != 10);
+    host.selection.insert(Bank::Sha1, vec![10]);
+    assert_eq!(host.codes(), [Code::PolicyPcr]);
+}
