@@ -19,6 +19,27 @@
 //! * [`reason`]: why something was denied
 //! * `tpm` (feature `tpm`): the attester's side, which talks to a TPM
 //!
+//! # Example: is this quote what I asked for?
+//!
+//! ```
+//! use portcullis_attest::{binding::Binding, evidence::Evidence, key::{Bank, EnrolledAk}, quote::VerifiedQuote};
+//!
+//! fn check(json: &[u8], ak_public: &[u8], ek_public: &[u8], asked: &Binding) -> Result<VerifiedQuote, String> {
+//!     let evidence = Evidence::from_json(json).map_err(|error| error.to_string())?;
+//!     // Both keys come from enrolment: evidence that brings its own key proves nothing.
+//!     let ak = EnrolledAk::new(ak_public, ek_public).map_err(|reasons| format!("{reasons:?}"))?;
+//!     VerifiedQuote::verify(&evidence, &ak, asked).map_err(|reasons| format!("{reasons:?}"))
+//! }
+//! # let json = include_bytes!("../schemas/examples/evidence-1.json");
+//! # let keys: serde_json::Value = serde_json::from_slice(include_bytes!("../schemas/examples/evidence-1.keys.json")).unwrap();
+//! # let key = |name: &str| hex::decode(keys[name].as_str().unwrap()).unwrap();
+//! # let asked = Evidence::from_json(json).unwrap().binding;
+//! # let quote = check(json, &key("ak_public"), &key("ek_public"), &asked).unwrap();
+//! # assert_eq!(quote.pcr(Bank::Sha256, 9), Some([9; 32].as_slice()));
+//! # let other = Binding { nonce: vec![0; 32], ..asked };
+//! # assert!(check(json, &key("ak_public"), &key("ek_public"), &other).is_err());
+//! ```
+//!
 //! Without the feature `tpm` this crate does no I/O. It never panics on input: that is what the lints below hold it to.
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -57,7 +57,7 @@ impl VerifiedQuote {
         }
         let mut checked = Vec::new();
         for quote in &evidence.quotes {
-            match check_one(quote, ak, expected, &evidence.binding) {
+            match check_one(quote, ak, |found| check_binding(found, expected, &evidence.binding)) {
                 Ok(good) => checked.push(good),
                 Err(bad) => reasons.extend(bad),
             }
@@ -114,15 +114,36 @@ impl VerifiedQuote {
     }
 }
 
+/// Checks one quote over any extraData, such as `tpm2_quote` makes: everything that [`VerifiedQuote::verify`] checks, but
+/// for the binding. What comes out says that this key signed these values for this nonce, and nothing of who asked or
+/// what for; so no [`VerifiedQuote`] can be made of it.
+pub fn check_unbound(quote: &SignedQuote, ak: &EnrolledAk, extra_data: &[u8]) -> Result<ClockInfo, Vec<Reason>> {
+    let is_nonce = |found: &[u8]| {
+        let same = bool::from(found.ct_eq(extra_data));
+        let reason =
+            || Reason::new(ReasonCode::QuoteNonceMismatch).expected(hex::encode(extra_data)).found(hex::encode(found));
+        if same { Vec::new() } else { vec![reason()] }
+    };
+    check_one(quote, ak, is_nonce).map(|checked| checked.clock)
+}
+
+/// `check_extra_data` says what is wrong with the quote's extraData.
 fn check_one<'a>(
     quote: &'a SignedQuote,
     ak: &EnrolledAk,
-    expected: &Binding,
-    claimed: &Binding,
+    check_extra_data: impl FnOnce(&[u8]) -> Vec<Reason>,
 ) -> Result<Checked<'a>, Vec<Reason>> {
     ak.verify(&quote.message, &quote.signature).map_err(|error| vec![signature_reason(&error)])?;
     let parsed = attest::Quote::parse(&quote.message).map_err(|error| vec![structure_reason(&error)])?;
-    let mut reasons = check_header(&parsed.header, ak, expected, claimed);
+    let mut reasons = Vec::new();
+    if parsed.header.qualified_signer != ak.qualified_name() {
+        reasons.push(
+            Reason::new(ReasonCode::QuoteSignerMismatch)
+                .expected(hex::encode(ak.qualified_name()))
+                .found(hex::encode(parsed.header.qualified_signer)),
+        );
+    }
+    reasons.extend(check_extra_data(parsed.header.extra_data));
     reasons.extend(values::check(&parsed, &quote.pcrs, ak.scheme_hash()));
     if reasons.is_empty() {
         let Header { clock, firmware_version, .. } = parsed.header;
@@ -138,17 +159,10 @@ pub(crate) fn covers(message: &[u8], pcrs: &PcrValues, scheme_hash: Bank) -> boo
     attest::Quote::parse(message).is_ok_and(|quote| values::check(&quote, pcrs, scheme_hash).is_empty())
 }
 
-/// Signer and extraData, which quotes and certifications are checked for alike.
-pub(crate) fn check_header(header: &Header<'_>, ak: &EnrolledAk, expected: &Binding, claimed: &Binding) -> Vec<Reason> {
+/// What is wrong with extraData that should be `expected`'s, in evidence that says it is `claimed`'s.
+fn check_binding(extra_data: &[u8], expected: &Binding, claimed: &Binding) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    if header.qualified_signer != ak.qualified_name() {
-        reasons.push(
-            Reason::new(ReasonCode::QuoteSignerMismatch)
-                .expected(hex::encode(ak.qualified_name()))
-                .found(hex::encode(header.qualified_signer)),
-        );
-    }
-    if bool::from(header.extra_data.ct_eq(&expected.extra_data())) {
+    if bool::from(extra_data.ct_eq(&expected.extra_data())) {
         if claimed != expected {
             // The quote is right and the envelope is not: somebody rewrote it, and whoever reads it would be misled.
             reasons.push(
@@ -156,20 +170,20 @@ pub(crate) fn check_header(header: &Header<'_>, ak: &EnrolledAk, expected: &Bind
                     .text("The evidence says that its quote is bound to something else than it is."),
             );
         }
-    } else if header.extra_data == claimed.extra_data() {
+    } else if extra_data == claimed.extra_data() {
         // The quote is what the evidence says it is, so the evidence can say in which part it is wrong.
         reasons.extend(expected.differences(claimed));
     } else {
         reasons.push(
             Reason::new(ReasonCode::QuoteBindingMismatch)
                 .expected(hex::encode(expected.extra_data()))
-                .found(hex::encode(header.extra_data)),
+                .found(hex::encode(extra_data)),
         );
     }
     reasons
 }
 
-pub(crate) fn signature_reason(error: &SignatureError) -> Reason {
+fn signature_reason(error: &SignatureError) -> Reason {
     let code = match error {
         SignatureError::Wire(_) | SignatureError::Algorithm(_) | SignatureError::Number(_) => {
             ReasonCode::QuoteSignatureMalformed
