@@ -9,11 +9,14 @@ use super::{LabError, io_error, run, write};
 use crate::workdir::CacheLock;
 
 /// The lines of `grub.cfg`, each a command that GRUB measures.
+///
+/// `linuxefi` and not `linux`: with Secure Boot off Debian's `linux` goes around the kernel's EFI stub, and then the
+/// kernel has no event log to show.
 pub fn grub_commands(command_line: &str) -> Vec<String> {
     vec![
         "search --file --set=root /vmlinuz".to_owned(),
-        format!("linux /vmlinuz {command_line}"),
-        "initrd /initrd".to_owned(),
+        format!("linuxefi /vmlinuz {command_line}"),
+        "initrdefi /initrd".to_owned(),
         "boot".to_owned(),
     ]
 }

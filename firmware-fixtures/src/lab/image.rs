@@ -225,7 +225,7 @@ impl BootDisk {
             add(path, contents);
         }
         let kernel_contents = read(&files.kernel())?;
-        let kernel_command_line = self.commands[1].trim_start_matches("linux ").to_owned();
+        let kernel_command_line = self.commands[1].trim_start_matches("linuxefi ").to_owned();
         Ok(Manifest {
             shim: boot_program("/EFI/BOOT/BOOTX64.EFI", &files.shim())?,
             grub: boot_program("/EFI/BOOT/grubx64.efi", &files.grub())?,
@@ -249,14 +249,16 @@ impl BootDisk {
         };
         let file =
             |name: &str, contents: &[u8]| GrubEvent { pcr: 9, text: name.to_owned(), digests: Digests::of(contents) };
+        // `search` opens the kernel by its device, `linux` below the root that it found.
         vec![
             file("(hd0)/EFI/debian/grub.cfg", self.grub_cfg.as_bytes()),
             text("grub_cmd: ", &self.commands[0]),
-            text("grub_cmd: ", &self.commands[1]),
             file("(hd0)/vmlinuz", kernel),
+            text("grub_cmd: ", &self.commands[1]),
+            file("/vmlinuz", kernel),
             text("kernel_cmdline: ", kernel_command_line),
             text("grub_cmd: ", &self.commands[2]),
-            file("(hd0)/initrd", &self.initrd_bytes),
+            file("/initrd", &self.initrd_bytes),
             text("grub_cmd: ", &self.commands[3]),
         ]
     }

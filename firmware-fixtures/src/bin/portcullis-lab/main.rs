@@ -2,6 +2,7 @@
 
 mod console;
 mod host;
+mod record;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ struct Arguments {
 enum Command {
     /// Build an image, boot a host from it, and leave its console on this terminal.
     Host(host::Arguments),
+    /// Boot hosts and keep what they measured, for unit tests.
+    Record(record::Arguments),
     /// Run a new TPM on loopback ports until Ctrl-C, and say how to reach it.
     Tpm,
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     signals.add(Signal::SIGHUP);
     let done = signals.thread_block().map_err(Failure::from).and_then(|()| match arguments.command {
         Command::Tpm => tpm(&signals),
+        Command::Record(arguments) => record::run(&arguments),
         Command::Host(arguments) => host::run(&arguments, &signals),
     });
     match done {
