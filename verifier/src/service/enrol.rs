@@ -54,7 +54,7 @@ pub fn begin(service: &Service, key: [u8; 32], request: &api::EnrolRequest) -> A
             host: request.host.clone(),
             ek: hex::encode(ek.fingerprint()),
             ek_public: request.ek_public.clone(),
-            certificate: if certificate.is_some() { "verified" } else { "none" }.to_owned(),
+            certificate: if ek.is_certified() { "verified" } else { "none" }.to_owned(),
             ak_public: request.ak_public.clone(),
             ak_name: hex::encode(ak.name()),
         },

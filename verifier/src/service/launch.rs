@@ -116,7 +116,10 @@ pub fn waiting(service: &Service, key: [u8; 32], host: &str) -> Answer<api::Orde
     let now = Service::now();
     let host = enrolled(service, host, now)?;
     let reasons = why_not_now(&host, key, now);
-    let (true, Some(boot)) = (reasons.is_empty(), &host.boot) else { return Err(Refusal::Denied(reasons)) };
+    if !reasons.is_empty() {
+        return Err(Refusal::Denied(reasons));
+    }
+    let boot = host.boot.as_ref().ok_or_else(|| Refusal::code(ServiceCode::HostNeverAttested))?;
     Ok(api::OrdersResponse { orders: service.store.orders_waiting(&host.host, boot, now)? })
 }
 
