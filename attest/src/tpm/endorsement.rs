@@ -68,13 +68,13 @@ impl Tpm {
         if self.ek.is_none() {
             let certificate = self.ek_certificate()?;
             if let Some((handle, public)) = self.persistent_ek()?
-                && matches_certificate(&public, certificate.as_deref())?
+                && matches_certificate(&public, certificate.as_deref())
             {
                 self.ek = Some(Ek { public, persistent: Some(handle) });
                 return Ok((handle, true));
             }
             let (handle, public) = self.make_ek()?;
-            if !matches_certificate(&public, certificate.as_deref())? {
+            if !matches_certificate(&public, certificate.as_deref()) {
                 self.flush(handle);
                 return Err(TpmError::EkMismatch);
             }
@@ -133,10 +133,10 @@ impl Tpm {
     }
 }
 
-fn matches_certificate(public: &PublicArea, certificate: Option<&[u8]>) -> Result<bool, TpmError> {
-    let Some(der) = certificate else { return Ok(true) };
-    is_certificate_for(der, public)
-        .map_err(|error| TpmError::Malformed { what: "the endorsement key's certificate", problem: error.to_string() })
+/// Whether the certificate, if there is one that can be read, is for this key. One that cannot be read is for the verifier to
+/// refuse or to do without; here it only fails to help in choosing the key.
+fn matches_certificate(public: &PublicArea, certificate: Option<&[u8]>) -> bool {
+    certificate.is_none_or(|der| is_certificate_for(der, public).unwrap_or(true))
 }
 
 /// A public area of the TPM, as this crate reads them.
