@@ -96,11 +96,17 @@ impl Threads {
         let mut waiting = self.handles.len();
         while waiting > 0 {
             match messages.recv() {
-                Ok(Message::Confined(result)) => result?,
-                // No thread runs its guest before all are confined, and each has a sender until it ends.
-                Ok(_) | Err(_) => continue,
+                Ok(Message::Confined(result)) => {
+                    result?;
+                    waiting -= 1;
+                }
+                // No thread runs its guest before all are confined.
+                Ok(_) => {}
+                Err(_) => {
+                    let reason = "the thread ended early".to_owned();
+                    return Err(JailError::Install { kind: ThreadKind::Vcpu, reason });
+                }
             }
-            waiting -= 1;
         }
         Ok(())
     }
