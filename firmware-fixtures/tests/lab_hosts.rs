@@ -63,15 +63,15 @@ fn a_good_host_closes_the_ways_around_measurement() {
     assert!(fails(&mut host, "echo 0 >/proc/sys/kernel/kexec_load_disabled"));
     // the policy is there for good, and it measures what runs from tmpfs too
     assert!(fails(&mut host, "test -e /sys/kernel/security/ima/policy"));
-    text(&mut host, "cp /bin/busybox /tmp/stranger; /tmp/stranger true");
+    text(&mut host, "mkdir /tmp/stranger; cp /bin/busybox /tmp/stranger/; /tmp/stranger/busybox true");
     let list = text(&mut host, "cat /sys/kernel/security/ima/ascii_runtime_measurements");
-    assert!(list.lines().any(|line| line.trim_end().ends_with(" /tmp/stranger")), "{list}");
+    assert!(list.lines().any(|line| line.trim_end().ends_with(" /tmp/stranger/busybox")), "{list}");
     // all that it lists, but for the stranger, is in the manifest
     for line in list.lines().map(str::trim_end) {
         let mut fields = line.rsplit(' ');
         let (path, digest) = (fields.next().unwrap(), fields.next().unwrap());
         let digest = digest.strip_prefix("sha256:").expect(line);
-        if path != "boot_aggregate" && path != "/tmp/stranger" {
+        if path != "boot_aggregate" && path != "/tmp/stranger/busybox" {
             assert!(image.manifest.executables.get(path).is_some_and(|known| known.contains(digest)), "{line}");
         }
     }

@@ -15,7 +15,7 @@ use super::machine::{
     CONTROL_SOCKET, Connections, Disk, Firmware, MONITOR_SOCKET, Machine, SERIAL_LOG, SERIAL_SOCKET, VARIABLES,
 };
 use super::rootfs::{self, HostFile};
-use super::{LabError, io_error, run};
+use super::{LabError, io_error, run, write};
 use crate::child::Guarded;
 use crate::tpm::{Swtpm, Transport, last_lines, tail};
 use crate::workdir;
@@ -118,14 +118,8 @@ impl Host {
             image.initrd.as_path(),
             image.command_line.as_str(),
         ));
-        let parts = Parts {
-            esp: &image.esp,
-            root: &root,
-            disks: &spec.disks,
-            verifier_port: spec.verifier_port,
-            direct,
-            variables: None,
-        };
+        let parts =
+            Parts { esp: &image.esp, root: &root, disks: &spec.disks, verifier_port: spec.verifier_port, direct };
         Self::power_on(&spec.name, &machine, &parts, spec.tpm, dir, spec.boot_limit)
     }
 
@@ -147,10 +141,7 @@ impl Host {
         // After a power-off swtpm has lost its client; a fresh one has never had any. Both are a power-on.
         tpm.stop();
         tpm.start()?;
-        let factory = machine.firmware.variables();
-        let variables = parts.variables.unwrap_or(&factory);
-        fs::copy(variables, dir.path().join(VARIABLES))
-            .map_err(io_error(format!("cannot copy {} (package ovmf)", variables.display())))?;
+        write(&dir.path().join(VARIABLES), &machine.firmware.new_variables()?)?;
         let socket = tpm.control_socket();
         let connections = Connections {
             dir: dir.path(),
@@ -359,7 +350,12 @@ impl Host {
         result.map_err(|interrupted| match interrupted {
             Interrupted::TooSlow => self.too_slow(what, limit),
             Interrupted::Ended(problem) => self.ended(problem, what),
-            Interrupted::Io(error) => self.ended(format!("its control port failed: {error}"), what),
+            Interrupted::Io(error) => {
+                // Most likely QEMU has just ended: give it a moment, so that the message has the reason.
+                let _ = self.machine.wait_for_end(Duration::from_secs(2));
+                let gone = problem(&mut self.machine, self.dir.path(), self.log_start);
+                self.ended(gone.unwrap_or_else(|| format!("its control port failed: {error}")), what)
+            }
         })
     }
 
@@ -411,8 +407,6 @@ pub(super) struct Parts<'a> {
     pub(super) disks: &'a [Disk],
     pub(super) verifier_port: Option<u16>,
     pub(super) direct: Option<(&'a Path, &'a Path, &'a str)>,
-    /// Instead of the factory's.
-    pub(super) variables: Option<&'a Path>,
 }
 
 fn connect(process: &mut Guarded, dir: &Path, name: &str) -> Result<Control, LabError> {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{LabError, read, variables};
+
 /// Where Debian's package ovmf puts the firmware.
 const OVMF: &str = "/usr/share/OVMF";
 
@@ -12,7 +14,7 @@ const OVMF: &str = "/usr/share/OVMF";
 pub enum Firmware {
     /// OVMF with Microsoft's keys enrolled: shim, GRUB and the kernel must be signed.
     SecureBoot,
-    /// The same firmware with no keys enrolled: Secure Boot is off, all else is the same.
+    /// The same firmware and keys, but the platform key is gone: Secure Boot is off, all else is the same.
     SecureBootOff,
     /// OVMF built without Secure Boot; the kernel comes from QEMU's command line instead of the boot disk.
     Direct,
@@ -30,8 +32,24 @@ impl Firmware {
     /// The firmware's variables as the factory leaves them; a host gets a copy.
     pub fn variables(self) -> PathBuf {
         Path::new(OVMF).join(match self {
-            Self::SecureBoot => "OVMF_VARS_4M.ms.fd",
-            Self::SecureBootOff | Self::Direct => "OVMF_VARS_4M.fd",
+            Self::SecureBoot | Self::SecureBootOff => "OVMF_VARS_4M.ms.fd",
+            Self::Direct => "OVMF_VARS_4M.fd",
+        })
+    }
+
+    /// The contents of a new host's variables.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no variable store.
+    pub fn new_variables(self) -> Result<Vec<u8>, LabError> {
+        let path = self.variables();
+        let factory = read(&path)?;
+        if self != Self::SecureBootOff {
+            return Ok(factory);
+        }
+        variables::without_platform_key(&factory).ok_or_else(|| LabError::BadFile {
+            path: path.display().to_string(),
+            problem: "not a variable store with a platform key (package ovmf)".to_owned(),
         })
     }
 }
@@ -130,7 +148,9 @@ impl Machine {
         // The boot disk is opened read-only, so that one image serves many hosts.
         let esp = to.esp.display();
         option("-drive", format!("if=none,id=boot,format=raw,readonly=on,file={esp}"));
-        option("-device", "virtio-blk-pci,drive=boot,bootindex=0".to_owned());
+        // QEMU gives the first place to a kernel that it loads itself.
+        let first = if self.firmware == Firmware::Direct { "" } else { ",bootindex=0" };
+        option("-device", format!("virtio-blk-pci,drive=boot{first}"));
         option("-drive", format!("if=none,id=root,format=raw,cache=unsafe,file={}", to.root.display()));
         option("-device", "virtio-blk-pci,drive=root".to_owned());
         for (number, disk) in to.disks.iter().enumerate() {

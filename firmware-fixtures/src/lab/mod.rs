@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod pe;
 pub mod record;
 pub mod rootfs;
+pub mod variables;
 
 use std::io;
 use std::path::Path;

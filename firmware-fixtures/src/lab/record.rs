@@ -60,7 +60,7 @@ fn key(machine: &Machine, esp: &Path) -> Result<String, LabError> {
     hash.update(run(version)?.stdout);
     hash.update(machine.identity().join("\n"));
     hash.update(Sha256::digest(read(&machine.firmware.code())?));
-    hash.update(Sha256::digest(read(&machine.firmware.variables())?));
+    hash.update(Sha256::digest(machine.firmware.new_variables()?));
     hash.update(esp.as_os_str().as_encoded_bytes());
     Ok(hex::encode(&hash.finalize()[..12]))
 }
@@ -81,7 +81,7 @@ fn record(machine: &Machine, boot: &BootDisk, files: &BootFiles) -> Result<Vec<u
     let kernel = files.kernel();
     let direct =
         (machine.firmware == Firmware::Direct).then_some((kernel.as_path(), boot.initrd.as_path(), COMMAND_LINE));
-    let parts = Parts { esp: &boot.esp, root: &root, disks: &disks, verifier_port: None, direct, variables: None };
+    let parts = Parts { esp: &boot.esp, root: &root, disks: &disks, verifier_port: None, direct };
     let mut host = Host::power_on("recorder", machine, &parts, None, dir, BOOT_LIMIT)?;
     let end = Instant::now() + BOOT_LIMIT;
     let text = host.with_control("its event log", BOOT_LIMIT, |control, alive| {

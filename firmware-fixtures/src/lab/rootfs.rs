@@ -14,7 +14,8 @@ use super::{LabError, io_error, kmod, read, run, write};
 use crate::workdir::CacheLock;
 
 /// The kernel modules every host loads at its start: KVM, encrypted volumes, tap devices.
-pub const MODULES: [&str; 6] = ["kvm-amd", "loop", "dm-mod", "dm-crypt", "xts", "tun"];
+/// XTS works block by block through ECB, which it does not name as a dependency.
+pub const MODULES: [&str; 8] = ["kvm-amd", "loop", "dm-mod", "dm-crypt", "aesni-intel", "ecb", "xts", "tun"];
 
 /// Where shared libraries lie on a host: the first place its dynamic linker looks.
 const LIBRARIES: &str = "/lib/x86_64-linux-gnu";
