@@ -98,7 +98,8 @@ impl Machine {
         let console = BoundedLog::create(setup.console, setup.max_log_bytes)?;
         let log = BoundedLog::create(setup.log, setup.max_log_bytes)?;
         let mut command = child::command(setup.program);
-        command.arg("--id").arg(setup.order).arg("--config-file").arg(setup.config);
+        // The boot timer gives the guest one register to write to, by which the host learns how long it took to start.
+        command.arg("--id").arg(setup.order).arg("--boot-timer").arg("--config-file").arg(setup.config);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(start)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());

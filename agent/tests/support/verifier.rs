@@ -79,9 +79,14 @@ impl Verifier {
         self.dir.path().join("state/trust")
     }
 
+    /// The directory with a person's `cert.pem`, `key.pem` and `ca.pem`.
+    pub fn person_files(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// A client of `olga` (operator) or `alice` (tenant).
     pub fn person(&self, name: &str) -> Client {
-        let read = |file: &str| std::fs::read(self.dir.path().join(name).join(file)).unwrap();
+        let read = |file: &str| std::fs::read(self.person_files(name).join(file)).unwrap();
         let identity = Identity::from_pem(&read("cert.pem"), &read("key.pem")).unwrap();
         let ca = std::fs::read(self.trust().join("ca.pem")).unwrap();
         Client::new(&self.url(), &ca, Some(&identity), Limits::default()).unwrap()

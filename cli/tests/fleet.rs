@@ -1,0 +1,124 @@
+//! Commands that ask the verifier, against the real service and hosts with software TPMs.
+
+mod support;
+
+use std::path::Path;
+
+use support::verifier::Verifier;
+use support::{Host, config_of, json, run};
+
+const KERNEL: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+fn launch<'a>(config: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let fixed = ["--config", config, "vm", "launch", "--name", "web", "--volume", "data", "--vcpus", "2"];
+    [&fixed[..], &["--kernel", "boot/vmlinuz", "--kernel-sha256", KERNEL], more].concat()
+}
+
+#[test]
+fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
+    let verifier = Verifier::started();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (olga, alice) = (config_of(&verifier, "olga", dir), config_of(&verifier, "alice", dir));
+    let (olga, alice) = (olga.as_str(), alice.as_str());
+    let (text, _) = run(dir, &["--config", olga, "host", "ls"], 0);
+    assert_eq!(text, "No host is enrolled.\n");
+
+    std::fs::write(dir.join("data.key"), [7; 32]).unwrap();
+    run(dir, &["--config", alice, "volume", "put", "data", "--key-file", "data.key"], 0);
+    let value = json(dir, &launch(alice, &[]), 1);
+    assert_eq!((value["placed"].as_bool(), value["why_not"].as_array().map(Vec::len)), (Some(false), Some(0)));
+
+    let mut host = Host::new("honest", &verifier);
+    host.session.enrol().unwrap();
+    host.session.attest().unwrap_err();
+    let (text, _) = run(dir, &["--config", olga, "host", "ls"], 0);
+    assert!(text.starts_with("HOST") && text.contains("honest") && text.contains("endorsement.not-admitted"), "{text}");
+    let value = json(dir, &launch(alice, &[]), 1);
+    assert_eq!(value["why_not"][0]["host"], "honest", "{value}");
+    assert!(!value["why_not"][0]["reasons"].as_array().unwrap().is_empty());
+
+    let fingerprint = host.fingerprint();
+    run(dir, &["--config", olga, "host", "admit", &fingerprint, "--note", "the test's"], 0);
+    host.session.attest().unwrap();
+    let (text, _) = run(dir, &["--config", olga, "host", "show", "honest"], 0);
+    assert!(text.contains(&fingerprint) && text.contains("trust           trusted"), "{text}");
+    assert_eq!(json(dir, &["--config", olga, "host", "show", "honest"], 0)["trust"], "trusted");
+
+    let placed = json(dir, &launch(alice, &["--cmdline", "console=ttyS0", "--mem-mib", "64"]), 0);
+    assert_eq!(placed["host"], "honest", "{placed}");
+    let (text, _) = run(dir, &["--config", alice, "vm", "ls"], 0);
+    assert!(text.contains("web") && text.contains("placed") && text.contains(placed["order_id"].as_str().unwrap()));
+    let (text, _) = run(dir, &["--config", alice, "volume", "ls"], 0);
+    assert!(text.contains("data"), "{text}");
+
+    run(dir, &["--config", olga, "host", "withdraw", &fingerprint], 0);
+    assert_ne!(json(dir, &["--config", olga, "host", "show", "honest"], 0)["trust"], "trusted");
+}
+
+#[test]
+fn a_forgotten_host_is_gone_and_an_unknown_one_is_1() {
+    let verifier = Verifier::started();
+    let dir = tempfile::tempdir().unwrap();
+    let olga = config_of(&verifier, "olga", dir.path());
+    let mut host = Host::new("honest", &verifier);
+    host.session.enrol().unwrap();
+    run(dir.path(), &["--config", &olga, "host", "forget", "honest"], 0);
+    for command in ["forget", "show"] {
+        let (_, stderr) = run(dir.path(), &["--config", &olga, "host", command, "honest"], 1);
+        assert!(stderr.starts_with("error: ") || stderr.starts_with("denied:"), "{stderr}");
+    }
+}
+
+#[test]
+fn keys_are_checked_here_and_never_shown() {
+    let verifier = Verifier::started();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let alice = config_of(&verifier, "alice", dir);
+    let put =
+        |file: &str, code: i32| run(dir, &["--config", &alice, "volume", "put", "data", "--key-file", file], code);
+    std::fs::write(dir.join("short"), "too short").unwrap();
+    std::fs::write(dir.join("long"), "x".repeat(129)).unwrap();
+    std::fs::write(dir.join("good"), "a secret of thirty-two characters").unwrap();
+    assert!(put("short", 2).1.contains("too short, 16 to 128"));
+    assert!(put("long", 2).1.contains("long is larger than the 128 bytes"));
+    assert!(put("missing", 2).1.contains("missing"));
+    let (stdout, stderr) = put("good", 0);
+    assert!(!stdout.contains("secret") && !stderr.contains("secret"));
+    std::fs::write(dir.join("other"), "another secret, for the same name").unwrap();
+    let (stdout, stderr) = put("other", 1);
+    assert!(!stdout.contains("secret") && !stderr.contains("secret"), "{stderr}");
+}
+
+#[test]
+fn the_wrong_role_is_1_and_a_verifier_that_is_down_or_another_is_3() {
+    let mut verifier = Verifier::started();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let alice = config_of(&verifier, "alice", dir);
+    let (_, stderr) = run(dir, &["--config", &alice, "host", "ls"], 1);
+    assert!(stderr.contains("peer.role"), "{stderr}");
+    let other = Verifier::new();
+    let ca = other.trust().join("ca.pem");
+    let (_, stderr) = run(dir, &["--config", &alice, "--ca", ca.to_str().unwrap(), "vm", "ls"], 3);
+    assert!(stderr.contains("certificate"), "{stderr}");
+    verifier.stop();
+    let (stdout, stderr) = run(dir, &["--config", &alice, "vm", "ls"], 3);
+    assert!(stdout.is_empty() && stderr.contains("unavailable") && stderr.contains(&verifier.url()), "{stderr}");
+}
+
+#[test]
+fn certificates_and_keys_that_are_none_are_2() {
+    let verifier = Verifier::new();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let alice = config_of(&verifier, "alice", dir);
+    std::fs::write(dir.join("junk.pem"), "junk").unwrap();
+    for flag in ["--ca", "--cert", "--key"] {
+        let (_, stderr) = run(dir, &["--config", &alice, flag, "junk.pem", "vm", "ls"], 2);
+        assert!(stderr.starts_with("error: ") && !stderr.contains("PRIVATE"), "{flag}: {stderr}");
+    }
+    let (_, stderr) = run(Path::new(dir), &["--config", &alice, "--url", "http://x", "vm", "ls"], 2);
+    assert!(stderr.contains("https://"), "{stderr}");
+}

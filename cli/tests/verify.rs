@@ -1,0 +1,131 @@
+//! Offline verification, and what event logs and IMA lists lead to, against what a software TPM really holds.
+
+mod support;
+
+use std::path::Path;
+
+use portcullis_attest::evidence::Evidence;
+use portcullis_attest::key::Bank;
+use serde_json::Value;
+use support::boot::Boot;
+use support::verifier::Verifier;
+use support::{Host, json, run};
+
+const NONCE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+const FILES: [&str; 6] = ["--evidence", "evidence.json", "--reference", "reference.toml", "--policy", "policy.toml"];
+const ANCHOR: [&str; 4] = ["--ak", "ak.tpmt", "--ek", "ek.tpmt"];
+
+fn verify(dir: &Path, nonce: &str, more: &[&str], code: i32) -> Value {
+    json(dir, &[&["verify"], &FILES[..], &["--nonce", nonce], more].concat(), code)
+}
+
+fn codes(value: &Value) -> Vec<&str> {
+    assert_eq!(value["trusted"], false, "{value}");
+    value["reasons"].as_array().unwrap().iter().map(|reason| reason["code"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn good_evidence_is_trusted_only_with_its_nonce_its_anchor_and_its_host() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    let good = verify(&dir, NONCE, &ANCHOR, 0);
+    assert_eq!((good["trusted"].as_bool(), good["host"].as_str()), (Some(true), Some("honest")), "{good}");
+    assert_eq!(good["boot"]["ek"], host.fingerprint());
+    let (text, _) = run(&dir, &[&["verify"], &FILES[..], &["--nonce", NONCE], &ANCHOR].concat(), 0);
+    assert!(text.starts_with("trusted: honest"), "{text}");
+
+    assert_eq!(codes(&verify(&dir, &NONCE.replace("00", "01"), &ANCHOR, 1)), ["quote.nonce-mismatch"]);
+    assert_eq!(codes(&verify(&dir, NONCE, &[], 1)), ["ak.unanchored"]);
+    let named = |flag, name| verify(&dir, NONCE, &[&ANCHOR[..], &[flag, name]].concat(), 1);
+    assert_eq!(codes(&named("--host", "other")), ["quote.host-mismatch"]);
+    assert_eq!(codes(&named("--verifier", "other")), ["quote.verifier-mismatch"]);
+
+    let mut other = Host::new("other", &verifier);
+    let theirs = other.evidence(NONCE);
+    let (ak, ek) = (theirs.join("ak.tpmt"), theirs.join("ek.tpmt"));
+    let (ak, ek) = (ak.to_str().unwrap(), ek.to_str().unwrap());
+    assert_eq!(codes(&verify(&dir, NONCE, &["--ak", ak, "--ek", ek], 1)), ["quote.signature-invalid"]);
+    // The right attestation key under another endorsement key is another TPM's.
+    assert_eq!(codes(&verify(&dir, NONCE, &["--ak", "ak.tpmt", "--ek", ek], 1)), ["quote.signer-mismatch"]);
+
+    // With the length before them, as tpm2-tools write public areas.
+    for name in ["ak.tpmt", "ek.tpmt"] {
+        let area = std::fs::read(dir.join(name)).unwrap();
+        let sized = [&u16::try_from(area.len()).unwrap().to_be_bytes()[..], &area].concat();
+        std::fs::write(dir.join(name), sized).unwrap();
+    }
+    verify(&dir, NONCE, &ANCHOR, 0);
+}
+
+#[test]
+fn another_command_line_is_told_in_words() {
+    let verifier = Verifier::new();
+    let mut host = Host::booted("tampered", &verifier, Boot::with(true, "console=ttyS0 quiet init=/bin/sh"));
+    let dir = host.evidence(NONCE);
+    let value = verify(&dir, NONCE, &ANCHOR, 1);
+    assert!(codes(&value).contains(&"eventlog.command-line"), "{value}");
+    let (_, stderr) = run(&dir, &[&["verify"], &FILES[..], &["--nonce", NONCE], &ANCHOR].concat(), 1);
+    let found = "found     /vmlinuz console=ttyS0 quiet init=/bin/sh";
+    assert!(stderr.starts_with("not trusted:") && stderr.contains(found), "{stderr}");
+}
+
+#[test]
+fn files_that_are_not_what_they_should_be_are_2() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    for name in ["evidence.json", "reference.toml", "policy.toml", "ak.tpmt", "ek.tpmt"] {
+        let whole = std::fs::read(dir.join(name)).unwrap();
+        std::fs::write(dir.join(name), &whole[..whole.len() - 3]).unwrap();
+        let value = verify(&dir, NONCE, &ANCHOR, 2);
+        assert!(value["error"]["text"].as_str().unwrap().contains(name), "{value}");
+        std::fs::write(dir.join(name), whole).unwrap();
+    }
+    std::fs::write(dir.join("policy.toml"), "").unwrap();
+    assert_eq!(codes(&verify(&dir, NONCE, &ANCHOR, 1)), ["policy.empty"]);
+}
+
+#[test]
+fn logs_lead_to_what_the_tpm_holds() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    let evidence = Evidence::from_json(&std::fs::read(dir.join("evidence.json")).unwrap()).unwrap();
+    let quoted = |bank: Bank, pcr: u8| {
+        evidence.quotes.iter().find_map(|quote| quote.pcrs.get(&bank)?.get(&pcr).map(hex::encode)).unwrap()
+    };
+    let value = json(&dir, &["eventlog", "replay", "eventlog"], 0);
+    for bank in [Bank::Sha256, Bank::Sha384] {
+        for pcr in [0_u8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14] {
+            assert_eq!(value["pcrs"][bank.to_string()][pcr.to_string()], quoted(bank, pcr), "{bank} {pcr}");
+        }
+    }
+    let (text, _) = run(&dir, &["eventlog", "replay", "eventlog", "--bank", "sha256"], 0);
+    assert!(text.contains(&format!(" 8: {}", quoted(Bank::Sha256, 8))) && !text.contains("sha384"), "{text}");
+    let (text, _) = run(&dir, &["eventlog", "show", "eventlog"], 0);
+    assert!(text.contains("kernel command line") && text.contains("/vmlinuz console=ttyS0 quiet"), "{text}");
+    let (_, stderr) = run(&dir, &["eventlog", "replay", "eventlog", "--bank", "sm3_256"], 2);
+    assert!(stderr.contains("sm3_256"), "{stderr}");
+
+    let value = json(&dir, &["ima", "replay", "ima"], 0);
+    assert_eq!((value["pcr10"].as_str(), value["entries"].as_u64()), (Some(&*quoted(Bank::Sha256, 10)), Some(2)));
+    let value = json(&dir, &["ima", "replay", "ima", "--pcr10", &quoted(Bank::Sha256, 10)], 0);
+    assert_eq!(value["reached_after"], 2, "{value}");
+    assert_eq!(codes(&json(&dir, &["ima", "replay", "ima", "--pcr10", &"01".repeat(32)], 1)).len(), 1);
+    run(&dir, &["ima", "replay", "ima", "--pcr10", "00"], 2);
+}
+
+#[test]
+fn truncated_logs_are_2_and_say_where() {
+    let verifier = Verifier::new();
+    let host = Host::new("honest", &verifier);
+    let (log, ima) = (host.boot.eventlog(), host.boot.ima());
+    let dir = host.dir.path();
+    std::fs::write(dir.join("log"), &log[..log.len() - 1]).unwrap();
+    std::fs::write(dir.join("list"), &ima[..ima.len() - 1]).unwrap();
+    for arguments in [&["eventlog", "show", "log"][..], &["eventlog", "replay", "log"], &["ima", "replay", "list"]] {
+        let (stdout, stderr) = run(dir, arguments, 2);
+        assert!(stdout.is_empty() && stderr.contains("cut short"), "{stderr}");
+    }
+}
