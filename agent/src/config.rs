@@ -67,7 +67,8 @@ pub struct Config {
     /// Volume images, named `<tenant>.<volume>.luks`.
     #[serde(default = "default_volumes_dir")]
     pub volumes_dir: PathBuf,
-    /// How to reach the TPM, in tss2's words: `device:/dev/tpmrm0` or `swtpm:host=127.0.0.1,port=2321`.
+    /// How to reach the TPM, in tss2's words: `device:/dev/tpmrm0` or `swtpm:host=127.0.0.1,port=2321`. Where no
+    /// resource manager stands between (as behind `/dev/tpm0`), a killed agent's keys stay loaded until they are flushed.
     #[serde(default = "default_tcti")]
     pub tcti: String,
     /// The firmware's event log.

@@ -160,6 +160,7 @@ fn after_kill_9_nothing_is_stuck() {
     let order = scene.running();
     let process = scene.process(&order);
     agent.kill9();
+    scene.host.forget_tpm_objects();
     wait_for("the VM's end", || (!Path::new(&process).exists()).then_some(()));
     assert_eq!(scene.vm(&order).state, OrderState::Running, "nobody could tell the verifier");
     let agent = scene.run();

@@ -107,6 +107,11 @@ impl Host {
         self.dir.path().join(name)
     }
 
+    /// Forgets what a killed agent had loaded, as the kernel's resource manager (/dev/tpmrm0) does when it closes.
+    pub fn forget_tpm_objects(&self) {
+        must(Command::new("tpm2_flushcontext").arg("-T").arg(self.swtpm.tcti()).arg("-t"));
+    }
+
     /// Changes a line of the configuration.
     pub fn configure(&self, key: &str, value: &str) {
         let text = std::fs::read_to_string(self.path("agent.toml")).unwrap();

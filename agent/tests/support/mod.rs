@@ -16,15 +16,13 @@ pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Like [`wait_for`]; the failure also tells how things stand then.
-pub fn wait_or_tell<T>(what: &str, mut ask: impl FnMut() -> Option<T>, tell: impl FnOnce() -> String) -> T {
+pub fn wait_or_tell<T>(what: &str, mut ask: impl FnMut() -> Option<T>, tell: impl Fn() -> String) -> T {
     let until = Instant::now() + Duration::from_secs(40);
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        if Instant::now() >= until {
-            panic!("waited in vain for {what}\n{}", tell());
-        }
+        assert!(Instant::now() < until, "waited in vain for {what}\n{}", tell());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
