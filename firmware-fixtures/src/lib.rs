@@ -7,5 +7,6 @@
 
 pub mod child;
 pub mod lab;
+pub mod recorded;
 pub mod tpm;
 pub mod workdir;
