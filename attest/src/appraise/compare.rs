@@ -106,9 +106,9 @@ fn explain(difference: &Difference<'_>, bank: Bank) -> Reason {
         Difference::OtherValue(slot, event) => {
             let code = code_of(slot, event, bank);
             let reason = Reason::new(code).pcr(event.pcr).event(words(slot, event, bank));
-            let reason = reason.expected(slot.expected(bank)).found(shown(event, bank));
+            let reason = reason.expected(expected(slot, event, bank)).found(shown(event, bank));
             if code == ReasonCode::EventlogEventMismatch {
-                reason.text(format!("The host measured another value than is accepted: {}.", slot.what))
+                reason.text(format!("The host measured another value than is accepted: {}.", words(slot, event, bank)))
             } else {
                 reason
             }
@@ -116,14 +116,21 @@ fn explain(difference: &Difference<'_>, bank: Bank) -> Reason {
     }
 }
 
-/// The slot's words, for whoever wrote them knows what should be there; the event's where it says more about itself
-/// and a digest covers that.
+/// The slot's words, for whoever wrote them knows what should be there; without the label that a recording adds. The
+/// event's own where they say in which state something is, and a digest covers that.
 fn words(slot: &Slot, event: &Event<'_>, bank: Bank) -> String {
     let description = event.describe(bank);
-    if description.kind == EventKind::SecureBootState && description.coverage == Coverage::Data {
-        description.words
-    } else {
-        slot.what.clone()
+    let state = description.kind == EventKind::SecureBootState && description.coverage == Coverage::Data;
+    if state || slot.what.starts_with(&description.words) { description.words } else { slot.what.clone() }
+}
+
+/// What a slot accepts, with the label that a recording gave it.
+fn expected(slot: &Slot, event: &Event<'_>, bank: Bank) -> String {
+    let accepted = slot.expected(bank);
+    let label = slot.what.strip_prefix(&event.describe(bank).words).and_then(|rest| rest.strip_prefix(": "));
+    match label {
+        Some(label) if slot.texts.is_empty() => format!("{accepted} ({label})"),
+        _ => accepted,
     }
 }
 
@@ -132,10 +139,24 @@ fn shown(event: &Event<'_>, bank: Bank) -> String {
     let description = event.describe(bank);
     let digest = hex::encode(event.digests.get(bank).unwrap_or_default());
     match (description.coverage, description.text) {
-        (Coverage::Text | Coverage::Data, Some(text)) => text,
+        (Coverage::Text | Coverage::Data, Some(text)) if is_text(description.kind) => text,
+        (Coverage::Data, Some(summary)) => format!("{digest} ({summary})"),
         (_, Some(label)) => format!("{digest} (labelled {label})"),
         _ => digest,
     }
+}
+
+/// Kinds whose text is all that was measured; of others it is a summary.
+const fn is_text(kind: EventKind) -> bool {
+    !matches!(
+        kind,
+        EventKind::PlatformKey
+            | EventKind::ExchangeKeys
+            | EventKind::AllowedSignatures
+            | EventKind::RevokedSignatures
+            | EventKind::Authority
+            | EventKind::BootOption
+    )
 }
 
 fn code_of(slot: &Slot, event: &Event<'_>, bank: Bank) -> ReasonCode {

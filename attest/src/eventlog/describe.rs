@@ -3,6 +3,7 @@
 //! Words are for people and for choosing what to compare. Only what [`Coverage`] says is covered may be believed,
 //! and that only after the log was replayed against a quote.
 
+use super::signers;
 use super::variable::utf16;
 use super::{Cursor, Event, EventLog, EventType, Guid, Variable};
 use crate::key::Bank;
@@ -210,16 +211,10 @@ impl Event<'_> {
         let Ok((variable, _)) = Variable::parse_prefix(self.data) else {
             return (K::Other, format!("unreadable variable ({})", self.event_type), None);
         };
-        let named = |kind, words: &str| (kind, words.to_owned(), Some(variable.name.clone()));
         if self.event_type == EventType::EFI_VARIABLE_AUTHORITY {
-            return match variable.name.as_str() {
-                "SbatLevel" => {
-                    (K::SbatLevel, "shim's minimum boot loader generation (SBAT)".to_owned(), ascii(variable.data))
-                }
-                "MokListTrusted" | "MokListRT" | "MokList" | "Shim" => named(K::Authority, "image verified by shim"),
-                _ => named(K::Authority, "image verified by Secure Boot"),
-            };
+            return authority(&variable);
         }
+        let keys = |kind, words: &str| (kind, words.to_owned(), Some(signers::of_list(variable.data)));
         match (variable.guid, variable.name.as_str()) {
             (Guid::GLOBAL, "SecureBoot") => {
                 let words = match variable.data {
@@ -229,10 +224,10 @@ impl Event<'_> {
                 };
                 (K::SecureBootState, words.to_owned(), None)
             }
-            (Guid::GLOBAL, "PK") => named(K::PlatformKey, "Secure Boot platform key (PK)"),
-            (Guid::GLOBAL, "KEK") => named(K::ExchangeKeys, "Secure Boot key exchange keys (KEK)"),
-            (Guid::IMAGE_SECURITY, "db") => named(K::AllowedSignatures, "Secure Boot allowed signers (db)"),
-            (Guid::IMAGE_SECURITY, "dbx") => named(K::RevokedSignatures, "Secure Boot revocations (dbx)"),
+            (Guid::GLOBAL, "PK") => keys(K::PlatformKey, "Secure Boot platform key (PK)"),
+            (Guid::GLOBAL, "KEK") => keys(K::ExchangeKeys, "Secure Boot key exchange keys (KEK)"),
+            (Guid::IMAGE_SECURITY, "db") => keys(K::AllowedSignatures, "Secure Boot allowed signers (db)"),
+            (Guid::IMAGE_SECURITY, "dbx") => keys(K::RevokedSignatures, "Secure Boot revocations (dbx)"),
             (Guid::GLOBAL, "BootOrder") => (K::BootOrder, "boot order".to_owned(), Some(boot_order(variable.data))),
             (Guid::GLOBAL, name) if name.len() == 8 && name.starts_with("Boot") => {
                 (K::BootOption, format!("boot option {name}"), load_option(variable.data))
@@ -299,6 +294,20 @@ fn action(data: &[u8]) -> (EventKind, String, Option<String>) {
         _ => EventKind::Action,
     };
     (kind, "firmware action".to_owned(), text)
+}
+
+/// By what an image was verified: one entry of the firmware's db, or of shim's own lists.
+fn authority(variable: &Variable<'_>) -> (EventKind, String, Option<String>) {
+    let words = match variable.name.as_str() {
+        "SbatLevel" => {
+            let words = "shim's minimum boot loader generation (SBAT)";
+            return (EventKind::SbatLevel, words.to_owned(), ascii(variable.data));
+        }
+        "MokListTrusted" | "MokListRT" | "MokList" | "Shim" => "image verified by shim",
+        _ => "image verified by Secure Boot",
+    };
+    let signer = signers::of_entry(variable.data);
+    (EventKind::Authority, words.to_owned(), Some(format!("{}: {signer}", variable.name)))
 }
 
 /// Tagged events (`TCG_PCClientTaggedEvent`): the kernel's EFI stub names in them what it measured.

@@ -15,6 +15,7 @@ mod event_type;
 mod parse;
 mod replay;
 mod signature_list;
+mod signers;
 mod variable;
 
 pub(crate) use cursor::{Cursor, Short};

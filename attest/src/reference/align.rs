@@ -67,6 +67,11 @@ impl<'a> Happened<'a> {
         let digest = event.digests.get(bank).unwrap_or_default();
         Self { event, digest, words: event.describe(bank).words, is_text: event.grub_text().is_some() }
     }
+
+    /// The words without the state that they may end in: Secure Boot on is Secure Boot off with another value.
+    fn stem(&self) -> &str {
+        if self.words.starts_with("Secure Boot o") { "Secure Boot o" } else { &self.words }
+    }
 }
 
 /// Costs of the best alignment of everything from a slot and an event on, as a table with one row a slot.
@@ -101,12 +106,18 @@ fn pair_cost(place: &Place<'_>, happened: &Happened<'_>) -> Option<u32> {
     (place.slot.event_type == happened.event.event_type && similar(place.slot, happened)).then_some(OTHER_VALUE)
 }
 
-/// Whether an event could be what a slot means: a command is no command line, and a file is no text.
+/// Whether an event could be what a slot means: a command is no command line, a file is no text, and a variable no
+/// other variable.
 fn similar(slot: &Slot, happened: &Happened<'_>) -> bool {
-    if slot.event_type != EventType::IPL {
-        return true;
+    match slot.event_type {
+        EventType::IPL if !happened.is_text => slot.texts.is_empty(),
+        EventType::IPL
+        | EventType::EFI_VARIABLE_DRIVER_CONFIG
+        | EventType::EFI_VARIABLE_BOOT
+        | EventType::EFI_VARIABLE_BOOT2
+        | EventType::EFI_VARIABLE_AUTHORITY => slot.what.starts_with(happened.stem()),
+        _ => true,
     }
-    if happened.is_text { slot.what.starts_with(&happened.words) } else { slot.texts.is_empty() }
 }
 
 fn missing_cost(slot: &Slot) -> u32 {
