@@ -58,10 +58,11 @@ macro_rules! boot {
 pub const SECURE_BOOT: RecordedBoot = boot!("secure-boot");
 /// The same, but the kernel's command line has `mitigations=off` at its end.
 pub const TAMPERED: RecordedBoot = boot!("tampered");
-/// The same as the good host, but the firmware has no Secure Boot keys.
+/// The same as the good host, but the firmware's platform key is gone, so that Secure Boot is off.
 pub const SECURE_BOOT_OFF: RecordedBoot = boot!("secure-boot-off");
 
+/// QEMU loaded the kernel itself: no shim, no GRUB, no Secure Boot; the kernel's EFI stub measures into PCR 9.
+pub const DIRECT: RecordedBoot = boot!("direct");
 
-
-/// All recordings.
+/// The recordings that went through shim and GRUB.
 pub const ALL: [RecordedBoot; 3] = [SECURE_BOOT, TAMPERED, SECURE_BOOT_OFF];

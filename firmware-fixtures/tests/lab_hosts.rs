@@ -10,6 +10,7 @@ use portcullis_firmware_fixtures::lab::LabError;
 use portcullis_firmware_fixtures::lab::host::{Host, HostSpec};
 use portcullis_firmware_fixtures::lab::image::{Image, ImageSpec, Program, Variant};
 use portcullis_firmware_fixtures::lab::machine::Disk;
+use portcullis_firmware_fixtures::lab::record;
 use portcullis_firmware_fixtures::lab::rootfs::HostFile;
 
 const SHORT: Duration = Duration::from_secs(20);
@@ -47,6 +48,11 @@ fn reset_count(host: &mut Host) -> u32 {
     let clock = text(host, "/usr/bin/tpm2 readclock -T device:/dev/tpmrm0");
     let line = clock.lines().find(|line| line.contains("reset_count")).expect(&clock);
     line.split(':').nth(1).unwrap().trim().parse().unwrap()
+}
+
+/// The PCRs that a wrapped key is bound to.
+fn static_pcrs(host: &mut Host) -> String {
+    text(host, "/usr/bin/tpm2 pcrread -T device:/dev/tpmrm0 sha256:0,1,2,3,4,5,6,7,8,9,14")
 }
 
 #[test]
@@ -94,18 +100,30 @@ fn a_good_host_closes_the_ways_around_measurement() {
 fn a_reboot_is_a_reset_of_the_tpm_and_keeps_the_disk() {
     let image = Image::build(&spec()).unwrap();
     let mut host = boot(HostSpec::new("again", &image));
-    let first = (reset_count(&mut host), event_log(&mut host));
+    let first = (reset_count(&mut host), static_pcrs(&mut host));
     let contents: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).take(3_000_000).collect();
     host.write_file("/root/kept", &contents).unwrap();
     host.reboot().unwrap_or_else(|error| panic!("{error}"));
-    let second = (reset_count(&mut host), event_log(&mut host));
-    assert_eq!(second.0, first.0 + 1);
-    assert!(first.1 == second.1, "the second boot was measured otherwise");
+    assert_eq!((reset_count(&mut host), static_pcrs(&mut host)), (first.0 + 1, first.1.clone()));
     assert!(host.read_file("/root/kept").unwrap() == contents);
 
     let tpm = host.power_off().unwrap_or_else(|error| panic!("{error}"));
     let mut host = boot(HostSpec { tpm: Some(tpm), ..HostSpec::new("again", &image) });
-    assert_eq!(reset_count(&mut host), first.0 + 2);
+    assert_eq!((reset_count(&mut host), static_pcrs(&mut host)), (first.0 + 2, first.1));
+}
+
+#[test]
+fn the_recorder_sees_what_a_host_sees_of_the_firmware() {
+    let image = Image::build(&spec()).unwrap();
+    let host_spec = HostSpec::new("seen", &image);
+    let recording = record::firmware_boot(&host_spec.machine()).unwrap_or_else(|error| panic!("{error}"));
+    assert_ne!(recording.manifest.initrd, image.manifest.initrd);
+    assert!(contains(&recording.event_log, &hex::decode(&recording.manifest.initrd.sha256).unwrap()));
+    // The firmware's own events come first and do not depend on what is on the disks.
+    let end = b"Calling EFI Application from Boot Option";
+    let firmware = |log: &[u8]| log[..log.windows(end.len()).position(|window| window == end).unwrap()].to_vec();
+    let mut host = boot(host_spec);
+    assert!(firmware(&event_log(&mut host)) == firmware(&recording.event_log));
 }
 
 #[test]

@@ -20,9 +20,9 @@ use crate::child::Guarded;
 use crate::tpm::{Swtpm, Transport, last_lines, tail};
 use crate::workdir;
 
-/// How long a host may take from power-on until its control shell answers. Fifteen to thirty seconds are usual when the
+/// How long a host may take from power-on until its control shell answers. Fifteen to twenty-five seconds are usual when the
 /// machine is not busy.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(100);
+pub const BOOT_LIMIT: Duration = Duration::from_mins(3);
 
 /// What a host is.
 #[derive(Debug)]
