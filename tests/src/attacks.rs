@@ -54,7 +54,7 @@ impl Outcome {
 
 /// Mounts the attacker's tools on a host.
 fn plug_in(host: &mut Host) -> Result<(), Trouble> {
-    let command = format!("mkdir -p {TOOLS} && (mountpoint -q {TOOLS} || mount -t ext4 -o ro /dev/vdd {TOOLS})");
+    let command = format!("mkdir -p {TOOLS} && (grep -q {TOOLS} /proc/mounts || mount -t ext4 -o ro /dev/vdd {TOOLS})");
     host.must_run(&command, COMMAND_LIMIT)?;
     Ok(())
 }
@@ -119,11 +119,15 @@ pub fn all(
     Ok(reports)
 }
 
-/// `tampered` answers a fresh challenge, as `honest`, with evidence that `honest` sent before.
+/// `tampered` answers a fresh challenge, as `honest`, with evidence that `honest` sent before: as it was, and with the
+/// fresh challenge written on its envelope, so that only what the TPM signed can give it away.
 fn replay(fleet: &mut Fleet, evidence: &[u8]) -> Result<Outcome, Trouble> {
     let tampered = fleet.host("tampered")?;
     tampered.write_file("/run/old-evidence.json", evidence)?;
-    attacker(tampered, "replay --as honest --evidence /run/old-evidence.json")
+    let plain = attacker(tampered, "replay --as honest --evidence /run/old-evidence.json")?;
+    let relabelled = attacker(tampered, "replay --as honest --relabel --evidence /run/old-evidence.json")?;
+    let text = format!("as it was: {}; relabelled: {}", plain.text, relabelled.text);
+    Ok(Outcome { refused: plain.refused && relabelled.refused, codes: relabelled.codes, text })
 }
 
 /// `tampered` has `honest`'s TPM quote its challenge: once in its own name, once in `honest`'s name.

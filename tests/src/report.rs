@@ -59,7 +59,7 @@ pub struct AttackReport {
 /// The attacks that a whole run carries out, each with the codes of which one must come back. A refusal for
 /// another reason would show that the attack was broken, not that it was recognised.
 pub const ATTACKS: [(&str, &[&str]); 6] = [
-    ("replay", &["quote.nonce-mismatch"]),
+    ("replay", &["quote.nonce-mismatch", "quote.binding-mismatch"]),
     ("relay", &["quote.signature-invalid"]),
     ("forged-log", &["eventlog.pcr-mismatch"]),
     ("foreign-blob", &["tpm.wrong-parent"]),
@@ -103,7 +103,7 @@ impl Report {
         for h in &self.hosts {
             let why = match &h.vm {
                 Some(vm) => format!("tenant VM: Linux {}, init after {} ms", vm.kernel, vm.boot_ms),
-                None => h.reasons.iter().map(text_of).collect::<Vec<_>>().join("; "),
+                None => h.reasons.first().map(text_of).unwrap_or_default(),
             };
             let row = (yes(h.trusted), yes(h.placed), yes(h.key_opened));
             let _ = writeln!(out, "{:<10} {:<8} {:<7} {:<11} {why}", h.name, row.0, row.1, row.2);

@@ -14,7 +14,9 @@ use crate::service::{Person, Service};
 use crate::stage::{HOSTS, Stage, TAMPERED, tenant};
 
 /// How long the hosts may take until the verifier has judged all of them.
-const JUDGED_LIMIT: Duration = Duration::from_mins(5);
+const JUDGED_LIMIT: Duration = Duration::from_mins(3);
+/// How many reasons are shown on the way.
+const SHOWN: usize = 2;
 /// How long a tenant's VM may take from its order to its init.
 const VM_LIMIT: Duration = Duration::from_mins(2);
 /// How long one command on a host may take.
@@ -24,7 +26,7 @@ pub(crate) const AGENT_STATE: &str = "/var/lib/portcullis-agent";
 
 /// What the console shows on the way up, and what that means.
 const MILESTONES: [(&str, &str); 3] = [
-    ("Linux version", "firmware, shim and GRUB are through; the kernel runs"),
+    ("] tsc:", "firmware, shim and GRUB are through; the kernel runs"),
     ("portcullis-initrd: IMA policy loaded", "measured initrd: IMA policy loaded, kexec disabled"),
     ("host: up", "host is up, the agent starts"),
 ];
@@ -114,14 +116,24 @@ fn boot(stage: &mut Stage, narrator: &Narrator) -> Result<Fleet, Trouble> {
             return Ok(Fleet { hosts });
         }
         if Instant::now() > until {
-            let consoles = hosts.iter().map(|(name, h)| format!("--- {name}\n{}", tail(&h.console())));
-            let consoles = consoles.collect::<Vec<_>>().join("\n");
-            return Err(Trouble::Step(format!(
-                "not every host was judged in time; the verifier sees {views}\n{consoles}"
-            )));
+            return Err(not_judged(&mut hosts, &views));
         }
         std::thread::sleep(Duration::from_millis(500));
     }
+}
+
+/// Everything that may explain why a host was not judged.
+fn not_judged(hosts: &mut BTreeMap<&'static str, Host>, views: &Value) -> Trouble {
+    let mut words = "not every host was judged in time".to_owned();
+    for (name, host) in hosts {
+        if view(views, name).is_some_and(|v| !v["attested_at"].is_null()) {
+            continue;
+        }
+        let log = host.wait_ready().and_then(|()| host.run("tail -n 30 /var/log/portcullis-agent.log", COMMAND_LIMIT));
+        let log = log.map_or_else(|error| error.to_string(), |output| output.text());
+        words += &format!("\n--- {name}: console\n{}\n--- {name}: agent\n{log}", tail(&host.console()));
+    }
+    Trouble::Step(words)
 }
 
 fn tail(text: &str) -> String {
@@ -140,12 +152,18 @@ fn judged(service: &Service, narrator: &Narrator) -> Result<Vec<HostReport>, Tro
     for name in HOSTS {
         let view = view(&views, name).ok_or_else(|| Trouble::Step(format!("the verifier forgot {name}")))?;
         let trusted = view["trust"] == "trusted";
-        let reasons = view["reasons"].as_array().cloned().unwrap_or_default();
+        let mut reasons = view["reasons"].as_array().cloned().unwrap_or_default();
+        // That the host is not trusted is what the others explain.
+        reasons.retain(|r| r["code"] != "host.untrusted");
         if trusted {
             narrator.line(name, Tone::Good, "trusted: quote, event log and IMA list are as they should be");
         }
-        for reason in &reasons {
+        // The verifier names every reason; a person wants the first few now and can have all of them in the JSON.
+        for reason in reasons.iter().take(SHOWN) {
             narrator.line(name, Tone::Refused, &in_words(reason));
+        }
+        if reasons.len() > SHOWN {
+            narrator.line(name, Tone::Refused, &format!("and {} more reasons", reasons.len() - SHOWN));
         }
         reports.push(HostReport { name: name.into(), trusted, reasons, placed: false, key_opened: false, vm: None });
     }
@@ -218,14 +236,15 @@ fn tenant_vm(host: &mut Host, placed: &Placed, narrator: &Narrator) -> Result<(b
             let kernel = kernel.unwrap_or_default().to_owned();
             return Ok((key_opened, Some(VmReport { kernel, booted: true, boot_ms })));
         }
-        if Instant::now() > until {
+        if Instant::now() > until || status["state"] == "failed" {
             let log = host.run("tail -n 20 /var/log/portcullis-agent.log", COMMAND_LIMIT)?.text();
+            let kernel = host.run("dmesg | tail -n 15; grep -c . /proc/crypto; lsmod | head -n 30", COMMAND_LIMIT)?.text();
             let vmm = host.run(&format!("tail -n 20 {dir}/vmm.log"), COMMAND_LIMIT)?.text();
             let console = tail(&console);
             narrator.line(
                 &placed.host,
                 Tone::Bad,
-                &format!("no VM: {status}\n{log}\n--- vmm\n{vmm}\n--- console\n{console}"),
+                &format!("no VM: {status}\n{log}\n--- kernel\n{kernel}\n--- vmm\n{vmm}\n--- console\n{console}"),
             );
             return Ok((key_opened, None));
         }

@@ -72,6 +72,7 @@ fn boot_programs(
         ("boot loader (GRUB)", &theirs.grub, &ours.grub),
         ("kernel", &theirs.kernel, &ours.kernel),
     ];
+    // The kernel is measured twice: when GRUB has shim verify it, and when it is started.
     let mut seen = [false; 3];
     for event in log.events().iter().filter(|event| event.extends() && event.pcr == 4) {
         let sha256 = event.digests.get(Bank::Sha256).map(hex::encode).unwrap_or_default();

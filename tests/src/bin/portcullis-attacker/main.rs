@@ -43,6 +43,9 @@ enum Attack {
         /// The old evidence.
         #[arg(long)]
         evidence: PathBuf,
+        /// Write the fresh challenge on the envelope; what the TPM signed stays what it was.
+        #[arg(long)]
+        relabel: bool,
     },
     /// Hand this host's challenge to somebody else and send what they answer.
     Relay {
@@ -96,9 +99,12 @@ fn main() -> ExitCode {
 fn carry_out(arguments: &Arguments) -> Result<Value, Trouble> {
     let mut me = Host::open(&arguments.config)?;
     match &arguments.attack {
-        Attack::Replay { host, evidence } => {
-            let evidence = read_evidence(evidence)?;
-            me.challenge(host, Purpose::Attest, EMPTY_BODY)?;
+        Attack::Replay { host, evidence, relabel } => {
+            let mut evidence = read_evidence(evidence)?;
+            let fresh = me.challenge(host, Purpose::Attest, EMPTY_BODY)?;
+            if *relabel {
+                evidence.binding = fresh;
+            }
             verdict(me.client.attest(host, evidence))
         }
         Attack::Relay { host, nonce_out, evidence_in } => {
