@@ -36,6 +36,27 @@ fn real_logs_replay_as_an_independent_program_computed() {
     }
 }
 
+#[test]
+fn the_log_of_a_real_quote_leads_to_its_pcrs() {
+    use base64::Engine as _;
+    let Some(corpus) = corpus() else { return };
+    let json = std::fs::read(corpus.join("quotes/windows_gcp_shielded_vm.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let decode =
+        |value: &serde_json::Value| base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap()).unwrap();
+    let bytes = decode(&json["Log"]["Raw"]);
+    let log = EventLog::parse(&bytes).unwrap();
+    let replayed = log.replay(Bank::Sha1);
+    assert!(replayed.len() >= 8);
+    for pcr in json["Log"]["PCRs"].as_array().unwrap() {
+        let index = u8::try_from(pcr["Index"].as_u64().unwrap()).unwrap();
+        let expected = replayed.get(&index).cloned().unwrap_or_else(|| initial_value(Bank::Sha1, index, 0));
+        assert_eq!(hex::encode(expected), hex::encode(decode(&pcr["Digest"])), "PCR {index}");
+    }
+    let state = log.events().iter().map(|event| log.describe(event)).find(|d| d.kind == EventKind::SecureBootState);
+    assert_eq!(state.unwrap().words, "Secure Boot on");
+}
+
 const BANKS: [Bank; 3] = [Bank::Sha1, Bank::Sha256, Bank::Sha384];
 
 fn good() -> LogBuilder {

@@ -27,6 +27,8 @@ pub struct Host {
     pub ak: EnrolledAk,
     pub log: LogBuilder,
     pub ima: ListBuilder,
+    /// The log as bytes, if it is not what `log` builds.
+    pub raw_log: Option<Vec<u8>>,
     /// What PCR 10 holds, if not what the list leads to.
     pub pcr10: Option<Vec<u8>>,
     pub clock_ms: u64,
@@ -55,6 +57,7 @@ impl Host {
             references: Vec::new(),
             log,
             ima: ListBuilder::default(),
+            raw_log: None,
             pcr10: None,
             clock_ms: 60_000,
             safe: true,
@@ -108,15 +111,19 @@ impl Host {
         self
     }
 
+    fn log_bytes(&self) -> Vec<u8> {
+        self.raw_log.clone().unwrap_or_else(|| self.log.bytes())
+    }
+
     fn log_pcrs(&self, bank: Bank) -> BTreeMap<u8, Vec<u8>> {
-        let bytes = self.log.bytes();
+        let bytes = self.log_bytes();
         EventLog::parse(&bytes).map(|log| log.replay(bank)).unwrap_or_default()
     }
 
     /// The PCRs that the host's TPM has: those to which its logs lead.
     pub fn pcrs(&self) -> PcrValues {
         let ima = self.ima.bytes();
-        let ima = ImaList::parse_binary(&ima).unwrap();
+        let ima = ImaList::parse_binary(&ima).unwrap_or_else(|_| ImaList::parse_binary(&[]).unwrap());
         let values = |(&bank, pcrs): (&Bank, &Vec<u8>)| {
             let log = self.log_pcrs(bank);
             let value = |&pcr: &u8| {
@@ -150,7 +157,7 @@ impl Host {
         let (r, s) = signature.as_ref().split_at(32);
         let signature = [&[0, 0x18, 0, 0x0b][..], &tpm2b(r), &tpm2b(s)].concat();
         let quote = SignedQuote { message, signature, pcrs };
-        let mut evidence = Evidence::new(Self::binding(), vec![quote], self.log.bytes(), self.ima.bytes());
+        let mut evidence = Evidence::new(Self::binding(), vec![quote], self.log_bytes(), self.ima.bytes());
         if let Some(tamper) = self.tamper {
             tamper(&mut evidence);
         }

@@ -7,6 +7,7 @@ mod logs;
 mod programs;
 
 use host::Host;
+use proptest::prelude::*;
 
 use crate::reason::ReasonCode as Code;
 
@@ -74,4 +75,60 @@ fn reference_values_that_are_not_there_match_nothing() {
     // A policy may name several: one that matches is enough.
     host.policy.references.push("good".to_owned());
     host.appraise().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Whatever a host's firmware may have logged, with PCRs to match: the judgement ends in a verdict, and a good one only
+    /// for a boot that measured exactly what the reference values accept.
+    #[test]
+    fn no_log_is_trusted_that_leads_elsewhere(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        // Damage that keeps the form reaches further than damage anywhere.
+        only_events in any::<bool>(),
+    ) {
+        let mut host = Host::good();
+        let good = host.pcrs();
+        if only_events {
+            for (at, value) in &changes {
+                let event = at.index(host.log.events.len());
+                let bytes = &mut host.log.events[event];
+                let last = bytes.len() - 1;
+                bytes[last] = *value;
+            }
+        } else {
+            let mut bytes = host.log.bytes();
+            for (at, value) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *value;
+            }
+            host.raw_log = Some(bytes);
+        }
+        host.boot_aggregate(10);
+        match host.appraise() {
+            Ok(appraisal) => prop_assert_eq!(
+                appraisal.static_pcrs(),
+                good[&crate::key::Bank::Sha256].iter().filter(|(pcr, _)| **pcr != 10).map(|(k, v)| (*k, v.clone())).collect()
+            ),
+            Err(reasons) => {
+                prop_assert!(!reasons.is_empty() && reasons.len() <= crate::appraise::MAX_REASONS);
+                prop_assert!(reasons.iter().all(|reason| !reason.text.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn no_list_of_programs_makes_the_judgement_panic(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut host = Host::good();
+        for (at, value) in changes {
+            let entry = &mut host.ima.entries[1];
+            let at = at.index(entry.len());
+            entry[at] = value;
+        }
+        let unchanged = host.ima.entries[1] == Host::good().ima.entries[1];
+        prop_assert_eq!(host.appraise().is_ok(), unchanged);
+    }
 }
