@@ -11,6 +11,26 @@
 //! - [`vm`]: puts one VM together, runs it and says how it ended.
 //! - `memory`, `boot`, `vcpu`, `devices`, `console`, `jail`: the parts.
 //!
+//! # For a program that runs VMs
+//! ```no_run
+//! use portcullis_vmm::config::VmConfig;
+//! use portcullis_vmm::log::{EndReason, Event, LogLine};
+//!
+//! let config = VmConfig::new("/vol/vmlinuz").with_initrd("/vol/initrd").with_boot_args("console=ttyS0").with_mem_mib(256);
+//! config.check()?;
+//! std::fs::write("vm.json", config.to_json()?)?;
+//! // portcullis-vmm --id web-1 --no-api --config-file vm.json --log-path vm.log --boot-timer
+//! for line in std::fs::read_to_string("vm.log")?.lines() {
+//!     match LogLine::parse(line).map(|line| line.event) {
+//!         Some(Event::GuestBoot(mark)) => println!("booted after {} us", mark.boot_us),
+//!         Some(Event::End { reason: EndReason::Error, text, .. }) => println!("failed: {text:?}"),
+//!         Some(Event::End { reason, .. }) => println!("ended: {}", reason.as_str()),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # The way of one VM
 //! configuration → memory → KVM VM and irqchip → kernel, initrd and tables in guest memory → vCPUs → jail → run → end.
 

@@ -59,7 +59,7 @@ pub struct VcpuContext {
     pub filter: Arc<BpfProgram>,
 }
 
-/// Makes [`KICK`] interrupt system calls and do nothing else.
+/// Makes the signal that stops vCPU threads (SIGUSR1) interrupt system calls and do nothing else.
 pub fn install_kick_handler() -> Result<(), VcpuError> {
     extern "C" fn nothing(_: libc::c_int) {}
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());

@@ -1,11 +1,12 @@
 //! The serial line's far end: pipes, files that are full, terminals.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
@@ -13,7 +14,7 @@ use nix::unistd::Pid;
 use portcullis_vmm::log::{EndReason, Event};
 
 use crate::guest::Guest;
-use crate::harness::{Setup, wait_limited};
+use crate::harness::{Killed, Setup, wait_limited};
 
 #[test]
 fn input_reaches_the_guest_and_comes_back() {
@@ -34,15 +35,25 @@ fn input_reaches_the_guest_and_comes_back() {
 fn a_guest_that_floods_its_line_is_slowed_and_ends_on_a_signal() {
     // Standard output is a pipe that nobody reads: it is soon full.
     let setup = Setup::new(&Guest::new().flood());
-    let mut child = setup.command().stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let (_unread, full) = nix::unistd::pipe().unwrap();
+    let mut command = setup.command();
+    command.stdin(Stdio::null()).stdout(full.try_clone().unwrap());
+    let mut child = Killed(command.spawn().unwrap());
+    let limit = Instant::now() + Duration::from_mins(1);
+    let writable = || poll(&mut [PollFd::new(full.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO).unwrap() > 0;
+    while writable() {
+        assert!(Instant::now() < limit, "the pipe is not full yet");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Time for the line's own queue.
+    std::thread::sleep(Duration::from_millis(500));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).unwrap();
     let resident: u64 =
         status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
     assert!(resident < 32 * 1024, "{resident} KiB resident");
     let start = Instant::now();
-    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    assert_eq!(wait_limited(&mut child).code(), Some(0));
+    kill(Pid::from_raw(child.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(wait_limited(&mut child.0).code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(10));
     let log = std::fs::read_to_string(setup.log_path()).unwrap();
     let end = portcullis_vmm::log::LogLine::parse(log.lines().last().unwrap()).unwrap().event;
@@ -55,11 +66,12 @@ fn a_guest_that_floods_its_line_is_slowed_and_ends_on_a_signal() {
 fn output_to_a_file_is_limited_in_rate() {
     let setup = Setup::new(&Guest::new().flood());
     let path = setup.dir.path().join("out");
-    let mut child = setup.command().stdin(Stdio::null()).stdout(File::create(&path).unwrap()).spawn().unwrap();
+    let out = File::create(&path).unwrap();
+    let mut child = Killed(setup.command().stdin(Stdio::null()).stdout(out).spawn().unwrap());
     let start = Instant::now();
     std::thread::sleep(Duration::from_secs(3));
-    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    assert_eq!(wait_limited(&mut child).code(), Some(0));
+    kill(Pid::from_raw(child.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(wait_limited(&mut child.0).code(), Some(0));
     let written = std::fs::metadata(&path).unwrap().len();
     // A burst of 1 MiB, 256 KiB a second, and another burst at the end.
     let allowed = 2 * 1024 * 1024 + u64::try_from(start.elapsed().as_millis()).unwrap() * 262;
@@ -69,13 +81,13 @@ fn output_to_a_file_is_limited_in_rate() {
 #[test]
 fn a_guest_runs_on_when_nobody_reads_its_line() {
     let setup = Setup::new(&Guest::new().print("one").print(&"two".repeat(100)).reset());
-    let mut child = setup.command().stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    assert_eq!(wait_limited(&mut child).code(), Some(0));
+    let mut child = Killed(setup.command().stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    drop(child.0.stdout.take());
+    assert_eq!(wait_limited(&mut child.0).code(), Some(0));
 }
 
 /// A VMM on a terminal of its own; gives the terminal too.
-fn on_a_terminal(setup: &Setup) -> (std::process::Child, OwnedFd) {
+fn on_a_terminal(setup: &Setup) -> (Killed, OwnedFd) {
     let pty = openpty(None, None).unwrap();
     let mut command = setup.command();
     let slave = pty.slave.try_clone().unwrap();
@@ -91,7 +103,7 @@ fn on_a_terminal(setup: &Setup) -> (std::process::Child, OwnedFd) {
         });
     }
     // The slave stays open here, so that the terminal's settings outlive the VMM.
-    let child = command.spawn().unwrap();
+    let child = Killed(command.spawn().unwrap());
     std::mem::forget(pty.slave.try_clone().unwrap());
     (child, pty.master)
 }
@@ -103,13 +115,13 @@ fn a_terminal_is_raw_while_the_guest_runs_and_as_before_after_a_signal() {
     let cooked = |fd: &OwnedFd| tcgetattr(fd).unwrap().local_flags.contains(LocalFlags::ICANON | LocalFlags::ISIG);
     let limit = Instant::now() + Duration::from_mins(1);
     while cooked(&master) {
-        assert!(Instant::now() < limit && child.try_wait().unwrap().is_none(), "the terminal was not switched");
+        assert!(Instant::now() < limit && child.0.try_wait().unwrap().is_none(), "the terminal was not switched");
         std::thread::sleep(Duration::from_millis(5));
     }
     let mut seen = [0; 5];
     std::io::Read::read_exact(&mut File::from(master.try_clone().unwrap()), &mut seen).unwrap();
     assert_eq!(&seen, b"ready");
-    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    assert_eq!(wait_limited(&mut child).code(), Some(0));
+    kill(Pid::from_raw(child.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(wait_limited(&mut child.0).code(), Some(0));
     assert!(cooked(&master), "the terminal was left in raw mode");
 }

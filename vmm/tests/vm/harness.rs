@@ -148,6 +148,16 @@ impl Drop for Vmm {
     }
 }
 
+/// A child that does not outlive its test, also when that fails.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Waits for a child, and kills it when it takes too long.
 pub fn wait_limited(child: &mut Child) -> ExitStatus {
     let limit = Instant::now() + LIMIT;
