@@ -19,6 +19,10 @@ use crate::volume_file;
 
 /// Time for one run of cryptsetup: an argon2id key slot takes seconds, on a slow host many.
 const CRYPTSETUP_LIMIT: Duration = Duration::from_mins(2);
+/// How often a mapping is tried, and how long to wait between two tries.
+const MAP_TRIES: u32 = 4;
+/// See [`MAP_TRIES`].
+const MAP_PAUSE: Duration = Duration::from_secs(1);
 /// Every mapping of ours is called so, followed by the order's id.
 const MAPPING_PREFIX: &str = "portcullis-";
 /// File systems that a volume may hold, tried in this order.
@@ -177,7 +181,23 @@ impl Volumes {
         Ok(open)
     }
 
+    /// Maps the volume. A kernel that is still testing a cipher whose module was just loaded says that it has none (seen
+    /// on busy hosts in the first seconds after their boot), so a mapping that fails is tried again a little later.
     fn map(&self, image: &Path, mapping: &str, key: &[u8]) -> Result<(), VolumeError> {
+        let mut tries = 1;
+        loop {
+            match self.map_once(image, mapping, key) {
+                Err(error @ VolumeError::Mapping { .. }) if tries < MAP_TRIES => {
+                    tracing::warn!(%error, tries, "the volume could not be mapped; trying again");
+                    std::thread::sleep(MAP_PAUSE);
+                    tries += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn map_once(&self, image: &Path, mapping: &str, key: &[u8]) -> Result<(), VolumeError> {
         let mut command = self.command();
         command.args(["open", "--type", "luks2", "--readonly", "--batch-mode", "--key-file", "-"]);
         command.arg(image).arg(mapping);
