@@ -9,7 +9,9 @@ use std::fs::File;
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
+use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::Bank;
+use portcullis_attest::release::WrappedKey;
 use portcullis_verifier::api::{LaunchRequest, LaunchResponse, OrderState, Trust, VmView};
 use portcullis_verifier::order::VolumeFile;
 use serde_json::Value;
@@ -111,6 +113,7 @@ impl Scene {
 #[test]
 fn a_vm_runs_and_ends_with_the_agent() {
     let scene = Scene::new();
+    scene.host.configure("keep_artifacts", "true");
     let agent = scene.run();
     let order = scene.running();
     let status = scene.host.status(&order).unwrap();
@@ -128,6 +131,9 @@ fn a_vm_runs_and_ends_with_the_agent() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(&order), "{mounts}");
     scene.host.no_file_holds_the_key();
+    let wrapped = scene.host.path("state/vms").join(&order).join("wrapped.json");
+    serde_json::from_slice::<WrappedKey>(&std::fs::read(wrapped).unwrap()).unwrap();
+    Evidence::from_json(&std::fs::read(scene.host.path("state/artifacts/attest.json")).unwrap()).unwrap();
     let process = scene.process(&order);
     assert!(Path::new(&process).exists());
     assert!(agent.terminate().success());

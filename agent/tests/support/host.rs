@@ -38,11 +38,12 @@ esac
 
 /// Stands in for the VMM: shows what it was given, says that the guest booted, and waits.
 const VMM: &str = r#"#!/bin/sh
+for config; do :; done
 echo "arguments: $*"
 echo "process: $$"
-cat "$4"
+cat "$config"
 echo
-cat "$(sed -n 's/.*"kernel_image_path": "\(.*\)".*/\1/p' "$4")"
+cat "$(sed -n 's/.*"kernel_image_path": "\(.*\)".*/\1/p' "$config")"
 echo "Linux version 6.1.0-test (made up)"
 echo '{"timestamp":"t","level":"INFO","event":"guest-boot","source":"port80","value":1,"boot_us":1234567,"cpu_us":1}' >&2
 while [ ! -e "$(dirname "$0")/power-off" ]; do sleep 0.1; done
