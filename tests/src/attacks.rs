@@ -43,11 +43,15 @@ impl Outcome {
 
     /// The entry of the report: the code that names this attack, if it came back; else all that came back.
     fn report(self, name: &'static str, narrator: &Narrator) -> AttackReport {
-        let wanted = ATTACKS.iter().find(|(attack, _)| *attack == name).map_or(&[][..], |(_, codes)| codes);
+        let attack = ATTACKS.iter().find(|attack| attack.name == name);
+        let wanted = attack.map_or(&[][..], |attack| attack.codes);
         let code = wanted.iter().find(|code| self.has(code)).map_or_else(|| self.codes.join("+"), ToString::to_string);
-        let tone = if self.refused { Tone::Good } else { Tone::Bad };
-        let verb = if self.refused { "refused" } else { "SUCCEEDED" };
-        narrator.line("", tone, &format!("{name}: {verb} {code}: {}", self.text));
+        let what = attack.map_or("", |attack| attack.what);
+        if self.refused {
+            narrator.line("", Tone::Good, &format!("{name}: {what}: refused, {code}"));
+        } else {
+            narrator.line("", Tone::Bad, &format!("{name}: {what}: IT SUCCEEDED: {}", self.text));
+        }
         AttackReport { name, refused: self.refused, code, text: self.text }
     }
 }
@@ -77,11 +81,15 @@ pub fn ask_for_key(host: &mut Host, placed: &Placed, narrator: &Narrator) -> Res
     let outcome = attacker(host, &format!("ask-key --id {} --order /run/order.jws", placed.order_id))?;
     let name = host.name().to_owned();
     if outcome.refused {
-        narrator.line(
-            &name,
-            Tone::Refused,
-            &format!("asks for the tenant's key, gets none: {}", outcome.codes.join(", ")),
-        );
+        // Its own state is one reason, and has been told; these are about the order and the host.
+        let codes: std::collections::BTreeSet<&str> = outcome
+            .codes
+            .iter()
+            .map(String::as_str)
+            .filter(|c| c.starts_with("order.") || c.starts_with("host."))
+            .collect();
+        let codes = codes.into_iter().collect::<Vec<_>>().join(", ");
+        narrator.line(&name, Tone::Refused, &format!("asks for the tenant's key all the same, gets none: {codes}"));
     } else {
         narrator.line(&name, Tone::Bad, &format!("asked for the tenant's key: {}", outcome.text));
     }

@@ -56,15 +56,49 @@ pub struct AttackReport {
     pub text: String,
 }
 
-/// The attacks that a whole run carries out, each with the codes of which one must come back. A refusal for
-/// another reason would show that the attack was broken, not that it was recognised.
-pub const ATTACKS: [(&str, &[&str]); 6] = [
-    ("replay", &["quote.nonce-mismatch", "quote.binding-mismatch"]),
-    ("relay", &["quote.signature-invalid"]),
-    ("forged-log", &["eventlog.pcr-mismatch"]),
-    ("foreign-blob", &["tpm.wrong-parent"]),
-    ("after-reset", &["tpm.wrong-parent"]),
-    ("bench-tpm", &["endorsement.not-admitted"]),
+/// An attack that a whole run carries out.
+pub struct Attack {
+    /// Its name in the report.
+    pub name: &'static str,
+    /// What is done, for a person who watches.
+    pub what: &'static str,
+    /// The codes of which one must come back. A refusal for another reason would show that the attack was broken, not
+    /// that it was recognised.
+    pub codes: &'static [&'static str],
+}
+
+/// The attacks, in the order of the report.
+pub const ATTACKS: [Attack; 6] = [
+    Attack {
+        name: "replay",
+        what: "honest's evidence of before is sent again for a fresh challenge",
+        codes: &["quote.nonce-mismatch", "quote.binding-mismatch"],
+    },
+    Attack {
+        name: "relay",
+        what: "tampered has honest's TPM quote the challenge that tampered got",
+        codes: &["quote.signature-invalid"],
+    },
+    Attack {
+        name: "forged-log",
+        what: "tampered quotes itself, but sends honest's event log",
+        codes: &["eventlog.pcr-mismatch"],
+    },
+    Attack {
+        name: "foreign-blob",
+        what: "tampered's TPM is given the key that was wrapped for honest",
+        codes: &["tpm.wrong-parent"],
+    },
+    Attack {
+        name: "bench-tpm",
+        what: "a genuine TPM on a desk, extended from honest's logs, asks for trust",
+        codes: &["endorsement.not-admitted"],
+    },
+    Attack {
+        name: "after-reset",
+        what: "honest itself opens its wrapped key again after a reboot",
+        codes: &["tpm.wrong-parent"],
+    },
 ];
 
 impl Report {
@@ -77,7 +111,7 @@ impl Report {
                 None => faults.push(format!("{name}: the host is missing from the report")),
             }
         }
-        for (name, codes) in ATTACKS {
+        for Attack { name, codes, .. } in ATTACKS {
             match self.attacks.iter().find(|a| a.name == name) {
                 Some(a) if !a.refused => faults.push(format!("{name}: the attack succeeded: {}", a.text)),
                 Some(a) if !codes.contains(&a.code.as_str()) => {
@@ -202,7 +236,7 @@ mod tests {
             ],
             attacks: ATTACKS
                 .iter()
-                .map(|(name, codes)| AttackReport { name, refused: true, code: codes[0].into(), text: String::new() })
+                .map(|a| AttackReport { name: a.name, refused: true, code: a.codes[0].into(), text: String::new() })
                 .collect(),
         }
     }
@@ -214,7 +248,8 @@ mod tests {
 
     #[test]
     fn each_thing_that_can_go_wrong_is_a_fault() {
-        let spoil: Vec<(&str, fn(&mut Report))> = vec![
+        type Spoil = fn(&mut Report);
+        let spoil: Vec<(&str, Spoil)> = vec![
             ("honest denied", |r| r.hosts[0].trusted = false),
             ("honest trusted with reasons", |r| r.hosts[0].reasons.push(json!({}))),
             ("honest not placed", |r| r.hosts[0].placed = false),

@@ -131,7 +131,9 @@ fn not_judged(hosts: &mut BTreeMap<&'static str, Host>, views: &Value) -> Troubl
         }
         let log = host.wait_ready().and_then(|()| host.run("tail -n 30 /var/log/portcullis-agent.log", COMMAND_LIMIT));
         let log = log.map_or_else(|error| error.to_string(), |output| output.text());
-        words += &format!("\n--- {name}: console\n{}\n--- {name}: agent\n{log}", tail(&host.console()));
+        for part in ["\n--- ", name, ": console\n", &tail(&host.console()), "\n--- ", name, ": agent\n", &log] {
+            words += part;
+        }
     }
     Trouble::Step(words)
 }
@@ -238,7 +240,8 @@ fn tenant_vm(host: &mut Host, placed: &Placed, narrator: &Narrator) -> Result<(b
         }
         if Instant::now() > until || status["state"] == "failed" {
             let log = host.run("tail -n 20 /var/log/portcullis-agent.log", COMMAND_LIMIT)?.text();
-            let kernel = host.run("dmesg | tail -n 15; grep -c . /proc/crypto; lsmod | head -n 30", COMMAND_LIMIT)?.text();
+            let kernel =
+                host.run("dmesg | tail -n 15; grep -c . /proc/crypto; lsmod | head -n 30", COMMAND_LIMIT)?.text();
             let vmm = host.run(&format!("tail -n 20 {dir}/vmm.log"), COMMAND_LIMIT)?.text();
             let console = tail(&console);
             narrator.line(

@@ -52,7 +52,7 @@ impl Host {
         let config = Config::load(config).map_err(|e| words(&e))?;
         let trust = Trust::load(&config.trust_dir).map_err(|e| words(&e))?;
         let identity = Identity::new_for_host(&config.host)?;
-        let limits = Limits { connect: Duration::from_secs(10), call: Duration::from_secs(60) };
+        let limits = Limits { connect: Duration::from_secs(10), call: Duration::from_mins(1) };
         let client = Client::new(&config.verifier_url, &trust.ca_pem, Some(&identity), limits)?;
         let mut tpm = Tpm::open(&config.tcti)?;
         let stored = std::fs::read(config.state_dir.join("ak.json"))?;
