@@ -31,8 +31,6 @@ use crate::volume::Volumes;
 
 /// First wait after a failure.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// A VM that sets no boot mark is reported as started after this time.
-const BOOT_PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the agent does next.
 #[derive(Debug)]
@@ -285,6 +283,7 @@ impl Agent {
             MachineEvent::Booted(ms) => {
                 tracing::info!(order, boot_ms = ms, "the guest's init runs");
                 vm.record.status.boot_ms = Some(ms);
+                vm.booted = Some(Instant::now());
             }
             MachineEvent::Ending(words) => vm.record.status.reason = Some(words),
             MachineEvent::Closed => {}
@@ -297,8 +296,7 @@ impl Agent {
     fn look_after_vms(&mut self) {
         let Session { prover, client, party, .. } = &mut self.session;
         for vm in self.vms.values_mut() {
-            let due = vm.record.status.boot_ms.is_some() || vm.started.elapsed() >= BOOT_PATIENCE;
-            if !vm.start_told && due && !vm.has_ended() {
+            if vm.start_is_due() && !vm.has_ended() {
                 match receipts::started(prover, client, party, &vm.record.status) {
                     Ok(()) => vm.start_told = true,
                     Err(error) => {

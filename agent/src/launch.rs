@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portcullis_attest::appraise::BootInstance;
 use portcullis_verifier::client::{Client, ClientError};
@@ -16,6 +16,11 @@ use crate::store::{self, StoreError, make_private_dir};
 use crate::vm_record::{RecordError, VmRecord, VmState, VmStatus};
 use crate::volume::{OpenVolume, VolumeError, Volumes};
 use crate::volume_file::{self, VolumeFileError};
+
+/// A VM that sets no boot mark is reported as started after this time.
+const BOOT_PATIENCE: Duration = Duration::from_mins(1);
+/// A kernel that prints no release is not waited for longer than this.
+const KERNEL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why an order was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +75,8 @@ pub struct Vm {
     pub record: VmRecord,
     /// When its process was started.
     pub started: Instant,
+    /// When the guest's init ran, once it did.
+    pub booted: Option<Instant>,
     /// Whether the verifier was told that it runs.
     pub start_told: bool,
 }
@@ -78,6 +85,15 @@ impl Vm {
     /// Whether the process has ended.
     pub fn has_ended(&mut self) -> bool {
         self.machine.ended().is_some()
+    }
+
+    /// Whether it is time to tell the verifier that it runs: its guest has booted, or is not going to say so. The kernel's
+    /// release comes on another stream than the boot mark and is waited for a moment.
+    pub fn start_is_due(&self) -> bool {
+        let named = self.record.status.kernel.is_some();
+        !self.start_told
+            && (self.booted.is_some_and(|booted| named || booted.elapsed() >= KERNEL_PATIENCE)
+                || self.started.elapsed() >= BOOT_PATIENCE)
     }
 
     /// Asks it to end, without waiting.
@@ -152,7 +168,15 @@ impl Launcher<'_> {
             Ok((machine, volume, config)) => {
                 record.status.state = VmState::Running;
                 record.save_or_warn();
-                Ok(Vm { machine, _volume: volume, _config: config, record, started: Instant::now(), start_told: false })
+                Ok(Vm {
+                    machine,
+                    _volume: volume,
+                    _config: config,
+                    record,
+                    started: Instant::now(),
+                    booted: None,
+                    start_told: false,
+                })
             }
             Err(error) => {
                 record.status.state = VmState::Failed;
