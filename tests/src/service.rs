@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use portcullis_firmware_fixtures::child::spawn_guarded;
 use serde_json::Value;
 
 use crate::Trouble;
@@ -96,9 +96,7 @@ impl Authority {
         command.arg("--roots").arg(roots).arg("--reference").arg(reference).arg("--policy").arg(policy);
         let log = fs::File::create(self.dir.join("verifier.log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        // Not in the terminal's process group: Ctrl-C ends the run, and the run ends the service.
-        command.process_group(0);
-        let mut process = Running(command.spawn()?);
+        let mut process = Running(spawn_guarded(command)?);
         let port = ready(&mut process, &self.dir.join("verifier.log"))?;
         let service = Service { authority: self, process, port };
         for person in [Person::Operator, Person::Tenant] {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use portcullis_firmware_fixtures::workdir;
 use portcullis_tests::narrator::{Narrator, Tone};
 use portcullis_tests::scenario;
 
@@ -31,6 +33,10 @@ fn main() -> ExitCode {
         eprintln!("cannot write {}: {error}", path.display());
         return ExitCode::from(2);
     }
+    if let Err(error) = put_away_on_signals() {
+        eprintln!("cannot wait for signals: {error}");
+        return ExitCode::from(3);
+    }
     let narrator = Narrator::new();
     let report = scenario::run(&narrator);
     narrator.finish();
@@ -55,4 +61,28 @@ fn main() -> ExitCode {
     }
     println!("{:.0} s", report.seconds);
     if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// Ctrl-C in the middle leaves nothing: the kernel kills what was started together with this process, and what it had on
+/// disk is removed here. Called before any other thread starts, so that all of them have the signals blocked.
+fn put_away_on_signals() -> nix::Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    std::thread::spawn(move || {
+        let signal = signals.wait();
+        let mine = format!("{}-", std::process::id());
+        let entries = workdir::scratch_base().and_then(std::fs::read_dir);
+        for entry in entries.into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&mine) {
+                // What cannot be removed now is removed by the next run.
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        eprintln!("\nended by {}; everything is put away", signal.map_or("a signal", Signal::as_str));
+        std::process::exit(130);
+    });
+    Ok(())
 }
