@@ -263,7 +263,7 @@ impl Agent {
     fn after_denial(&mut self, reasons: &[Reason], wait: Duration) -> (Phase, Duration) {
         let is = |wanted: ServiceCode| reasons.iter().any(|reason| reason.code == Code::Service(wanted));
         if is(ServiceCode::HostUnknown) {
-            return (Phase::Enrolling, Duration::ZERO);
+            return (Phase::Enrolling, wait);
         }
         for reason in reasons {
             tracing::error!(code = reason.code.as_str(), "denied: {reason}");

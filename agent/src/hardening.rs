@@ -4,7 +4,7 @@
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Makes every panic end the process at once: a thread that died alone would leave a gate that nobody watches.
 pub fn abort_on_panic() {
@@ -24,7 +24,7 @@ pub fn silence_libtss2() {
     }
 }
 
-/// Keeps the process's memory out of core dumps, debuggers and swap.
+/// Keeps the process's memory out of core dumps and debuggers.
 ///
 /// Returns one sentence for each step that the system refused; the agent goes on and says so, because each step only
 /// adds to the protection that the volume keys' short life gives.
@@ -37,11 +37,30 @@ pub fn protect_memory() -> Vec<String> {
     if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } == -1 {
         refused.push(format!("cannot make the process undumpable: {}", std::io::Error::last_os_error()));
     }
+    refused
+}
+
+/// Keeps the process's memory out of swap, if it may lock as much as it likes; otherwise gives the reason why not. (With a
+/// limit it could be refused memory later, in the middle of its work.)
+pub fn lock_memory() -> Result<(), String> {
+    let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
+    if !unlimited && !may_lock_memory() {
+        return Err("the memory is not locked against swapping: it needs CAP_IPC_LOCK".to_owned());
+    }
     // SAFETY: mlockall takes flags only. ONFAULT: thread stacks are locked page by page as they are used.
     if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } == -1 {
-        refused.push(format!("cannot lock the memory against swapping: {}", std::io::Error::last_os_error()));
+        return Err(format!("cannot lock the memory against swapping: {}", std::io::Error::last_os_error()));
     }
-    refused
+    Ok(())
+}
+
+/// Whether CAP_IPC_LOCK is among the effective capabilities.
+fn may_lock_memory() -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    bits.is_some_and(|bits| bits >> CAP_IPC_LOCK & 1 == 1)
 }
 
 /// Gives the process a mount namespace of its own, so that mounts of volumes are seen by it and its VMs only and end

@@ -163,6 +163,10 @@ fn execute(arguments: &Arguments) -> Result<(), AgentError> {
 }
 
 fn run(config: Config) -> Result<(), AgentError> {
+    // Only here are keys of volumes in memory.
+    if let Err(reason) = hardening::lock_memory() {
+        tracing::warn!("{reason}");
+    }
     // Before any thread is started: a mount namespace belongs to those made after it.
     if let Err(error) = hardening::private_mounts() {
         tracing::warn!(%error, "no private mounts: volumes would stay mounted after a crash until the next start");

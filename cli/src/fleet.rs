@@ -41,6 +41,34 @@ pub enum HostCommand {
         #[arg(value_name = "EK_FINGERPRINT", value_parser = fingerprint)]
         ek_fingerprint: String,
     },
+    /// List the admitted TPMs.
+    Admissions,
+    /// Close a host for new work. What runs there goes on.
+    Cordon {
+        /// The host's name.
+        host: String,
+        /// Why, for the record and for whoever asks where the host has gone.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Open a host for new work again.
+    Uncordon {
+        /// The host's name.
+        host: String,
+    },
+    /// Say that an order's host can no longer reach the volume, so that it may be opened elsewhere.
+    #[command(
+        after_help = "Only after you cut the host off by other means (power, switch, storage): two hosts that write \
+                            one volume destroy it.\n\nExample:\n  portcullis host fence 00112233445566778899aabbccddeeff \
+                            --note 'rack 4 powered off'"
+    )]
+    Fence {
+        /// The order's id.
+        order: String,
+        /// What was done, for the record.
+        #[arg(long)]
+        note: String,
+    },
     /// Forget a host, so that it can enrol anew.
     Forget {
         /// The host's name.
@@ -146,6 +174,33 @@ pub fn host(command: HostCommand, client: &Client, out: Output) -> Result<(), Fa
         HostCommand::Withdraw { ek_fingerprint } => {
             client.withdraw(&ek_fingerprint)?;
             out.show(&json!({ "withdrawn": ek_fingerprint }), || format!("no longer admitted: {ek_fingerprint}"))
+        }
+        HostCommand::Admissions => {
+            let answer = client.admissions()?;
+            out.show(&answer, || {
+                let row = |admission: &portcullis_verifier::api::AdmissionView| {
+                    vec![
+                        admission.ek_fingerprint.clone(),
+                        admission.by.clone(),
+                        when(admission.at),
+                        admission.note.clone(),
+                    ]
+                };
+                let rows: Vec<Vec<String>> = answer.admissions.iter().map(row).collect();
+                table(&["EK FINGERPRINT", "BY", "WHEN", "NOTE"], &rows, "No TPM is admitted.")
+            })
+        }
+        HostCommand::Cordon { host, reason } => {
+            client.cordon(&host, Some(&reason))?;
+            out.show(&json!({ "cordoned": host }), || format!("{} gets no new work", plain(&host)))
+        }
+        HostCommand::Uncordon { host } => {
+            client.cordon(&host, None)?;
+            out.show(&json!({ "uncordoned": host }), || format!("{} may get work again", plain(&host)))
+        }
+        HostCommand::Fence { order, note } => {
+            client.fence(&order, &note)?;
+            out.show(&json!({ "fenced": order }), || format!("order {} is ended, its volume is free", plain(&order)))
         }
         HostCommand::Forget { host } => {
             client.remove_host(&host)?;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use portcullis_verifier::client::ClientError;
 use portcullis_verifier::reason::Reason;
 use serde::Serialize;
 use serde_json::json;
@@ -45,6 +46,13 @@ impl Output {
                     eprintln!("{}", explain(reason, "  "));
                 }
             }
+            (None, Failure::Client(ClientError::NotPlaced { why_not })) if !why_not.is_empty() => {
+                eprintln!("no host can take the VM:");
+                for host in why_not {
+                    eprintln!("  {}", plain(&host.host));
+                    host.reasons.iter().for_each(|reason| eprintln!("{}", explain(reason, "    ")));
+                }
+            }
             (None, failure) => eprintln!("error: {}", plain(&failure.to_string())),
         }
     }
@@ -59,7 +67,6 @@ fn reasons(failure: &Failure) -> Option<Vec<Reason>> {
 }
 
 fn error_json(failure: &Failure) -> serde_json::Value {
-    use portcullis_verifier::client::ClientError;
     match failure {
         Failure::Client(ClientError::NotPlaced { why_not }) => json!({ "placed": false, "why_not": why_not }),
         Failure::Client(ClientError::Refused { code, text, .. }) => json!({ "error": { "code": code, "text": text } }),

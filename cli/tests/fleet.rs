@@ -52,6 +52,20 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
     let (text, _) = run(dir, &["--config", alice, "volume", "ls"], 0);
     assert!(text.contains("data"), "{text}");
 
+    let order = placed["order_id"].as_str().unwrap();
+    assert_eq!(json(dir, &["--config", olga, "host", "admissions"], 0)["admissions"][0]["note"], "the test's");
+    run(dir, &["--config", alice, "host", "fence", order, "--note", "not mine to say"], 1);
+    let (_, stderr) = run(dir, &["--config", olga, "host", "fence", order, "--note", "powered off"], 1);
+    assert!(stderr.contains("order.not-open"), "its key was never released: {stderr}");
+
+    run(dir, &["--config", alice, "volume", "put", "spare", "--key-file", "data.key"], 0);
+    let spare: Vec<&str> =
+        launch(alice, &["--host", "honest"]).iter().map(|word| if *word == "data" { "spare" } else { word }).collect();
+    run(dir, &["--config", olga, "host", "cordon", "honest", "--reason", "a new disk"], 0);
+    let (_, stderr) = run(dir, &spare, 1);
+    assert!(stderr.starts_with("no host can take the VM:\n  honest\n    host.cordoned: "), "{stderr}");
+    run(dir, &["--config", olga, "host", "uncordon", "honest"], 0);
+    json(dir, &spare, 0);
     run(dir, &["--config", olga, "host", "withdraw", &fingerprint], 0);
     assert_ne!(json(dir, &["--config", olga, "host", "show", "honest"], 0)["trust"], "trusted");
 }
