@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
@@ -53,6 +54,32 @@ fn sweep(base: &Path) {
         };
         if !Path::new("/proc").join(pid.to_string()).exists() {
             let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// How many files of a kind the cache keeps in any case, and how long it keeps the others after their last use.
+const KEPT: usize = 6;
+const KEPT_FOR: Duration = Duration::from_hours(6);
+
+/// Says whether the cache has `path`, and notes that it was used.
+pub(crate) fn has(path: &Path) -> bool {
+    fs::File::open(path).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+}
+
+/// Removes files of `dir` whose names start with `kind` and that were not used for long. Errors do not matter: another
+/// process may be doing the same.
+pub(crate) fn prune(dir: &Path, kind: &str) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut files: Vec<(SystemTime, PathBuf)> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(kind))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    files.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+    for (used, path) in files.into_iter().skip(KEPT) {
+        if used.elapsed().is_ok_and(|age| age > KEPT_FOR) {
+            let _ = fs::remove_file(path);
         }
     }
 }

@@ -6,19 +6,15 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use super::{LabError, io_error, run, write};
-use crate::workdir::CacheLock;
+use crate::workdir::{self, CacheLock};
 
 /// The lines of `grub.cfg`, each a command that GRUB measures.
 ///
 /// `linuxefi` and not `linux`: with Secure Boot off Debian's `linux` goes around the kernel's EFI stub, and then the
-/// kernel has no event log to show.
+/// kernel has no event log to show. There is no `search`: GRUB's root is the disk that it came from, and `search` would measure
+/// the file that it looks for once more.
 pub fn grub_commands(command_line: &str) -> Vec<String> {
-    vec![
-        "search --file --set=root /vmlinuz".to_owned(),
-        format!("linuxefi /vmlinuz {command_line}"),
-        "initrdefi /initrd".to_owned(),
-        "boot".to_owned(),
-    ]
+    vec![format!("linuxefi /vmlinuz {command_line}"), "initrdefi /initrd".to_owned(), "boot".to_owned()]
 }
 
 /// Makes the boot disk in `cache` of `files` (path on the disk, contents), or finds the one made earlier of the same.
@@ -34,9 +30,10 @@ pub fn image(cache: &Path, files: &[(&str, &[u8])]) -> Result<PathBuf, LabError>
     }
     let image = cache.join(format!("esp-{}.img", hex::encode(&hash.finalize()[..12])));
     let _lock = CacheLock::take_in(cache, "esp").map_err(io_error("cannot lock the lab's cache"))?;
-    if image.exists() {
+    if workdir::has(&image) {
         return Ok(image);
     }
+    workdir::prune(cache, "esp-");
     let staging = tempfile::tempdir_in(cache).map_err(io_error("cannot make a staging directory"))?;
     let disk = staging.path().join("disk");
     let bytes: usize = files.iter().map(|(_, contents)| contents.len()).sum();

@@ -184,7 +184,8 @@ impl BootDisk {
         }
         let initrd_bytes = archive.to_bytes();
         let initrd = cache.join(format!("initrd-{}.cpio", &Digests::of(&initrd_bytes).sha256[..24]));
-        if !initrd.exists() {
+        if !workdir::has(&initrd) {
+            workdir::prune(cache, "initrd-");
             let new = tempfile::NamedTempFile::new_in(cache).map_err(io_error("cannot make the initrd"))?;
             super::write(new.path(), &initrd_bytes)?;
             new.persist(&initrd)
@@ -225,7 +226,7 @@ impl BootDisk {
             add(path, contents);
         }
         let kernel_contents = read(&files.kernel())?;
-        let kernel_command_line = self.commands[1].trim_start_matches("linuxefi ").to_owned();
+        let kernel_command_line = self.commands[0].trim_start_matches("linuxefi ").to_owned();
         Ok(Manifest {
             shim: boot_program("/EFI/BOOT/BOOTX64.EFI", &files.shim())?,
             grub: boot_program("/EFI/BOOT/grubx64.efi", &files.grub())?,
@@ -249,17 +250,14 @@ impl BootDisk {
         };
         let file =
             |name: &str, contents: &[u8]| GrubEvent { pcr: 9, text: name.to_owned(), digests: Digests::of(contents) };
-        // `search` opens the kernel by its device, `linux` below the root that it found.
         vec![
             file("(hd0)/EFI/debian/grub.cfg", self.grub_cfg.as_bytes()),
             text("grub_cmd: ", &self.commands[0]),
-            file("(hd0)/vmlinuz", kernel),
-            text("grub_cmd: ", &self.commands[1]),
             file("/vmlinuz", kernel),
             text("kernel_cmdline: ", kernel_command_line),
-            text("grub_cmd: ", &self.commands[2]),
+            text("grub_cmd: ", &self.commands[1]),
             file("/initrd", &self.initrd_bytes),
-            text("grub_cmd: ", &self.commands[3]),
+            text("grub_cmd: ", &self.commands[2]),
         ]
     }
 }

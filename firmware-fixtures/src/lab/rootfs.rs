@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::boot_files::BootFiles;
 use super::{LabError, io_error, kmod, read, run, write};
-use crate::workdir::CacheLock;
+use crate::workdir::{self, CacheLock};
 
 /// The kernel modules every host loads at its start: KVM, encrypted volumes, tap devices.
 /// XTS works block by block through ECB, which it does not name as a dependency.
@@ -176,9 +176,10 @@ impl Tree {
     pub fn image(&self, cache: &Path, free_mib: u64) -> Result<PathBuf, LabError> {
         let image = cache.join(format!("root-{}.ext4", self.key(free_mib)));
         let _lock = CacheLock::take_in(cache, "root").map_err(io_error("cannot lock the lab's cache"))?;
-        if image.exists() {
+        if workdir::has(&image) {
             return Ok(image);
         }
+        workdir::prune(cache, "root-");
         let staging = tempfile::tempdir_in(cache).map_err(io_error("cannot make a staging directory"))?;
         let root = staging.path().join("root");
         self.stage(&root)?;
