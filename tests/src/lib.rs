@@ -3,6 +3,7 @@
 //! [`scenario::run`] is the main job, shown by `portcullis-demo` and checked by the lab tests.
 
 pub mod attacks;
+pub mod audit;
 pub mod narrator;
 pub mod programs;
 pub mod report;

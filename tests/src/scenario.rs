@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::Trouble;
 use crate::attacks;
+use crate::audit;
 use crate::narrator::{Narrator, Tone};
 use crate::report::{HostReport, Report, VmReport};
 use crate::service::{Person, Service};
@@ -75,6 +76,9 @@ pub fn run(narrator: &Narrator) -> Result<Report, Trouble> {
     for report in reports.iter_mut().filter(|r| r.name != placed.host) {
         report.key_opened = attacks::ask_for_key(fleet.host(&report.name)?, &placed, narrator)?;
     }
+
+    narrator.act("An auditor looks, offline");
+    audit::offline(&stage, &mut fleet, narrator)?;
 
     narrator.act("Attacks");
     let attacks = attacks::all(&stage, &mut fleet, &placed, narrator)?;

@@ -32,6 +32,9 @@ pub const TAMPERED: &str = "mitigations=off";
 /// Where the disk with the attacker's tools is mounted when it is used.
 pub const TOOLS: &str = "/run/tools";
 
+const REFERENCE: &str = "reference.toml";
+const POLICY: &str = "policy.toml";
+
 /// What a host runs at its start.
 const START: &str = "#!/bin/sh
 # The volumes come from a shared store; the agent does the rest.
@@ -77,7 +80,7 @@ impl Stage {
         narrator.waiting("recording a good boot of the firmware (once for this firmware and machine)");
         let recording = record::firmware_boot(&machine)?;
         let values = reference::values("lab-host", good, &recording)?;
-        let (reference, policy) = (dir.path().join("reference.toml"), dir.path().join("policy.toml"));
+        let (reference, policy) = (dir.path().join(REFERENCE), dir.path().join(POLICY));
         fs::write(&reference, values)?;
         fs::write(&policy, reference::POLICY)?;
         narrator.line("", Tone::Plain, "reference values: from the image's build and the recorded firmware");
@@ -119,6 +122,16 @@ impl Stage {
         spec.verifier_port = Some(self.service.port());
         spec.files.push(HostFile::data("/etc/portcullis/agent.toml", agent_config(name)));
         Ok(Host::start(spec)?)
+    }
+
+    /// The reference values' file.
+    pub fn reference(&self) -> PathBuf {
+        self.dir().join(REFERENCE)
+    }
+
+    /// The policy's file.
+    pub fn policy(&self) -> PathBuf {
+        self.dir().join(POLICY)
     }
 
     /// Where this run keeps its files.
