@@ -239,6 +239,17 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_every_default() {
+        let example = parse(include_str!("../agent.example.toml")).unwrap();
+        let mut plain = parse(SMALL).unwrap();
+        (plain.host, plain.verifier_url) = (example.host.clone(), example.verifier_url.clone());
+        assert_eq!(format!("{example:?}"), format!("{plain:?}"));
+        for key in format!("{example:?}").split([' ', '{']).filter_map(|word| word.strip_suffix(':')) {
+            assert!(include_str!("../agent.example.toml").contains(&format!("\n{key} = ")), "{key} is not shown");
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_named() {
         let error = parse(&format!("{SMALL}intervall_s = 3\n")).unwrap_err().to_string();
         assert!(error.contains("intervall_s"), "{error}");
