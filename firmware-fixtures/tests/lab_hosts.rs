@@ -1,9 +1,10 @@
 //! Hosts of the lab, booted: slow, so each boot answers many questions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portcullis_firmware_fixtures::lab::LabError;
@@ -217,4 +218,43 @@ fn an_initrd_that_cannot_close_the_ways_does_not_start_the_host() {
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("the host started"),
     }
+}
+
+#[test]
+fn ctrl_c_ends_a_host_by_hand_and_leaves_nothing() {
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_portcullis-lab"))
+        .args(["host", "--name", "by-hand"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The firmware's first sign of life on the console.
+    let mut byte = [0];
+    lab.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", lab.id())).unwrap()
+        + &children_of_threads(lab.id());
+    let children: BTreeSet<&str> = children.split_whitespace().collect();
+    assert!(children.len() >= 2, "QEMU and swtpm should run: {children:?}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(lab.id().cast_signed()), nix::sys::signal::Signal::SIGINT)
+        .unwrap();
+    let status = lab.wait().unwrap();
+    assert!(status.success(), "{status}");
+    for child in children {
+        assert!(!Path::new("/proc").join(child).exists(), "{child} still runs");
+    }
+    let base = portcullis_firmware_fixtures::workdir::scratch_base().unwrap();
+    let prefix = format!("{}-", lab.id());
+    let left: Vec<_> = std::fs::read_dir(base)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(&prefix))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn children_of_threads(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()).collect()
 }
