@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -33,13 +34,18 @@ pub fn scratch(what: &str) -> io::Result<TempDir> {
 }
 
 /// The directory that holds the short-lived directories of this user. Short, because Unix socket paths are limited to
-/// 107 bytes.
+/// 107 bytes; nobody else may write to it.
 ///
 /// # Errors
-/// When the directory cannot be made.
+/// When the directory cannot be made, or belongs to somebody else.
 pub fn scratch_base() -> io::Result<PathBuf> {
     let base = std::env::temp_dir().join(format!("portcullis-lab-{}", nix::unistd::getuid()));
-    fs::create_dir_all(&base)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&base)?;
+    let metadata = fs::symlink_metadata(&base)?;
+    if metadata.uid() != nix::unistd::geteuid().as_raw() || !metadata.is_dir() {
+        let problem = format!("{} is not a directory of ours: remove it", base.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+    }
     Ok(base)
 }
 

@@ -57,7 +57,7 @@ fn static_pcrs(host: &mut Host) -> String {
 }
 
 #[test]
-fn a_good_host_closes_the_ways_around_measurement() {
+fn lab_a_good_host_closes_the_ways_around_measurement() {
     let image = Image::build(&spec()).unwrap();
     let mut host = boot(HostSpec::new("good", &image));
 
@@ -98,7 +98,7 @@ fn a_good_host_closes_the_ways_around_measurement() {
 }
 
 #[test]
-fn a_reboot_is_a_reset_of_the_tpm_and_keeps_the_disk() {
+fn lab_a_reboot_is_a_reset_of_the_tpm_and_keeps_the_disk() {
     let image = Image::build(&spec()).unwrap();
     let mut host = boot(HostSpec::new("again", &image));
     let first = (reset_count(&mut host), static_pcrs(&mut host));
@@ -114,7 +114,7 @@ fn a_reboot_is_a_reset_of_the_tpm_and_keeps_the_disk() {
 }
 
 #[test]
-fn the_recorder_sees_what_a_host_sees_of_the_firmware() {
+fn lab_the_recorder_sees_what_a_host_sees_of_the_firmware() {
     let image = Image::build(&spec()).unwrap();
     let host_spec = HostSpec::new("seen", &image);
     let recording = record::firmware_boot(&host_spec.machine()).unwrap_or_else(|error| panic!("{error}"));
@@ -128,7 +128,7 @@ fn the_recorder_sees_what_a_host_sees_of_the_firmware() {
 }
 
 #[test]
-fn two_hosts_at_once_differ_by_the_one_named_thing() {
+fn lab_two_hosts_at_once_differ_by_the_one_named_thing() {
     let good = Image::build(&spec()).unwrap();
     let tampered = Image::build(&spec().with(Variant::Cmdline("mitigations=off".to_owned()))).unwrap();
     assert_eq!(good.manifest.initrd, tampered.manifest.initrd);
@@ -148,7 +148,7 @@ fn two_hosts_at_once_differ_by_the_one_named_thing() {
 }
 
 #[test]
-fn a_host_reaches_the_verifier_and_nothing_else() {
+fn lab_a_host_reaches_the_verifier_and_nothing_else() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let elsewhere = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -179,7 +179,7 @@ fn a_host_reaches_the_verifier_and_nothing_else() {
 }
 
 #[test]
-fn a_host_has_its_own_files_and_disks() {
+fn lab_a_host_has_its_own_files_and_disks() {
     let dir = tempfile::tempdir().unwrap();
     let shared = dir.path().join("shared");
     std::fs::write(&shared, [b"shared".as_slice(), &[0; 4090]].concat()).unwrap();
@@ -207,7 +207,7 @@ fn a_host_has_its_own_files_and_disks() {
 }
 
 #[test]
-fn an_initrd_that_cannot_close_the_ways_does_not_start_the_host() {
+fn lab_an_initrd_that_cannot_close_the_ways_does_not_start_the_host() {
     let policy = Variant::Initrd { path: "/etc/ima-policy".to_owned(), contents: b"measure func=NONSENSE\n".to_vec() };
     let image = Image::build(&spec().with(policy)).unwrap();
     match Host::boot(HostSpec::new("broken", &image)) {
@@ -221,7 +221,7 @@ fn an_initrd_that_cannot_close_the_ways_does_not_start_the_host() {
 }
 
 #[test]
-fn ctrl_c_ends_a_host_by_hand_and_leaves_nothing() {
+fn lab_ctrl_c_ends_a_host_by_hand_and_leaves_nothing() {
     let mut lab = Command::new(env!("CARGO_BIN_EXE_portcullis-lab"))
         .args(["host", "--name", "by-hand"])
         .stdin(Stdio::null())
