@@ -261,10 +261,55 @@ pub async fn blocking<T: Send + 'static>(
     offload(move || work(&service)).await
 }
 
+/// [`blocking`] for work on a body: the memory that was taken for it is given back when the work is done, not when the
+/// sender stops waiting. Else bodies of senders that went away would pile up uncounted before the threads.
+pub async fn holding<T: Send + 'static>(
+    service: &Arc<Service>,
+    held: Option<OwnedSemaphorePermit>,
+    work: impl FnOnce(&Service) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    let service = Arc::clone(service);
+    offload_holding(held, move || work(&service)).await
+}
+
+/// [`holding`] for what needs no service.
+async fn offload_holding<T: Send + 'static>(
+    held: Option<OwnedSemaphorePermit>,
+    work: impl FnOnce() -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    offload(move || {
+        let done = work();
+        drop(held);
+        done
+    })
+    .await
+}
+
 /// [`blocking`] for what needs no service.
 pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> Answer<T> + Send + 'static) -> Answer<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer,
         Err(e) => Err(Refusal::Internal(format!("a request panicked or was cancelled: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn memory_of_a_body_is_held_until_the_work_on_it_is_done_also_when_its_sender_went_away() {
+        let memory = Arc::new(Semaphore::new(1));
+        let held = Arc::clone(&memory).try_acquire_owned().unwrap();
+        let (go, wait) = channel::<()>();
+        let work = offload_holding(Some(held), move || Ok(wait.recv().is_ok()));
+        // The sender goes away: whoever waited for the work is dropped, the work is not.
+        assert!(tokio::time::timeout(Duration::from_millis(50), work).await.is_err());
+        assert_eq!(memory.available_permits(), 0);
+        go.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(10), memory.acquire()).await.unwrap().unwrap().forget();
     }
 }

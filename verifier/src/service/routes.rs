@@ -12,7 +12,7 @@ use axum::routing::{delete, get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use super::http::{Answer, Refusal, SMALL_BODY, blocking, internal, json, peer, read_json, require_host_key};
+use super::http::{Answer, Refusal, SMALL_BODY, blocking, holding, internal, json, peer, read_json, require_host_key};
 use super::peer::{Peer, Role};
 use super::{Service, appraisal, enrol, http, launch, people};
 use crate::api;
@@ -80,8 +80,8 @@ async fn with_evidence<B: serde::de::DeserializeOwned + Send + 'static, T: serde
 ) -> Answer<Response> {
     let key = require_host_key(&peer(&request))?;
     let (parts, body) = request.into_parts();
-    let (body, _held): (B, _) = read_json(&parts.headers, body, api::MAX_BODY, &service.memory).await?;
-    let answer = blocking(service, move |service| work(service, key, body)).await?;
+    let (body, held): (B, _) = read_json(&parts.headers, body, api::MAX_BODY, &service.memory).await?;
+    let answer = holding(service, held, move |service| work(service, key, body)).await?;
     Ok(json(StatusCode::OK, &answer))
 }
 
@@ -93,8 +93,8 @@ async fn with_host_key<B: serde::de::DeserializeOwned + Send + 'static, T: serde
 ) -> Answer<Response> {
     let key = require_host_key(&peer(&request))?;
     let (parts, body) = request.into_parts();
-    let (body, _held): (B, _) = read_json(&parts.headers, body, SMALL_BODY, &service.memory).await?;
-    let answer = blocking(service, move |service| work(service, key, body)).await?;
+    let (body, held): (B, _) = read_json(&parts.headers, body, SMALL_BODY, &service.memory).await?;
+    let answer = holding(service, held, move |service| work(service, key, body)).await?;
     Ok(json(StatusCode::OK, &answer))
 }
 
@@ -107,8 +107,8 @@ async fn with_person<B: serde::de::DeserializeOwned + Send + 'static, T: serde::
 ) -> Answer<Response> {
     let person = http::require_person(&peer(&request), role, Service::now())?;
     let (parts, body) = request.into_parts();
-    let (body, _held): (B, _) = read_json(&parts.headers, body, SMALL_BODY, &service.memory).await?;
-    let answer = blocking(service, move |service| work(service, &person, body)).await?;
+    let (body, held): (B, _) = read_json(&parts.headers, body, SMALL_BODY, &service.memory).await?;
+    let answer = holding(service, held, move |service| work(service, &person, body)).await?;
     Ok(json(StatusCode::OK, &answer))
 }
 
