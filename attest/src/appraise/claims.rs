@@ -7,6 +7,7 @@ use super::replayed::ReplayedLog;
 use super::separators;
 use super::{RUNTIME_PCR, policy::STATIC_PCRS};
 use crate::eventlog::{Coverage, Event, EventKind, EventType, Guid, Variable, signature_lists};
+use crate::evidence::PCR_COUNT;
 use crate::ima::Entry;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
@@ -33,8 +34,13 @@ impl<'a> Claims<'a> {
             let expected = if bank == Bank::Sha1 { "sha256 or stronger" } else { bank.name() };
             return Err(vec![Reason::new(ReasonCode::PolicyBank).expected(expected).found(quoted.join(", "))]);
         }
-        let missing: Vec<_> = STATIC_PCRS
-            .into_iter()
+        // Also what else the log tells of must be quoted in this bank: another bank proves other digests.
+        let is_extended = |pcr: u8| {
+            pcr != RUNTIME_PCR
+                && replayed.log().events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr))
+        };
+        let missing: Vec<_> = (0..PCR_COUNT)
+            .filter(|pcr| STATIC_PCRS.contains(pcr) || is_extended(*pcr))
             .filter(|pcr| replayed.quote().pcr(bank, *pcr).is_none())
             .map(|pcr| Reason::new(ReasonCode::PolicyPcr).pcr(pcr.into()).expected(format!("a quoted {bank} value")))
             .collect();

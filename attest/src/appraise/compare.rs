@@ -1,9 +1,10 @@
 //! Compares claims with what the policy and the reference values say.
 
 use super::claims::Claims;
-use super::policy::{Policy, STATIC_PCRS};
+use super::policy::Policy;
 use super::{MAX_REASONS, RUNTIME_PCR};
 use crate::eventlog::{Coverage, Event, EventKind};
+use crate::evidence::PCR_COUNT;
 use crate::ima::Entry;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
@@ -68,7 +69,8 @@ fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> Ve
     let bank = claims.bank();
     let log = claims.replayed().log();
     let mut reasons = Vec::new();
-    for pcr in STATIC_PCRS {
+    // Every PCR but the one that changes while the system runs: one without reference values must not be extended.
+    for pcr in (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR) {
         let events: Vec<&Event<'_>> =
             log.events().iter().filter(|event| event.extends() && event.pcr == u32::from(pcr)).collect();
         let differences = align(values.slots(pcr), &events, bank);

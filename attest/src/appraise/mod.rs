@@ -124,7 +124,7 @@ pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal,
         return Err(Denial::new(vec![Reason::new(ReasonCode::PolicyEmpty)]));
     };
     let claims = Claims::read(replayed, bank).map_err(Denial::new)?;
-    let appraisal = claims.appraise(boot, context.policy, context.references).map_err(Denial::new)?;
+    let appraisal = claims.appraise(context.ek, context.policy, context.references).map_err(Denial::new)?;
     match same_boot.map(|previous| appraisal.same_static_pcrs(previous)) {
         Some(reasons) if !reasons.is_empty() => Err(Denial::new(reasons)),
         _ => Ok(appraisal),
@@ -132,13 +132,14 @@ pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal,
 }
 
 impl Claims<'_> {
-    /// Compares the claims with what the policy requires: the last stage.
+    /// Compares the claims with what the policy requires: the last stage. `ek` is the fingerprint of the endorsement key
+    /// under which the AK was enrolled; which boot of it this is, the quote says.
     ///
     /// # Errors
     /// Every difference.
     pub fn appraise(
         self,
-        boot: BootInstance,
+        ek: [u8; 32],
         policy: &Policy,
         references: &[ReferenceValues],
     ) -> Result<Appraisal, Vec<Reason>> {
@@ -151,7 +152,7 @@ impl Claims<'_> {
         });
         Ok(Appraisal {
             quote: replayed.quote().clone(),
-            boot,
+            boot: BootInstance::of(ek, replayed.quote()),
             bank,
             policy: policy.name.clone(),
             reference: reference.to_owned(),

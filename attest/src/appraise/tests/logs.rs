@@ -451,3 +451,32 @@ fn a_host_that_has_nothing_in_common_is_denied_with_a_bounded_report() {
     assert!(reasons.len() < 20, "{}", reasons.len());
     assert!(reasons.iter().any(|reason| reason.text.contains("more events")));
 }
+
+#[test]
+fn a_pcr_without_reference_values_may_not_be_extended_though_it_was_quoted() {
+    // Such as PCR 12, into which a boot stub measures what was added to the kernel's command line.
+    let mut host = Host::good();
+    host.log.measure(12, EventType::IPL, b"addition", b"init=/bin/sh");
+    host.selection.get_mut(&Bank::Sha256).unwrap().push(12);
+    let reasons = host.denied();
+    assert_eq!(codes(&reasons), [Code::EventlogEventUnexpected]);
+    assert_eq!(reasons[0].pcr, Some(12));
+
+    // Quoted in a bank on which the judgement does not rest, its digests prove nothing.
+    host.selection.get_mut(&Bank::Sha256).unwrap().retain(|pcr| *pcr != 12);
+    host.selection.get_mut(&Bank::Sha384).unwrap().push(12);
+    assert_eq!(host.codes(), [Code::PolicyPcr]);
+}
+
+#[test]
+fn reference_values_of_every_pcr_are_compared() {
+    let mut host = Host::good();
+    let slot = crate::reference::Slot::text(12, EventType::IPL, "credentials", "none");
+    let mut builder = crate::reference::ReferenceBuilder::new("good", "");
+    let bytes = host.log.bytes();
+    builder.recorded(&crate::eventlog::EventLog::parse(&bytes).unwrap(), &[Bank::Sha256], &STATIC_PCRS).slot(slot);
+    host.references = vec![builder.build().unwrap()];
+    host.policy.ima = false;
+    let reasons = host.denied();
+    assert_eq!((codes(&reasons), reasons[0].pcr), (vec![Code::EventlogEventMissing], Some(12)));
+}
