@@ -1,0 +1,372 @@
+//! `portcullis-vmm` as a person runs it on a measured host: Debian's own kernel in the guest, on the KVM of a Debian
+//! kernel.
+//!
+//! One host serves all checks, because its start takes longer than all of them; each says its name as it begins.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use portcullis_firmware_fixtures::lab::boot_files::BootFiles;
+use portcullis_firmware_fixtures::lab::control::Output;
+use portcullis_firmware_fixtures::lab::cpio::{Archive, Entry};
+use portcullis_firmware_fixtures::lab::host::{Host, HostSpec};
+use portcullis_firmware_fixtures::lab::image::{Image, ImageSpec, Program};
+use portcullis_firmware_fixtures::lab::machine::{Disk, Firmware};
+use portcullis_tests::programs::Programs;
+use portcullis_tests::stage::tenant;
+use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::log::{EndReason, Event, LogLine, MarkSource};
+
+/// One command on the host.
+const COMMAND: Duration = Duration::from_mins(1);
+/// One guest, from its start to its end. Ten seconds are usual.
+const GUEST: Duration = Duration::from_mins(3);
+/// Guest memory: Debian's kernel wants more than the default of 128 MiB leaves it.
+const MEM_MIB: u64 = 192;
+
+/// The guest's init. `then`, from the kernel's command line, says what it does once it is up. The write of 123 is the
+/// VMM's boot mark.
+const GUEST_INIT: &str = "#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox devmem 0xc0000000 8 123
+/bin/busybox mount -t proc proc /proc
+exec </dev/console >/dev/console 2>&1
+echo \"guest: init on $(nproc) vCPU, Linux $(uname -r)\"
+case $then in
+poweroff) poweroff -f ;;
+reboot) reboot -f ;;
+panic) echo c >/proc/sysrq-trigger ;;
+listen) read -r line; echo \"guest: heard $(echo \"$line\" | rev)\"; read -r line; echo \"guest: and $line\"; poweroff -f ;;
+busy) taskset -c 1 sh -c 'echo \"guest: second vCPU counts $(seq 1 20000 | wc -l)\"'; poweroff -f ;;
+esac
+while :; do sleep 1; done
+";
+
+/// The host, with the guest's files in `/mnt` and one directory a VM in `/run/vm`.
+struct Lab {
+    host: Host,
+}
+
+/// What a VMM left.
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    console: String,
+    errors: String,
+    events: Vec<Event>,
+}
+
+impl Ended {
+    fn end(&self) -> (i32, EndReason, Option<&str>) {
+        match self.events.last() {
+            Some(Event::End { reason, error, .. }) => (self.code, *reason, error.as_deref()),
+            _ => panic!("the log does not end with the VM's end: {self:?}"),
+        }
+    }
+
+    fn expect_clean(&self, reason: EndReason) {
+        assert_eq!(self.end(), (0, reason, None), "{self:?}");
+        assert_eq!(self.errors, "", "{self:?}");
+    }
+
+    /// Asserts that init ran on `vcpus` vCPUs, and that the log has its boot mark.
+    fn expect_booted(&self, vcpus: u8) {
+        assert!(self.console.contains(&format!("guest: init on {vcpus} vCPU, Linux 6.")), "{self:?}");
+        let marks: Vec<_> =
+            self.events.iter().filter_map(|e| if let Event::GuestBoot(mark) = e { Some(mark) } else { None }).collect();
+        assert_eq!(marks.len(), 1, "{self:?}");
+        assert_eq!((marks[0].source, marks[0].value), (MarkSource::Mmio, 123), "{self:?}");
+        let Some(Event::End { run_us, .. }) = self.events.last() else { panic!("{self:?}") };
+        assert!(marks[0].boot_us > 0 && marks[0].boot_us < *run_us, "{self:?}");
+        let started = self.events.iter().any(|e| matches!(e, Event::Start { vcpus: n, .. } if *n == vcpus));
+        let confined =
+            self.events.iter().any(|e| matches!(e, Event::Confined { seccomp: true, no_new_privs: true, .. }));
+        assert!(started && confined, "{self:?}");
+    }
+}
+
+/// A guest that does `then` when it is up.
+fn guest(then: &str) -> VmConfig {
+    let config = VmConfig::new("/mnt/vmlinuz").with_initrd("/mnt/initrd").with_mem_mib(MEM_MIB);
+    config.with_boot_args(format!("console=ttyS0 quiet then={then}"))
+}
+
+fn extra(config: VmConfig, words: &str) -> VmConfig {
+    let args = format!("{} {words}", config.boot_source.cmdline());
+    config.with_boot_args(args)
+}
+
+impl Lab {
+    fn new() -> Self {
+        let programs = Programs::find().unwrap();
+        let files = BootFiles::fetch().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = Archive::new();
+        archive.put("/dev/console", Entry::Character(5, 1));
+        archive.put("/proc", Entry::Directory);
+        archive.put("/bin/busybox", Entry::File(0o755, fs::read(files.busybox()).unwrap()));
+        archive.put("/init", Entry::File(0o755, GUEST_INIT.as_bytes().to_vec()));
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("initrd"), archive.to_bytes()).unwrap();
+        let kernel = fs::read(files.kernel()).unwrap();
+        fs::write(path("vmlinuz"), &kernel).unwrap();
+        fs::write(path("truncated"), &kernel[..kernel.len() / 2]).unwrap();
+        let names = ["initrd", "vmlinuz", "truncated"].map(path);
+        let disk = tenant::disk(&path("disk.ext4"), &names.each_ref().map(std::path::PathBuf::as_path)).unwrap();
+
+        let vmm = Program { path: "/usr/bin/portcullis-vmm".to_owned(), source: programs.path("portcullis-vmm") };
+        let image = Image::build(&ImageSpec { programs: vec![vmm], ..ImageSpec::default() }).unwrap();
+        let mut spec = HostSpec::new("vmm", &image);
+        spec.firmware = Firmware::Direct;
+        spec.memory_mib = 1536;
+        spec.cpus = 2;
+        spec.disks = vec![Disk { image: disk, read_only: true }];
+        let host = Host::boot(spec).unwrap_or_else(|error| panic!("{error}"));
+        let mut lab = Self { host };
+        lab.must("mount -t ext4 -o ro /dev/vdc /mnt && mkdir /run/vm");
+        lab
+    }
+
+    fn run(&mut self, command: &str) -> Output {
+        self.host.run(command, COMMAND).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn must(&mut self, command: &str) -> String {
+        self.host.must_run(command, COMMAND).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts a VMM. Its console's input stays open until it has ended.
+    fn start(&mut self, name: &str, config: &VmConfig) {
+        self.must(&format!("mkdir /run/vm/{name} && mkfifo /run/vm/{name}/in"));
+        self.host.write_file(&format!("/run/vm/{name}/vm.json"), config.to_json().unwrap().as_bytes()).unwrap();
+        let script = format!(
+            "cd /run/vm/{name}; exec 9<>in; portcullis-vmm --id {name} --no-api --boot-timer --config-file vm.json \
+             --log-path log <in >console 2>errors & pid=$!; echo $pid >pid.new; mv pid.new pid; wait $pid; \
+             echo $? >code.new; mv code.new code"
+        );
+        self.host.write_file(&format!("/run/vm/{name}/run"), script.as_bytes()).unwrap();
+        self.must(&format!("setsid sh /run/vm/{name}/run </dev/null >/dev/null 2>&1 &"));
+        self.wait_until(name, &format!("test -s /run/vm/{name}/pid"));
+    }
+
+    fn wait_until(&mut self, name: &str, condition: &str) {
+        let until = Instant::now() + GUEST;
+        while self.run(condition).status != 0 {
+            if Instant::now() > until {
+                let state = self.run(&format!("cd /run/vm/{name}; cat errors log console; ps")).text();
+                panic!("VM {name}: {condition:?} did not come true:\n{state}");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn wait_for(&mut self, name: &str, text: &str) {
+        self.wait_until(name, &format!("grep -q '{text}' /run/vm/{name}/console || test -e /run/vm/{name}/code"));
+        let console = self.must(&format!("cat /run/vm/{name}/console"));
+        assert!(console.contains(text), "VM {name} ended without {text:?}:\n{console}");
+    }
+
+    fn ended(&mut self, name: &str) -> Ended {
+        self.wait_until(name, &format!("test -e /run/vm/{name}/code"));
+        let code = self.must(&format!("cat /run/vm/{name}/code")).parse().unwrap();
+        let log = self.must(&format!("cat /run/vm/{name}/log"));
+        let events = log.lines().map(|line| LogLine::parse(line).expect(line).event).collect();
+        let console = self.must(&format!("cat /run/vm/{name}/console"));
+        let errors = self.must(&format!("cat /run/vm/{name}/errors"));
+        Ended { code, console, errors, events }
+    }
+
+    fn boot(&mut self, name: &str, config: &VmConfig) -> Ended {
+        self.start(name, config);
+        self.ended(name)
+    }
+
+    fn signal(&mut self, name: &str, signal: &str) {
+        self.must(&format!("kill -{signal} $(cat /run/vm/{name}/pid)"));
+    }
+
+    /// Asserts that no VMM runs and nothing holds KVM.
+    fn expect_nothing_left(&mut self) {
+        assert_eq!(self.run("pidof portcullis-vmm").text(), "");
+        // A dead process's VM goes away a moment after it.
+        self.wait_until(".", "test $(cat /sys/module/kvm_amd/refcnt) = 0");
+    }
+}
+
+fn boots_with_one_vcpu_and_powers_off(lab: &mut Lab) {
+    let ended = lab.boot("one", &guest("poweroff"));
+    ended.expect_clean(EndReason::PowerOff);
+    ended.expect_booted(1);
+}
+
+fn boots_with_two_vcpus_that_both_run(lab: &mut Lab) {
+    let ended = lab.boot("two", &guest("busy").with_vcpus(2));
+    ended.expect_clean(EndReason::PowerOff);
+    ended.expect_booted(2);
+    assert!(ended.console.contains("guest: second vCPU counts 20000"), "{ended:?}");
+}
+
+fn resets_through_the_i8042(lab: &mut Lab) {
+    let ended = lab.boot("reset", &extra(guest("reboot"), "reboot=k"));
+    ended.expect_clean(EndReason::Reset);
+    ended.expect_booted(1);
+}
+
+fn resets_as_linux_chooses(lab: &mut Lab) {
+    let ended = lab.boot("reset-default", &guest("reboot").with_vcpus(2));
+    ended.expect_clean(EndReason::Reset);
+    ended.expect_booted(2);
+}
+
+fn a_panic_with_a_timeout_is_a_reset(lab: &mut Lab) {
+    let ended = lab.boot("panic", &extra(guest("panic"), "panic=1"));
+    ended.expect_clean(EndReason::Reset);
+    ended.expect_booted(1);
+    assert!(ended.console.contains("Kernel panic - not syncing: sysrq triggered crash"), "{ended:?}");
+}
+
+fn without_its_initramfs_the_kernel_panics_and_resets(lab: &mut Lab) {
+    let mut config = extra(guest("poweroff"), "panic=-1");
+    config.boot_source.initrd_path = None;
+    let ended = lab.boot("no-initrd", &config);
+    ended.expect_clean(EndReason::Reset);
+    assert!(ended.console.contains("Kernel panic - not syncing: VFS"), "{ended:?}");
+    assert!(!ended.events.iter().any(|e| matches!(e, Event::GuestBoot(_))), "{ended:?}");
+}
+
+fn what_is_typed_reaches_the_guest(lab: &mut Lab) {
+    lab.start("typed", &guest("listen"));
+    lab.wait_for("typed", "guest: init");
+    lab.must("echo 'sllucrop si siht' >/run/vm/typed/in");
+    lab.wait_for("typed", "guest: heard this is porculls");
+    // Longer than the line's FIFO of 16 bytes.
+    let long = "0123456789".repeat(20);
+    lab.must(&format!("echo {long} >/run/vm/typed/in"));
+    let ended = lab.ended("typed");
+    ended.expect_clean(EndReason::PowerOff);
+    assert!(ended.console.contains(&format!("guest: and {long}")), "{ended:?}");
+}
+
+fn sigterm_ends_it_with_its_reason(lab: &mut Lab) {
+    lab.start("term", &guest("wait").with_vcpus(2));
+    lab.wait_for("term", "guest: init");
+    lab.signal("term", "TERM");
+    let ended = lab.ended("term");
+    ended.expect_clean(EndReason::Killed);
+    ended.expect_booted(2);
+    lab.expect_nothing_left();
+}
+
+fn kill_9_leaves_nothing(lab: &mut Lab) {
+    lab.start("killed", &guest("wait").with_vcpus(2));
+    lab.wait_for("killed", "guest: init");
+    assert_ne!(lab.must("cat /sys/module/kvm_amd/refcnt"), "0", "the check for leftovers checks nothing");
+    lab.signal("killed", "KILL");
+    let ended = lab.ended("killed");
+    assert_eq!(ended.code, 128 + 9);
+    assert!(!ended.events.iter().any(|e| matches!(e, Event::End { .. })), "{ended:?}");
+    lab.expect_nothing_left();
+    assert_eq!(lab.must("ls /run/vm/killed | sort | tr '\\n' ' '"), "code console errors in log pid run vm.json");
+}
+
+fn two_vms_at_once_do_not_meet(lab: &mut Lab) {
+    for name in ["left", "right"] {
+        lab.start(name, &guest("listen"));
+    }
+    for name in ["left", "right"] {
+        lab.wait_for(name, "guest: init");
+    }
+    assert_eq!(lab.must("pidof portcullis-vmm | wc -w"), "2");
+    for name in ["left", "right"] {
+        lab.must(&format!("echo {name} >/run/vm/{name}/in; echo over >/run/vm/{name}/in"));
+    }
+    for (name, heard, other) in [("left", "tfel", "right"), ("right", "thgir", "left")] {
+        let ended = lab.ended(name);
+        ended.expect_clean(EndReason::PowerOff);
+        ended.expect_booted(1);
+        assert!(ended.console.contains(&format!("guest: heard {heard}")), "{ended:?}");
+        assert!(!ended.console.contains(other), "{ended:?}");
+    }
+    lab.expect_nothing_left();
+}
+
+/// Runs the VMM on a configuration text; exit code and what it complained of.
+fn refused(lab: &mut Lab, config: &str) -> (i32, String) {
+    lab.host.write_file("/run/refused.json", config.as_bytes()).unwrap();
+    let output =
+        lab.run("rm -f /run/refused.log; portcullis-vmm --config-file /run/refused.json --log-path /run/refused.log");
+    assert_eq!(output.text(), "");
+    (output.status, output.error_text())
+}
+
+fn a_wrong_configuration_is_2_and_named(lab: &mut Lab) {
+    let good = guest("poweroff").to_json().unwrap();
+    for (from, to, named) in [
+        ("\"vcpu_count\": 1", "\"vcpu_count\": 0", "vcpu_count"),
+        ("\"mem_size_mib\": 192", "\"mem_size_mib\": 16", "memory"),
+        ("\"mem_size_mib\"", "\"memory\"", "memory"),
+        ("/mnt/vmlinuz", "/mnt/other", "/mnt/other"),
+        ("/mnt/initrd", "/mnt", "/mnt"),
+        ("{", "", "/run/refused.json"),
+    ] {
+        assert!(good.contains(from), "{good}");
+        let (code, errors) = refused(lab, &good.replacen(from, to, 1));
+        assert_eq!(code, 2, "{to}: {errors}");
+        assert!(errors.contains(named), "{to}: {errors}");
+    }
+    lab.expect_nothing_left();
+}
+
+fn a_truncated_kernel_is_2_and_said_so(lab: &mut Lab) {
+    let config = guest("poweroff").to_json().unwrap().replace("/mnt/vmlinuz", "/mnt/truncated");
+    let (code, errors) = refused(lab, &config);
+    assert_eq!(code, 2, "{errors}");
+    assert!(errors.contains("/mnt/truncated") && errors.contains("truncated at"), "{errors}");
+    assert!(lab.must("cat /run/refused.log").contains("\"bad-kernel\""));
+    lab.expect_nothing_left();
+}
+
+/// Last of all, although it gives the module back.
+fn without_kvm_it_is_3_and_says_what_to_load(lab: &mut Lab) {
+    lab.must("rmmod kvm_amd");
+    let (code, errors) = refused(lab, &guest("poweroff").to_json().unwrap());
+    assert_eq!(code, 3, "{errors}");
+    assert!(errors.contains("/dev/kvm is not available") && errors.contains("load kvm_amd"), "{errors}");
+    assert!(lab.must("cat /run/refused.log").contains("\"kvm-unavailable\""));
+    lab.must("modprobe kvm_amd");
+    let ended = lab.boot("again", &guest("poweroff"));
+    ended.expect_clean(EndReason::PowerOff);
+}
+
+#[test]
+fn lab_vmm_runs_debians_kernel() {
+    let mut lab = Lab::new();
+    let checks: [(&str, fn(&mut Lab)); 13] = [
+        ("boots with one vCPU and powers off", boots_with_one_vcpu_and_powers_off),
+        ("boots with two vCPUs that both run", boots_with_two_vcpus_that_both_run),
+        ("resets through the i8042", resets_through_the_i8042),
+        ("resets as Linux chooses", resets_as_linux_chooses),
+        ("a panic with a timeout is a reset", a_panic_with_a_timeout_is_a_reset),
+        ("without its initramfs the kernel panics and resets", without_its_initramfs_the_kernel_panics_and_resets),
+        ("what is typed reaches the guest", what_is_typed_reaches_the_guest),
+        ("SIGTERM ends it with its reason", sigterm_ends_it_with_its_reason),
+        ("kill -9 leaves nothing", kill_9_leaves_nothing),
+        ("two VMs at once do not meet", two_vms_at_once_do_not_meet),
+        ("a wrong configuration is 2 and named", a_wrong_configuration_is_2_and_named),
+        ("a truncated kernel is 2 and said so", a_truncated_kernel_is_2_and_said_so),
+        ("without KVM it is 3 and says what to load", without_kvm_it_is_3_and_says_what_to_load),
+    ];
+    // All are tried, so that one run shows all that is wrong.
+    let failed: Vec<&str> = checks
+        .into_iter()
+        .filter_map(|(name, check)| {
+            eprintln!("check: {name}");
+            let failed = catch_unwind(AssertUnwindSafe(|| check(&mut lab))).is_err();
+            // What a failed check left running must not fail the next.
+            failed.then(|| lab.run("killall -9 portcullis-vmm"));
+            failed.then_some(name)
+        })
+        .collect();
+    assert!(failed.is_empty(), "failed: {failed:#?}");
+}
