@@ -41,7 +41,7 @@ service_codes! {
     EnrolmentUnknown = "enrol.unknown", "There is no such pending enrolment: it was never begun, has expired or was used.";
     EnrolmentOtherKey = "enrol.other-tls-key", "The enrolment was begun with another TLS key.";
     EnrolmentWrongSecret = "enrol.wrong-secret", "The credential challenge was not solved: the attestation key is not in the TPM with that endorsement key.";
-    EnrolmentsFull = "enrol.too-many", "Too many enrolments are pending; wait until they expire, or have an operator admit the TPM first.";
+    EnrolmentsFull = "enrol.too-many", "Too many enrolments of this host and TLS key are pending; answer them or wait until they expire.";
 
     // Hosts.
     HostUnknown = "host.unknown", "No host of this name is enrolled.";

@@ -389,3 +389,51 @@ fn a_withdrawn_admission_ends_trust_and_release() {
     assert!(host.attest(&service).unwrap().trusted);
     assert_eq!(host.release(&service, &placed).unwrap(), KEY);
 }
+
+#[test]
+fn what_is_known_of_a_host_is_told_to_the_key_that_it_quoted_and_to_nobody_else() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let mut host = Host::new("h1");
+    host.join(&service);
+    host.program("/usr/bin/private-tool", b"a program that the reference values do not list");
+    assert_eq!(codes(host.attest(&service)), ["ima.unlisted"]);
+    // The host itself reads why it gets no work.
+    let own = format!("{:?}", host.client(&service).orders("h1").unwrap_err());
+    assert!(own.contains("private-tool"), "{own}");
+    // Whoever else calls in its name learns nothing of it; neither does a tenant of a host that nobody admitted.
+    let thief = service.client(Some(&Identity::new_for_host("h1").unwrap()));
+    assert_eq!(codes(thief.orders("h1")), ["host.other-tls-key"]);
+    let mut stranger = Host::booted("stranger", Boot::with(true, "quiet made-up=text"));
+    stranger.enrol(&service).unwrap();
+    assert!(codes(stranger.attest(&service)).contains(&"endorsement.not-admitted".into()));
+    let alice = service.person("alice");
+    alice.put_volume("disk", KEY).unwrap();
+    match alice.launch(&launch_request("disk")) {
+        Err(portcullis_verifier::client::ClientError::NotPlaced { why_not }) => {
+            let of_stranger = why_not.iter().find(|host| host.host == "stranger").unwrap();
+            let found: Vec<_> = of_stranger.reasons.iter().map(|reason| reason.code.as_str()).collect();
+            assert_eq!(found, ["endorsement.not-admitted"]);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_name_taken_by_a_stranger_does_not_keep_the_admitted_host_out() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let (mut squatter, mut honest) = (Host::new("h1"), Host::new("h1"));
+    squatter.enrol(&service).unwrap();
+    assert_eq!(codes(honest.enrol(&service)), ["enrol.host-conflict"]);
+    let ek = honest.tpm().ek_public().unwrap();
+    let spki = portcullis_attest::key::PublicArea::parse(&ek).unwrap().spki_der().unwrap();
+    let fingerprint = hex::encode(portcullis_attest::key::Bank::Sha256.hash(&spki));
+    service.person("olga").admit(&fingerprint, "a test").unwrap();
+    assert_eq!(honest.enrol(&service).unwrap().state, api::Admission::Admitted);
+    assert!(honest.attest(&service).unwrap().trusted);
+    // What the stranger was asked before counts no more, and it cannot come back.
+    assert!(!codes(squatter.attest(&service)).is_empty());
+    assert_eq!(codes(squatter.enrol(&service)), ["enrol.host-conflict"]);
+    assert!(trusted(&service, "h1"));
+}

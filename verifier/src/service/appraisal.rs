@@ -79,7 +79,7 @@ fn take_nonce(service: &Service, question: &Question<'_>, nonce: &[u8], now: u64
         return Ok(vec![ServiceCode::NonceUnknown.into()]);
     };
     let mut reasons = Vec::new();
-    if issued.expires_at <= now {
+    if issued.has_expired(service.config.nonce_ttl_s, now) {
         reasons.push(ServiceCode::NonceExpired.into());
     }
     if issued.host != question.host.host {
@@ -149,7 +149,7 @@ pub fn deny<T>(service: &Service, question: &Question<'_>, judgment: &Judgment, 
     // A good state that fails for another cause (not admitted, an order that was used) says nothing against the host.
     if judgment.authentic && (judgment.appraisal.is_none() || !host.admitted) {
         let of_evidence = if judgment.appraisal.is_none() { reasons.as_slice() } else { &[] };
-        service.store.record_denied(&host.host, of_evidence, now)?;
+        service.store.record_denied(&host.host, &host.ak_name, of_evidence, now)?;
     }
     if !host.admitted {
         reasons.insert(0, Reason::new(ServiceCode::NotAdmitted).values("an admitted EK fingerprint", &host.ek));
@@ -171,6 +171,7 @@ pub fn judgement(question: &Question<'_>, appraisal: &Appraisal) -> Answer<Judge
         judged: serde_json::to_string(&appraisal.judged()).map_err(json)?,
         boot: serde_json::to_string(&appraisal.boot()).map_err(json)?,
         generation: question.host.generation,
+        ak_name: question.host.ak_name.clone(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use portcullis_attest::appraise::BootInstance;
 use portcullis_attest::binding::{Binding, Purpose, launch_body};
-use portcullis_attest::release::{CertifiedParent, wrap_key};
+use portcullis_attest::release::{CertifiedParent, ReleaseError, wrap_key};
 
 use super::Service;
 use super::appraisal::{Judgment, Question, deny, enrolled, judge, judgement};
@@ -18,7 +18,7 @@ const ATTEMPTS: usize = 4;
 
 /// Why `host` does not get this VM; empty when it may.
 fn why_not(service: &Service, host: &HostRow, wanted: Option<&str>, now: u64) -> Vec<Reason> {
-    let mut reasons = host.why_closed(now);
+    let mut reasons = host.why_closed_to_tenants(now);
     if host.vms >= service.config.max_vms {
         let most = service.config.max_vms.to_string();
         reasons.push(Reason::new(ServiceCode::HostBusy).values(format!("fewer than {most} VMs"), host.vms.to_string()));
@@ -40,7 +40,7 @@ pub fn place(service: &Service, tenant: &str, request: &api::LaunchRequest) -> A
             Some(ServiceCode::VolumeUnknown) => return Err(Refusal::not_found(ServiceCode::VolumeUnknown.sentence())),
             Some(code) => return Err(Refusal::conflict(code.as_str(), code.sentence())),
         }
-        let hosts = service.store.hosts(now)?;
+        let hosts = service.store.hosts_for_placement(now)?;
         let judged: Vec<(&HostRow, Vec<Reason>)> =
             hosts.iter().map(|host| (host, why_not(service, host, request.host.as_deref(), now))).collect();
         let free = judged.iter().filter(|(host, reasons)| reasons.is_empty() && host.boot.is_some());
@@ -103,12 +103,19 @@ fn sign_order(
 }
 
 /// Why a call in this host's name does not count; empty when it does.
+///
+/// Anybody can call in any host's name. Only the key that the host quoted learns what is known of it: why it is not
+/// trusted repeats its command line and the programs that it ran.
 fn why_not_now(host: &HostRow, key: [u8; 32], now: u64) -> Vec<Reason> {
-    let mut reasons = host.why_untrusted(now);
-    if host.tls_spki != Some(key) {
-        reasons.push(ServiceCode::HostOtherKey.into());
+    match host.tls_spki {
+        Some(quoted) if quoted == key => host.why_untrusted(now),
+        _ if !host.admitted => vec![ServiceCode::NotAdmitted.into(), ServiceCode::HostOtherKey.into()],
+        Some(_) => vec![ServiceCode::HostOtherKey.into()],
+        None if host.reasons.is_empty() => {
+            vec![ServiceCode::HostNeverAttested.into(), ServiceCode::HostOtherKey.into()]
+        }
+        None => vec![ServiceCode::HostUntrusted.into(), ServiceCode::HostOtherKey.into()],
     }
-    reasons
 }
 
 /// `GET /v1/hosts/{host}/orders`.
@@ -168,7 +175,7 @@ pub fn release(
         .volume_key(&order.tenant, &order.volume)?
         .ok_or_else(|| Refusal::code(ServiceCode::VolumeUnknown))?;
     let volume_key = service.vault.open(&order.tenant, &order.volume, &sealed).map_err(|e| internal(&e))?;
-    let wrapped = wrap_key(&volume_key, &parent, appraisal.quote()).map_err(|e| internal(&e))?;
+    let wrapped = wrap_key(&volume_key, &parent, appraisal.quote()).map_err(|e| not_wrapped(&e))?;
     drop(volume_key);
     let record =
         Release { order: order.id.clone(), host: host.host.clone(), judgement: judgement(&question, appraisal)? };
@@ -177,6 +184,22 @@ pub fn release(
     }
     tracing::info!(host = host.host, order = order.id, tenant = order.tenant, "volume key released");
     Ok(api::ReleaseResponse { wrapped })
+}
+
+/// What the host sent is at fault, and it is told so, unless the fault is the deposited key's or the machine's.
+fn not_wrapped(error: &ReleaseError) -> Refusal {
+    use portcullis_attest::release::ProtectError::{Crypto, Key, TooLong, Unsupported};
+    match error {
+        ReleaseError::KeyLength(_) | ReleaseError::Protect(Crypto(_) | TooLong(_)) => {
+            Refusal::Internal(error.to_string())
+        }
+        ReleaseError::PcrMissing(_)
+        | ReleaseError::OtherTpm
+        | ReleaseError::OtherBoot
+        | ReleaseError::Protect(Key | Unsupported(_)) => {
+            Refusal::Denied(vec![Reason { text: error.to_string(), ..ServiceCode::KeyNotWrapped.into() }])
+        }
+    }
 }
 
 /// What is quoted must continue what was judged, in the boot that the order is for.
@@ -253,4 +276,25 @@ fn receipt_reasons(receipt: &Receipt, order: &OrderRow, host: &HostRow, judgment
         reasons.extend(boot_reasons(judgment, order)?);
     }
     Ok(reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_attest::release::ProtectError;
+
+    use super::*;
+
+    #[test]
+    fn a_host_is_told_why_no_key_can_be_wrapped_for_it() {
+        for fault in [
+            ReleaseError::PcrMissing(7),
+            ReleaseError::OtherTpm,
+            ReleaseError::OtherBoot,
+            ReleaseError::Protect(ProtectError::Key),
+        ] {
+            let Refusal::Denied(reasons) = not_wrapped(&fault) else { panic!("{fault} is no denial") };
+            assert_eq!((reasons[0].code.as_str(), &reasons[0].text), ("release.not-wrapped", &fault.to_string()));
+        }
+        assert!(matches!(not_wrapped(&ReleaseError::KeyLength(0)), Refusal::Internal(_)));
+    }
 }

@@ -2,15 +2,19 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::hosts::{LIVE, remove_in};
 use super::{Store, StoreError, int};
 use crate::reason::ServiceCode;
 
-/// Most enrolments pending at a time, for one host and for all together.
+/// Most enrolments pending at a time, for one host and for all together. Anyone can begin one, so beyond the second bound
+/// the oldest makes room: refusing would let whoever floods keep everybody out, while a host needs its own place only for
+/// the seconds in which its TPM solves the challenge.
 const MAX_PENDING_PER_HOST: i64 = 8;
-const MAX_PENDING: i64 = 4_096;
+pub(super) const MAX_PENDING: i64 = 4_096;
 /// Most hosts that wait for an operator. Anyone can make keys that look like a TPM without certificate, so what waits is
-/// bounded; a TPM that was admitted beforehand always gets in.
-const MAX_WAITING: i64 = 10_000;
+/// bounded, and here too the oldest makes room, those without a certificate first: a host that was forgotten enrols anew
+/// by itself.
+pub(super) const MAX_WAITING: i64 = 1_000;
 
 /// What a host claims to be, checked as far as it can be without the TPM's answer.
 #[derive(Clone, Debug)]
@@ -43,23 +47,50 @@ pub struct Pending {
 }
 
 /// Who stands against an enrolment: a host never changes its keys and a TPM never its host without an operator.
-fn conflicts(transaction: &Transaction<'_>, new: &Enrolment) -> Result<Vec<ServiceCode>, StoreError> {
-    let mut found = Vec::new();
-    let known: Option<(String, String)> = transaction
-        .query_row("SELECT ek, ak_name FROM hosts WHERE host = ?1", [&new.host], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    if known.is_some_and(|(ek, ak)| ek != new.ek || ak != new.ak_name) {
-        found.push(ServiceCode::HostConflict);
+///
+/// An operator's word is for a TPM, and anybody can come first with a name: so a TPM that was admitted is not kept out by
+/// hosts that nobody admitted and that hold no orders. Those are given by name, to be forgotten.
+fn conflicts(
+    transaction: &Transaction<'_>,
+    new: &Enrolment,
+    now: u64,
+) -> Result<(Vec<ServiceCode>, Vec<String>), StoreError> {
+    let query = format!(
+        "SELECT host, ek, ak_name, EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek) OR {LIVE} > 0, \
+         EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = ?2) \
+         FROM hosts WHERE host = ?3 OR ek = ?2 OR ak_name = ?4",
+    );
+    let mut statement = transaction.prepare(&query)?;
+    let mut rows = statement.query(params![int(now), new.ek, new.host, new.ak_name])?;
+    let (mut found, mut in_the_way) = (Vec::new(), Vec::new());
+    while let Some(row) = rows.next()? {
+        let (host, ek, ak_name): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        if (&host, &ek, &ak_name) == (&new.host, &new.ek, &new.ak_name) {
+            continue;
+        }
+        let (firm, admitted): (bool, bool) = (row.get(3)?, row.get(4)?);
+        let code = if host == new.host { ServiceCode::HostConflict } else { ServiceCode::EkConflict };
+        if admitted && !firm && ek != new.ek {
+            in_the_way.push(host);
+        } else if !found.contains(&code) {
+            found.push(code);
+        }
     }
-    let elsewhere: i64 = transaction.query_row(
-        "SELECT count(*) FROM hosts WHERE host <> ?1 AND (ek = ?2 OR ak_name = ?3)",
-        [&new.host, &new.ek, &new.ak_name],
-        |row| row.get(0),
-    )?;
-    if elsewhere > 0 {
-        found.push(ServiceCode::EkConflict);
+    Ok((found, in_the_way))
+}
+
+/// Forgets hosts that wait for an operator and hold no orders, until there is room for one more.
+fn make_room(transaction: &Transaction<'_>, new: &Enrolment, now: u64) -> Result<(), StoreError> {
+    let query = format!(
+        "SELECT host FROM hosts WHERE host <> ?2 AND {LIVE} = 0 AND ek NOT IN (SELECT ek FROM admissions) \
+         ORDER BY certificate = 'verified' DESC, enrolled_at DESC, rowid DESC LIMIT -1 OFFSET ?3"
+    );
+    let mut statement = transaction.prepare(&query)?;
+    let hosts = statement.query_map(params![int(now), new.host, MAX_WAITING - 1], |row| row.get(0))?;
+    for host in hosts.collect::<Result<Vec<String>, _>>()? {
+        remove_in(transaction, &host)?;
     }
-    Ok(found)
+    Ok(())
 }
 
 impl Store {
@@ -67,16 +98,21 @@ impl Store {
     pub fn begin_enrolment(&self, id: &str, pending: &Pending, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
         self.transact(|transaction| {
             transaction.execute("DELETE FROM enrolments WHERE expires_at <= ?1", [int(now)])?;
-            let mut found = conflicts(transaction, &pending.enrolment)?;
-            let (of_host, all): (i64, i64) = transaction.query_row(
-                "SELECT count(*) FILTER (WHERE host = ?1 AND tls_spki = ?2), count(*) FROM enrolments",
+            let (mut found, _) = conflicts(transaction, &pending.enrolment, now)?;
+            let of_host: i64 = transaction.query_row(
+                "SELECT count(*) FROM enrolments WHERE host = ?1 AND tls_spki = ?2",
                 params![pending.enrolment.host, pending.tls_spki],
-                |row| Ok((row.get(0)?, row.get(1)?)),
+                |row| row.get(0),
             )?;
-            if of_host >= MAX_PENDING_PER_HOST || all >= MAX_PENDING {
+            if of_host >= MAX_PENDING_PER_HOST {
                 found.push(ServiceCode::EnrolmentsFull);
             }
             if found.is_empty() {
+                transaction.execute(
+                    "DELETE FROM enrolments WHERE rowid IN \
+                     (SELECT rowid FROM enrolments ORDER BY rowid DESC LIMIT -1 OFFSET ?1)",
+                    [MAX_PENDING - 1],
+                )?;
                 let new = &pending.enrolment;
                 transaction.execute(
                     "INSERT INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -130,17 +166,12 @@ impl Store {
     /// Enrols the host, unless something stands against it. Enrolling the same again changes nothing.
     pub fn enrol(&self, new: &Enrolment, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
         self.transact(|transaction| {
-            let mut found = conflicts(transaction, new)?;
-            let (waiting, admitted): (i64, bool) = transaction.query_row(
-                "SELECT (SELECT count(*) FROM hosts WHERE host <> ?1 AND ek NOT IN (SELECT ek FROM admissions)), \
-                 EXISTS (SELECT 1 FROM admissions WHERE ek = ?2)",
-                [&new.host, &new.ek],
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )?;
-            if waiting >= MAX_WAITING && !admitted {
-                found.push(ServiceCode::EnrolmentsFull);
-            }
+            let (found, in_the_way) = conflicts(transaction, new, now)?;
             if found.is_empty() {
+                for host in &in_the_way {
+                    remove_in(transaction, host)?;
+                }
+                make_room(transaction, new, now)?;
                 transaction.execute(
                     "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (host) DO NOTHING",

@@ -2,13 +2,20 @@
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::{Store, StoreError, from_json, int, to_json, uint};
+use super::{Store, StoreError, from_json, int, is_of_the_future, to_json, uint};
 use crate::api::AdmissionView;
 use crate::reason::{Reason, ServiceCode};
 
-/// Placed, released and running orders of a host: `?1` is now.
-const LIVE: &str = "(SELECT count(*) FROM orders WHERE orders.host = hosts.host AND (state IN ('released', 'running') \
-                    OR (state = 'placed' AND expires_at > ?1)))";
+/// Most bytes of JSON that are kept of the reasons against a host: of one that an operator admitted, and of one that anybody
+/// may have made up, with reasons that quote what its maker likes.
+const MAX_REASONS: usize = 64 * 1024;
+const MAX_REASONS_WAITING: usize = 4 * 1024;
+/// Most hosts without admission that a tenant is told of.
+const MAX_WAITING_SHOWN: i64 = 32;
+
+/// Placed, released and running orders of a host: `?1` is now. With [`super::CLOCK_SLACK`].
+pub(super) const LIVE: &str = "(SELECT count(*) FROM orders WHERE orders.host = hosts.host AND (state IN ('released', 'running') \
+                    OR (state = 'placed' AND expires_at > ?1 AND placed_at <= ?1 + 60)))";
 const COLUMNS: &str = "host, ek, ek_public, certificate, ak_public, ak_name, tls_spki, judged, boot, trusted_until, \
                        attested_at, reasons, cordon, generation, \
                        EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek)";
@@ -61,6 +68,8 @@ pub struct Judgement {
     pub boot: String,
     /// The generation of the host row that it was judged on.
     pub generation: i64,
+    /// Name of the AK that quoted it, hex: a host of the same name may have been enrolled anew since.
+    pub ak_name: String,
 }
 
 impl HostRow {
@@ -86,6 +95,12 @@ impl HostRow {
         Ok((host, row.get(11)?))
     }
 
+    /// Why it gets no new work, for tenants: of a host that no operator admitted only that, for whatever else is known of
+    /// it, it said itself.
+    pub fn why_closed_to_tenants(&self, now: u64) -> Vec<Reason> {
+        if self.admitted { self.why_closed(now) } else { vec![ServiceCode::NotAdmitted.into()] }
+    }
+
     /// Why nothing in its name counts at `now`; empty when it does.
     pub fn why_untrusted(&self, now: u64) -> Vec<Reason> {
         let mut found = Vec::new();
@@ -93,7 +108,8 @@ impl HostRow {
             found.push(ServiceCode::NotAdmitted.into());
         }
         match self.trusted_until {
-            Some(until) if until > now => {}
+            // Set when it attested, by the same clock.
+            Some(until) if until > now && !self.attested_at.is_some_and(|at| is_of_the_future(at, now)) => {}
             Some(_) => found.push(ServiceCode::HostExpired.into()),
             None if self.reasons.is_empty() => found.push(ServiceCode::HostNeverAttested.into()),
             None => {
@@ -130,10 +146,43 @@ pub(super) fn record_in(
 ) -> Result<bool, StoreError> {
     let changed = transaction.execute(
         "UPDATE hosts SET tls_spki = ?2, judged = ?3, boot = ?4, attested_at = ?5, reasons = '[]', \
-         generation = generation + 1 WHERE host = ?1 AND generation = ?6",
-        params![host, good.tls_spki, good.judged, good.boot, int(now), good.generation],
+         generation = generation + 1 WHERE host = ?1 AND generation = ?6 AND ak_name = ?7",
+        params![host, good.tls_spki, good.judged, good.boot, int(now), good.generation, good.ak_name],
     )?;
     Ok(changed == 1)
+}
+
+/// Forgets a host inside a transaction.
+pub(super) fn remove_in(transaction: &Transaction<'_>, host: &str) -> Result<(), StoreError> {
+    transaction.execute("DELETE FROM hosts WHERE host = ?1", [host])?;
+    transaction.execute("DELETE FROM nonces WHERE host = ?1", [host])?;
+    Ok(())
+}
+
+/// As many of the reasons as fit, as JSON; the last one says how many did not.
+fn bounded(reasons: &[Reason], most: usize) -> Result<String, StoreError> {
+    let (mut kept, mut left): (Vec<Reason>, usize) = (Vec::new(), most);
+    for reason in reasons {
+        let mut reason = reason.clone();
+        if kept.is_empty() && to_json("reason", &reason)?.len() > left {
+            // One is kept in any case: without any, nothing would say that the evidence was bad.
+            reason = Reason { event: None, expected: None, found: None, ..reason };
+            reason.text = reason.text.chars().take(200).collect();
+        }
+        let size = to_json("reason", &reason)?.len().saturating_add(1);
+        if size > left && !kept.is_empty() {
+            break;
+        }
+        left = left.saturating_sub(size);
+        kept.push(reason);
+    }
+    let more = reasons.len().saturating_sub(kept.len());
+    if more > 0
+        && let Some(last) = kept.last_mut()
+    {
+        last.text = format!("{} (And {more} more reasons.)", last.text);
+    }
+    to_json("list of reasons", &kept)
 }
 
 impl Store {
@@ -144,16 +193,7 @@ impl Store {
 
     /// Every host, by name.
     pub fn hosts(&self, now: u64) -> Result<Vec<HostRow>, StoreError> {
-        self.transact(|transaction| {
-            let query = format!("SELECT {COLUMNS}, {LIVE} FROM hosts ORDER BY host");
-            let mut statement = transaction.prepare(&query)?;
-            let rows = statement.query_map([int(now)], HostRow::read)?;
-            rows.map(|row| {
-                let (row, reasons) = row?;
-                Ok(HostRow { reasons: from_json("list of reasons", &reasons)?, ..row })
-            })
-            .collect()
-        })
+        self.hosts_where("1", params![int(now)])
     }
 
     /// Records good evidence of an admitted host: it is trusted until `until`. False when the host was judged anew or
@@ -169,14 +209,38 @@ impl Store {
         })
     }
 
-    /// Records bad evidence: the host is untrusted at once, whatever else is judged at the same time.
-    pub fn record_denied(&self, host: &str, reasons: &[Reason], now: u64) -> Result<(), StoreError> {
-        let reasons = to_json("list of reasons", &reasons)?;
+    /// Hosts that a placement looks at: every admitted one, and of those that wait for an operator the first to enrol.
+    pub fn hosts_for_placement(&self, now: u64) -> Result<Vec<HostRow>, StoreError> {
+        self.hosts_where(
+            "ek IN (SELECT ek FROM admissions) OR host IN (SELECT host FROM hosts WHERE ek NOT IN \
+             (SELECT ek FROM admissions) ORDER BY enrolled_at, rowid LIMIT ?2)",
+            params![int(now), MAX_WAITING_SHOWN],
+        )
+    }
+
+    fn hosts_where(&self, condition: &str, values: impl rusqlite::Params) -> Result<Vec<HostRow>, StoreError> {
         self.transact(|transaction| {
+            let query = format!("SELECT {COLUMNS}, {LIVE} FROM hosts WHERE {condition} ORDER BY host");
+            let mut statement = transaction.prepare(&query)?;
+            let rows = statement.query_map(values, HostRow::read)?;
+            rows.map(|row| {
+                let (row, reasons) = row?;
+                Ok(HostRow { reasons: from_json("list of reasons", &reasons)?, ..row })
+            })
+            .collect()
+        })
+    }
+
+    /// Records bad evidence that the AK `ak_name` signed: the host is untrusted at once, whatever else is judged at the
+    /// same time.
+    pub fn record_denied(&self, host: &str, ak_name: &str, reasons: &[Reason], now: u64) -> Result<(), StoreError> {
+        self.transact(|transaction| {
+            let Some(row) = host_in(transaction, host, now)? else { return Ok(()) };
+            let reasons = bounded(reasons, if row.admitted { MAX_REASONS } else { MAX_REASONS_WAITING })?;
             transaction.execute(
                 "UPDATE hosts SET trusted_until = NULL, attested_at = ?2, reasons = ?3, generation = generation + 1 \
-                 WHERE host = ?1",
-                params![host, int(now), reasons],
+                 WHERE host = ?1 AND ak_name = ?4",
+                params![host, int(now), reasons, ak_name],
             )?;
             Ok(())
         })
@@ -197,8 +261,7 @@ impl Store {
             if row.vms > 0 {
                 return Ok(Some(false));
             }
-            transaction.execute("DELETE FROM hosts WHERE host = ?1", [host])?;
-            transaction.execute("DELETE FROM nonces WHERE host = ?1", [host])?;
+            remove_in(transaction, host)?;
             Ok(Some(true))
         })
     }

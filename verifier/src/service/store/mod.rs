@@ -57,6 +57,15 @@ pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// How far the clock may have been set back, in seconds, without making void what was issued before. Set back further, what
+/// was issued in the clock's future would hold for as long again.
+const CLOCK_SLACK: u64 = 60;
+
+/// Whether something was issued later than it is now.
+fn is_of_the_future(issued_at: u64, now: u64) -> bool {
+    issued_at > now.saturating_add(CLOCK_SLACK)
+}
+
 /// SQLite's integers are signed; times and counts never come near the difference.
 fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

@@ -2,11 +2,13 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Store, StoreError, int, uint};
+use super::{Store, StoreError, int, is_of_the_future, uint};
 
-/// Most challenges open for one host and TLS key, and for all together.
+/// Most challenges open for one host and TLS key, and for all together. Anyone can ask for one with a key made on the spot,
+/// so beyond the second bound the oldest makes room: refusing would let whoever floods keep every host from attesting,
+/// while a host needs its own only for the seconds that its TPM takes.
 const MAX_OPEN_PER_KEY: i64 = 16;
-const MAX_OPEN: i64 = 65_536;
+pub(super) const MAX_OPEN: i64 = 65_536;
 
 /// A challenge as it was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,19 +23,32 @@ pub struct Nonce {
     pub expires_at: u64,
 }
 
+impl Nonce {
+    /// Whether it can be answered no more, where challenges live for `ttl` seconds.
+    pub fn has_expired(&self, ttl: u64, now: u64) -> bool {
+        self.expires_at <= now || is_of_the_future(self.expires_at.saturating_sub(ttl), now)
+    }
+}
+
 impl Store {
-    /// Remembers a challenge. False when too many are open.
+    /// Remembers a challenge. False when too many are open for the same host and TLS key.
     pub fn open_nonce(&self, nonce: &[u8; 32], issued: &Nonce, now: u64) -> Result<bool, StoreError> {
         self.transact(|transaction| {
             transaction.execute("DELETE FROM nonces WHERE expires_at + 600 <= ?1", [int(now)])?;
-            let (of_key, all): (i64, i64) = transaction.query_row(
-                "SELECT (SELECT count(*) FROM nonces WHERE host = ?1 AND tls_spki = ?2 AND expires_at > ?3), \
-                 (SELECT count(*) FROM nonces WHERE expires_at > ?3)",
+            let of_key: i64 = transaction.query_row(
+                "SELECT count(*) FROM nonces WHERE host = ?1 AND tls_spki = ?2 AND expires_at > ?3",
                 params![issued.host, issued.tls_spki, int(now)],
-                |row| Ok((row.get(0)?, row.get(1)?)),
+                |row| row.get(0),
             )?;
-            if of_key >= MAX_OPEN_PER_KEY || all >= MAX_OPEN {
+            if of_key >= MAX_OPEN_PER_KEY {
                 return Ok(false);
+            }
+            let all: i64 = transaction.query_row("SELECT count(*) FROM nonces", [], |row| row.get(0))?;
+            if all >= MAX_OPEN {
+                transaction.execute(
+                    "DELETE FROM nonces WHERE rowid IN (SELECT rowid FROM nonces ORDER BY rowid LIMIT ?1)",
+                    [all - MAX_OPEN + 1],
+                )?;
             }
             transaction.execute(
                 "INSERT INTO nonces VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -55,6 +70,7 @@ impl Store {
                             host: row.get(0)?,
                             purpose: row.get(1)?,
                             tls_spki: row.get(2)?,
+
                             expires_at: uint(row.get(3)?),
                         })
                     },

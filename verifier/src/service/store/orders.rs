@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::hosts::{host_in, record_in};
-use super::{Judgement, Store, StoreError, int, uint};
+use super::{CLOCK_SLACK, Judgement, Store, StoreError, int, is_of_the_future, uint};
 use crate::api::{OrderState, VmView};
 use crate::reason::ServiceCode;
 use crate::receipt::Event;
@@ -95,7 +95,7 @@ impl OrderRow {
             "released" => OrderState::Released,
             "running" => OrderState::Running,
             "ended" => OrderState::Ended,
-            _ if self.expires_at <= now => OrderState::Expired,
+            _ if self.expires_at <= now || is_of_the_future(self.placed_at, now) => OrderState::Expired,
             _ => OrderState::Placed,
         }
     }
@@ -120,16 +120,20 @@ fn order_in(transaction: &Transaction<'_>, id: &str) -> Result<Option<OrderRow>,
     Ok(transaction.query_row(&query, [id], OrderRow::read).optional()?)
 }
 
-/// The order that may still have the volume open or is about to, if there is one.
-fn holder(transaction: &Transaction<'_>, tenant: &str, volume: &str, now: u64) -> Result<Option<String>, StoreError> {
-    Ok(transaction
-        .query_row(
-            "SELECT id FROM orders WHERE tenant = ?1 AND volume = ?2 AND (state IN ('released', 'running') \
-             OR (state = 'placed' AND expires_at > ?3)) LIMIT 1",
-            params![tenant, volume, int(now)],
-            |row| row.get(0),
-        )
-        .optional()?)
+/// Whether an order other than `except` may still have the volume open or is about to.
+fn is_held(
+    transaction: &Transaction<'_>,
+    tenant: &str,
+    volume: &str,
+    except: &str,
+    now: u64,
+) -> Result<bool, StoreError> {
+    Ok(transaction.query_row(
+        "SELECT EXISTS (SELECT 1 FROM orders WHERE tenant = ?1 AND volume = ?2 AND id <> ?4 \
+         AND (state IN ('released', 'running') OR (state = 'placed' AND expires_at > ?3 AND placed_at <= ?5)))",
+        params![tenant, volume, int(now), except, int(now.saturating_add(CLOCK_SLACK))],
+        |row| row.get(0),
+    )?)
 }
 
 impl Store {
@@ -222,7 +226,7 @@ impl Store {
             if refused.is_some() {
                 return Ok(refused);
             }
-            if holder(transaction, &order.tenant, &order.volume, now)?.is_some_and(|holder| holder != order.id) {
+            if is_held(transaction, &order.tenant, &order.volume, &order.id, now)? {
                 return Ok(Some(ServiceCode::VolumeBusy));
             }
             let host = host_in(transaction, &release.host, now)?;
@@ -297,5 +301,5 @@ fn volume_free_in(
     if !there {
         return Ok(Some(ServiceCode::VolumeUnknown));
     }
-    Ok(holder(transaction, tenant, volume, now)?.map(|_| ServiceCode::VolumeBusy))
+    Ok(is_held(transaction, tenant, volume, "", now)?.then_some(ServiceCode::VolumeBusy))
 }

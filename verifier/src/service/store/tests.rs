@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rusqlite::params;
 
 use super::*;
-use crate::reason::ServiceCode;
+use crate::reason::{Reason, ServiceCode};
 
 const EK: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 const BOOT: &str = "{}";
@@ -57,7 +57,8 @@ fn order(id: &str, volume: &str) -> NewOrder {
 }
 
 fn release(id: &str, generation: i64) -> Release {
-    let judgement = Judgement { tls_spki: [1; 32], judged: "{}".into(), boot: BOOT.into(), generation };
+    let judgement =
+        Judgement { tls_spki: [1; 32], judged: "{}".into(), boot: BOOT.into(), generation, ak_name: "a".into() };
     Release { order: id.into(), host: "h1".into(), judgement }
 }
 
@@ -134,7 +135,7 @@ fn one_volume_is_never_open_twice_even_if_the_code_forgets_to_look() {
 fn a_denial_wins_over_a_verdict_that_was_reached_on_older_knowledge() {
     let (_dir, store) = placed();
     let good = release("", 0).judgement;
-    store.record_denied("h1", &[ServiceCode::HostUntrusted.into()], 5).unwrap();
+    store.record_denied("h1", "a", &[ServiceCode::HostUntrusted.into()], 5).unwrap();
     assert!(!store.record_trusted("h1", &good, 500, 5).unwrap());
     let row = store.host("h1", 5).unwrap().unwrap();
     assert_eq!(row.trusted_until, None);
@@ -151,4 +152,154 @@ fn a_database_of_another_version_is_refused() {
     assert!(matches!(opened, Err(StoreError::Version { found: 2 })), "{opened:?}");
     std::fs::write(dir.path().join("rubbish"), vec![7; 8192]).unwrap();
     assert!(matches!(Store::open(&dir.path().join("rubbish")), Err(StoreError::Sqlite(_))));
+}
+
+fn enrolment(host: &str, ek: &str) -> Enrolment {
+    Enrolment {
+        host: host.into(),
+        ek: ek.into(),
+        ek_public: Vec::new(),
+        certificate: "none".into(),
+        ak_public: Vec::new(),
+        ak_name: format!("ak of {ek}"),
+    }
+}
+
+fn admit(store: &Store, ek: &str) {
+    let (ek_fingerprint, by) = (ek.to_owned(), "o".to_owned());
+    store.admit(&crate::api::AdmissionView { ek_fingerprint, note: String::new(), by, at: 0 }).unwrap();
+}
+
+#[test]
+fn a_name_taken_by_a_tpm_that_nobody_admitted_does_not_keep_an_admitted_one_out() {
+    let (_dir, store) = store();
+    let (squatter, honest) = (enrolment("h", &"5".repeat(64)), enrolment("h", &"a".repeat(64)));
+    assert_eq!(store.enrol(&squatter, 1).unwrap(), []);
+    // As long as no operator has said which of the two it is, the first one stays.
+    assert_eq!(store.enrol(&honest, 2).unwrap(), [ServiceCode::HostConflict]);
+    admit(&store, &honest.ek);
+    let pending = Pending { enrolment: honest.clone(), secret_sha256: [0; 32], tls_spki: [0; 32], expires_at: 9 };
+    assert_eq!(store.begin_enrolment("e", &pending, 3).unwrap(), []);
+    assert_eq!(store.enrol(&honest, 3).unwrap(), []);
+    assert_eq!(store.host("h", 3).unwrap().unwrap().ek, honest.ek);
+    // And an admitted one is not driven out by another admitted one, nor by its own EK under another name.
+    let other = enrolment("h", &"b".repeat(64));
+    admit(&store, &other.ek);
+    assert_eq!(store.enrol(&other, 4).unwrap(), [ServiceCode::HostConflict]);
+    assert_eq!(store.enrol(&Enrolment { host: "i".into(), ..honest }, 4).unwrap(), [ServiceCode::EkConflict]);
+}
+
+#[test]
+fn a_host_that_holds_a_volume_is_not_driven_out_though_its_admission_was_withdrawn() {
+    let (_dir, store) = placed();
+    store.withdraw(EK).unwrap();
+    let other = enrolment("h1", &"b".repeat(64));
+    admit(&store, &other.ek);
+    assert_eq!(store.enrol(&other, 1).unwrap(), [ServiceCode::HostConflict]);
+    assert_eq!(store.enrol(&other, 5_000).unwrap(), [], "its orders have expired");
+}
+
+#[test]
+fn a_flood_of_challenges_and_enrolments_keeps_nobody_out() {
+    let (_dir, store) = placed();
+    store
+        .transact(|t| -> Result<(), StoreError> {
+            Ok(t.execute_batch(&format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
+                 INSERT INTO nonces SELECT randomblob(32), 'h1', 'attest', randomblob(32), 1000 FROM n; \
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
+                 INSERT INTO enrolments SELECT hex(randomblob(16)), 'x', '', x'', 'none', x'', '', randomblob(32), \
+                 randomblob(32), 1000 FROM n; \
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
+                 INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at) \
+                 SELECT 'x' || i, lower(hex(randomblob(32))), x'', 'none', x'', 'x' || i, 0 FROM n;",
+                nonces::MAX_OPEN,
+                enrolments::MAX_PENDING,
+                enrolments::MAX_WAITING,
+            ))?)
+        })
+        .unwrap();
+    let nonce = Nonce { host: "h1".into(), purpose: "attest".into(), tls_spki: [1; 32], expires_at: 1_000 };
+    assert!(store.open_nonce(&[9; 32], &nonce, 1).unwrap());
+    assert_eq!(store.take_nonce(&[9; 32]).unwrap(), Some(nonce));
+    let honest = enrolment("h2", &"b".repeat(64));
+    let pending = Pending { enrolment: honest.clone(), secret_sha256: [0; 32], tls_spki: [1; 32], expires_at: 1_000 };
+    assert_eq!(store.begin_enrolment("e", &pending, 1).unwrap(), []);
+    assert!(store.take_enrolment("e").unwrap().is_some());
+    assert_eq!(store.enrol(&honest, 1).unwrap(), []);
+    let count = |table: &str| {
+        let query = format!("SELECT count(*) FROM {table}");
+        store.transact(|t| -> Result<i64, StoreError> { Ok(t.query_row(&query, [], |row| row.get(0))?) }).unwrap()
+    };
+    assert!(count("nonces") <= nonces::MAX_OPEN && count("enrolments") <= enrolments::MAX_PENDING);
+    // The admitted host is still there, beside those that wait.
+    assert_eq!(count("hosts"), enrolments::MAX_WAITING + 1);
+    assert!(store.host("h1", 1).unwrap().is_some() && store.host("h2", 1).unwrap().is_some());
+    // A placement looks at few of them.
+    let seen = store.hosts_for_placement(1).unwrap();
+    assert!(seen.len() < 50 && seen.iter().any(|host| host.host == "h1"));
+}
+
+#[test]
+fn what_unknown_hosts_say_of_themselves_takes_little_room_and_reaches_no_tenant() {
+    let (_dir, store) = placed();
+    let long = Reason::new(ServiceCode::HostUntrusted).values("e".repeat(5_000), "f".repeat(5_000));
+    let reasons = vec![long; 100];
+    let waiting = enrolment("w", &"b".repeat(64));
+    assert_eq!(store.enrol(&waiting, 1).unwrap(), []);
+    for (host, ak_name, most) in [("w", waiting.ak_name.as_str(), 5_000), ("h1", "a", 70_000)] {
+        store.record_denied(host, ak_name, &reasons, 2).unwrap();
+        let row = store.host(host, 2).unwrap().unwrap();
+        assert!(!row.reasons.is_empty() && to_json("", &row.reasons).unwrap().len() <= most, "{host}");
+        assert!(row.reasons.last().unwrap().text.contains("more reasons"), "{:?}", row.reasons.last());
+    }
+    let told = store.host("w", 2).unwrap().unwrap().why_closed_to_tenants(2);
+    assert_eq!(told, [Reason::from(ServiceCode::NotAdmitted)]);
+}
+
+#[test]
+fn a_judgement_of_another_attestation_key_is_not_recorded() {
+    let (_dir, store) = placed();
+    let good = Judgement { ak_name: "of the host that had this name before".into(), ..release("", 0).judgement };
+    assert!(!store.record_trusted("h1", &good, 500, 1).unwrap());
+    store.record_denied("h1", &good.ak_name, &[ServiceCode::HostUntrusted.into()], 1).unwrap();
+    assert!(store.host("h1", 1).unwrap().unwrap().why_untrusted(1).is_empty());
+}
+
+#[test]
+fn a_release_that_comes_while_the_volume_is_placed_elsewhere_is_refused_with_its_reason() {
+    let (_dir, store) = placed();
+    let (first, second) = ("v".repeat(32), "y".repeat(32));
+    // The first order has expired at 50 and a second one was placed; a release that was asked for before comes late.
+    assert_eq!(
+        store.place(&NewOrder { row: OrderRow { expires_at: 90, ..order(&second, "v").row }, max_vms: 8 }, 50).unwrap(),
+        None
+    );
+    assert_eq!(store.release(&release(&first, 0), 49).unwrap(), Some(ServiceCode::VolumeBusy));
+    assert_eq!(store.release(&release(&second, 0), 51).unwrap(), None);
+}
+
+#[test]
+fn what_was_issued_before_the_clock_was_set_back_does_not_hold_longer_for_that() {
+    let (_dir, store) = store();
+    let honest = enrolment("h", EK);
+    admit(&store, EK);
+    assert_eq!(store.enrol(&honest, 1).unwrap(), []);
+    let good = Judgement { ak_name: honest.ak_name, ..release("", 0).judgement };
+    assert!(store.record_trusted("h", &good, 1_000_300, 1_000_000).unwrap());
+    assert_eq!(store.put_volume("t", "v", b"sealed", 0).unwrap(), VolumePut::New);
+    let row =
+        OrderRow { host: "h".into(), placed_at: 1_000_000, expires_at: 1_000_300, ..order(&"v".repeat(32), "v").row };
+    assert_eq!(store.place(&NewOrder { row, max_vms: 8 }, 1_000_000).unwrap(), None);
+    let nonce = Nonce { host: "h".into(), purpose: "attest".into(), tls_spki: [1; 32], expires_at: 1_000_120 };
+    for (now, holds) in [(999_950, true), (1_000_119, true), (900_000, false), (1_000_300, false)] {
+        let host = store.host("h", now).unwrap().unwrap();
+        assert_eq!(host.why_untrusted(now).is_empty(), holds, "{now}");
+        assert_eq!(host.vms, u32::from(holds), "{now}");
+        let state = store.order(&"v".repeat(32)).unwrap().unwrap().state_at(now);
+        assert_eq!(state == crate::api::OrderState::Placed, holds, "{now}");
+        // What cannot be used any more holds no volume.
+        assert_eq!(store.volume_free("t", "v", now).unwrap().is_some(), holds, "{now}");
+        assert_eq!(!nonce.has_expired(120, now), holds, "{now}");
+    }
 }
