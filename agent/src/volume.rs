@@ -25,8 +25,12 @@ const MAP_TRIES: u32 = 4;
 const MAP_PAUSE: Duration = Duration::from_secs(1);
 /// Every mapping of ours is called so, followed by the order's id.
 const MAPPING_PREFIX: &str = "portcullis-";
-/// File systems that a volume may hold, tried in this order.
-const FILE_SYSTEMS: [&str; 3] = ["ext4", "erofs", "squashfs"];
+/// File systems that a volume may hold, tried in this order, and their mount options.
+///
+/// ext4's superblock, which the tenant writes, has options of its own: without ours it could ask for a panic of the
+/// whole host at its first error, or for a journal on another device.
+const FILE_SYSTEMS: [(&str, Option<&str>); 3] =
+    [("ext4", Some("errors=remount-ro,nowarn_on_error,noload")), ("erofs", None), ("squashfs", None)];
 /// cryptsetup's exit code for a key that opens no slot.
 const NO_PERMISSION: i32 = 2;
 
@@ -80,7 +84,7 @@ pub enum VolumeError {
         text: String,
     },
     /// The volume holds no file system that we mount.
-    #[error("the opened volume holds none of {FILE_SYSTEMS:?}: {source}")]
+    #[error("the opened volume holds none of {:?}: {source}", FILE_SYSTEMS.map(|(kind, _)| kind))]
     FileSystem {
         /// The last refusal.
         source: nix::Error,
@@ -313,8 +317,8 @@ pub fn is_order_id(text: &str) -> bool {
 fn mount_read_only(device: &Path, root: &Path) -> nix::Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let mut last = nix::Error::ENODEV;
-    for kind in FILE_SYSTEMS {
-        match mount(Some(device), root, Some(kind), flags, None::<&str>) {
+    for (kind, options) in FILE_SYSTEMS {
+        match mount(Some(device), root, Some(kind), flags, options) {
             Ok(()) => return Ok(()),
             // ENODEV: the kernel does not know this file system. Keep the more telling error.
             Err(nix::Error::ENODEV) => {}

@@ -138,3 +138,36 @@ fn a_missing_cryptsetup_is_named() {
     let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/cryptsetup"), "{error}");
 }
+
+/// A loop device over an image, and what is mounted from it; both go when this is dropped.
+struct Loop<'a>(String, &'a Path);
+
+impl Drop for Loop<'_> {
+    fn drop(&mut self) {
+        let _ = umount2(self.1, MntFlags::MNT_DETACH);
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_file_system_cannot_ask_for_a_panic_of_the_host() {
+    assert!(nix::unistd::geteuid().is_root(), "this test mounts a file system and so needs root");
+    let dir = tempfile::tempdir().unwrap();
+    let (image, root) = (dir.path().join("image"), dir.path().join("root"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let tool = |program: &str, arguments: &[&str]| {
+        let done = std::process::Command::new(program).args(arguments).arg(&image).output().unwrap();
+        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    };
+    tool("/usr/sbin/mkfs.ext4", &["-q", "-F", "-e", "panic"]);
+    tool("/usr/sbin/tune2fs", &["-E", "mount_opts=warn_on_error"]);
+    let device = tool("/usr/sbin/losetup", &["--read-only", "--show", "--find"]);
+    let mounted = Loop(device, &root);
+    mount_read_only(Path::new(&mounted.0), &root).unwrap();
+    let name = mounted.0.trim_start_matches("/dev/");
+    let options = std::fs::read_to_string(format!("/proc/fs/ext4/{name}/options")).unwrap();
+    let has = |wanted: &str| options.lines().any(|option| option == wanted);
+    assert!(has("errors=remount-ro") && has("nowarn_on_error") && has("norecovery"), "{options}");
+}
