@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -71,11 +71,13 @@ impl Authority {
         Ok(me)
     }
 
-    fn state(&self) -> PathBuf {
+    /// The verifier's state directory.
+    pub fn state(&self) -> PathBuf {
         self.dir.join("verifier")
     }
 
-    fn person_dir(&self, person: Person) -> PathBuf {
+    /// Where a person's certificate and key lie.
+    pub fn person_dir(&self, person: Person) -> PathBuf {
         self.dir.join(person.name())
     }
 
@@ -89,11 +91,17 @@ impl Authority {
         Ok(files)
     }
 
+    /// The command that serves on `listen`.
+    pub fn serve_command(&self, listen: &str, roots: &Path, reference: &Path, policy: &Path) -> Command {
+        let mut command = Command::new(self.programs.path("portcullis-verifier"));
+        command.arg("serve").arg("--json").arg("--state").arg(self.state()).args(["--listen", listen]);
+        command.arg("--roots").arg(roots).arg("--reference").arg(reference).arg("--policy").arg(policy);
+        command
+    }
+
     /// Starts the service on a free loopback port.
     pub fn serve(self, roots: &Path, reference: &Path, policy: &Path) -> Result<Service, Trouble> {
-        let mut command = Command::new(self.programs.path("portcullis-verifier"));
-        command.arg("serve").arg("--json").arg("--state").arg(self.state()).args(["--listen", "127.0.0.1:0"]);
-        command.arg("--roots").arg(roots).arg("--reference").arg(reference).arg("--policy").arg(policy);
+        let mut command = self.serve_command("127.0.0.1:0", roots, reference, policy);
         let log = fs::File::create(self.dir.join("verifier.log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut process = Running(spawn_guarded(command)?);
@@ -163,6 +171,12 @@ impl Service {
         self.process.0.id()
     }
 
+    /// Waits for the end of a service that was told to end; what it leaves can be served again.
+    pub fn ended(mut self) -> Result<(Authority, ExitStatus), Trouble> {
+        let status = self.process.0.wait()?;
+        Ok((self.authority, status))
+    }
+
     /// Where a host or agent on this machine reaches it.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
@@ -178,7 +192,8 @@ impl Service {
         fs::read_to_string(self.authority.dir.join("verifier.log")).unwrap_or_default()
     }
 
-    fn config_path(&self, person: Person) -> PathBuf {
+    /// The person's configuration of `portcullis`.
+    pub fn config_path(&self, person: Person) -> PathBuf {
         self.authority.person_dir(person).join("config.toml")
     }
 
