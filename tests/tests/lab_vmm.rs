@@ -339,10 +339,13 @@ fn without_kvm_it_is_3_and_says_what_to_load(lab: &mut Lab) {
     ended.expect_clean(EndReason::PowerOff);
 }
 
+/// A check's name and what it does.
+type Check = (&'static str, fn(&mut Lab));
+
 #[test]
 fn lab_vmm_runs_debians_kernel() {
     let mut lab = Lab::new();
-    let checks: [(&str, fn(&mut Lab)); 13] = [
+    let checks: [Check; 13] = [
         ("boots with one vCPU and powers off", boots_with_one_vcpu_and_powers_off),
         ("boots with two vCPUs that both run", boots_with_two_vcpus_that_both_run),
         ("resets through the i8042", resets_through_the_i8042),
