@@ -2,6 +2,7 @@
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -71,7 +72,8 @@ fn main() -> ExitCode {
     match run(&args, clock) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
-            eprintln!("portcullis-vmm: {message}");
+            // Not `eprintln!`, which panics: the exit code says it even where nobody hears the words.
+            let _ = writeln!(std::io::stderr(), "portcullis-vmm: {message}");
             ExitCode::from(code)
         }
     }

@@ -49,9 +49,12 @@ impl FromStr for LogLevel {
 
 /// Directs this process's log to `path` (appended to; a FIFO needs a reader), or to standard error.
 ///
-/// Call it once, before anything is logged.
+/// Call it once, before anything is logged. What cannot be written (a full disk, a reader that went away) is lost:
+/// the VM goes on.
 pub fn install(path: Option<&Path>, level: LogLevel) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt().json().flatten_event(true).with_target(false).with_max_level(level.0);
+    // Otherwise a line that cannot be written is reported by `eprintln!`, which panics where it cannot either.
+    let builder = builder.log_internal_errors(false);
     match path {
         None => builder.with_writer(std::io::stderr).init(),
         Some(path) => {

@@ -1,5 +1,7 @@
 //! A panic ends the process at once, in every profile.
 
+use std::io::Write;
+
 use crate::console;
 
 /// Makes any panic, on any thread, abort the process after saying so on standard error.
@@ -9,7 +11,8 @@ use crate::console;
 pub fn abort_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         console::restore_terminal();
-        eprintln!("portcullis-vmm: internal error, aborting: {info}");
+        // Not `eprintln!`: it would panic again where standard error cannot be written.
+        let _ = writeln!(std::io::stderr(), "portcullis-vmm: internal error, aborting: {info}");
         std::process::abort();
     }));
 }

@@ -115,3 +115,15 @@ fn what_is_not_kvm_is_not_taken_for_it() {
     let setup = Setup::new(&Guest::new().reset());
     expect(&mut in_namespace(&setup, "mount --bind /dev/null /dev/kvm"), 3, &["not KVM's device"]);
 }
+
+#[test]
+fn an_unwritable_standard_error_changes_no_exit_code() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut refused = with_config(Path::new("/nonexistent.json"));
+    assert_eq!(refused.stderr(full()).status().unwrap().code(), Some(2));
+    // The guest's mark makes a line of the log that cannot be written.
+    let setup = Setup::new(&Guest::new().out8(0x80, 1).reset());
+    let mut runs = with_config(&setup.config_file());
+    runs.arg("--boot-timer").stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    assert_eq!(runs.stderr(full()).status().unwrap().code(), Some(0));
+}
