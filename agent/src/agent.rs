@@ -11,6 +11,7 @@
 //! denied ends every VM on this host.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +22,7 @@ use portcullis_verifier::order::VerifiedOrder;
 use portcullis_verifier::reason::{Code, Reason, ServiceCode};
 
 use crate::backoff::Backoff;
+use crate::child;
 use crate::launch::{self, LaunchError, Launcher, Vm, check_boot};
 use crate::machine::{MachineEvent, Wake};
 use crate::prover::ProverError;
@@ -29,6 +31,8 @@ use crate::session::{AgentError, Session};
 use crate::vm_record::{self, VmRecord};
 use crate::volume::Volumes;
 
+/// How long a program may take to tell its version.
+const SHOW_LIMIT: Duration = Duration::from_secs(10);
 /// First wait after a failure.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
@@ -65,6 +69,7 @@ pub struct Agent {
 impl Agent {
     /// Cleans up after an earlier agent and makes this one ready.
     pub fn new(session: Session) -> Result<Self, AgentError> {
+        show_programs([&session.config.cryptsetup, &session.config.vmm]);
         let volumes = Volumes::new(&session.config);
         let removed = volumes.remove_leftovers() + launch::remove_leftovers(&session.config);
         let owed = vm_record::recover(&session.store.vms_dir())?;
@@ -353,6 +358,20 @@ impl Agent {
     }
 }
 
+/// Runs the programs that will get a volume's key or its content, so that the kernel measures them before the first quote.
+///
+/// What is measured only when it first runs is judged only after that: a program that was replaced on the disk would
+/// run with the key of the first launch, and only the next quote would tell. What comes of the runs does not matter.
+fn show_programs<const N: usize>(programs: [&Path; N]) {
+    for program in programs {
+        let mut command = child::command(program);
+        command.arg("--version");
+        if let Err(error) = child::run(command, &[], SHOW_LIMIT) {
+            tracing::warn!(%error, "a program that launches need does not run");
+        }
+    }
+}
+
 /// Whether a reason means that this host itself is not trusted, not only that one call went wrong.
 fn is_verdict(code: &Code) -> bool {
     matches!(code, Code::Evidence(_) | Code::Service(ServiceCode::NotAdmitted | ServiceCode::HostUntrusted))
@@ -362,6 +381,21 @@ fn is_verdict(code: &Code) -> bool {
 mod tests {
     use super::*;
     use portcullis_attest::reason::ReasonCode;
+
+    #[test]
+    fn programs_run_before_they_are_trusted_with_anything() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "#!/bin/sh\n[ \"$1\" = --version ] && : >\"$0.ran\"\nexit 1\n").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let (one, two) = (program("cryptsetup"), program("vmm"));
+        show_programs([&one, Path::new("/nonexistent/program"), &two]);
+        assert!(dir.path().join("cryptsetup.ran").exists() && dir.path().join("vmm.ran").exists());
+    }
 
     #[test]
     fn only_verdicts_end_vms() {
