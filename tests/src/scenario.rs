@@ -233,7 +233,9 @@ fn tenant_vm(host: &mut Host, placed: &Placed, narrator: &Narrator) -> Result<(b
             narrator.line(&placed.host, Tone::Good, "the TPM opened the tenant's key; the volume is open");
         }
         let console = host.run(&format!("cat {dir}/console.log"), COMMAND_LIMIT)?.text();
-        let said: Vec<&str> = console.lines().filter(|l| l.starts_with("tenant:")).collect();
+        // A line without its end is still being written.
+        let lines = console.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let said: Vec<&str> = lines.filter(|line| line.starts_with("tenant:")).collect();
         if let (Some(boot_ms), true) = (status["boot_ms"].as_u64(), said.len() >= 3) {
             for line in &said {
                 narrator.line(&placed.host, Tone::Good, line.trim_end());
