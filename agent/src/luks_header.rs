@@ -14,6 +14,8 @@ const CIPHERS: [&str; 1] = ["aes-xts-plain64"];
 const MAX_KDF_MEMORY_KIB: u64 = 1024 * 1024;
 const MAX_KDF_ITERATIONS: u64 = 20_000_000;
 const MAX_KDF_TIME: u64 = 64;
+/// Upper end for argon2's lanes, each of which is a thread. cryptsetup itself makes at most four.
+const MAX_KDF_CPUS: u64 = 16;
 
 #[derive(Deserialize)]
 struct Header {
@@ -40,6 +42,7 @@ struct Kdf {
     iterations: Option<u64>,
     memory: Option<u64>,
     time: Option<u64>,
+    cpus: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -73,8 +76,11 @@ pub fn check(json: &[u8]) -> Result<(), String> {
         if slot.kdf.memory.is_some_and(|kib| kib > MAX_KDF_MEMORY_KIB)
             || slot.kdf.iterations.is_some_and(|count| count > MAX_KDF_ITERATIONS)
             || slot.kdf.time.is_some_and(|count| count > MAX_KDF_TIME)
+            || slot.kdf.cpus.is_some_and(|count| count > MAX_KDF_CPUS)
         {
-            return Err(format!("key slot {number} asks for more memory or time than a host spends on one key"));
+            return Err(format!(
+                "key slot {number} asks for more memory, time or threads than a host spends on one key"
+            ));
         }
     }
     Ok(())
@@ -116,6 +122,7 @@ mod tests {
             (header(AES, "cipher_null-ecb", PBKDF2), "key slot 0"),
             (header(AES, AES, r#"{"type":"argon2id","time":4,"memory":4194304}"#), "more memory"),
             (header(AES, AES, r#"{"type":"pbkdf2","iterations":4000000000}"#), "more memory"),
+            (header(AES, AES, r#"{"type":"argon2id","time":4,"memory":1048576,"cpus":100000}"#), "threads"),
             (r#"{"keyslots":{},"segments":{}}"#.to_owned(), "0 segments"),
             (header(AES, AES, PBKDF2).replace("\"crypt\"", "\"linear\""), "linear"),
             ("{".to_owned(), "not understood"),
