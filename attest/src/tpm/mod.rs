@@ -13,12 +13,12 @@ mod pcr;
 mod sealing;
 
 use tss_esapi::attributes::SessionAttributesBuilder;
-use tss_esapi::constants::SessionType;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
+use tss_esapi::constants::{CapabilityType, SessionType};
 use tss_esapi::handles::{AuthHandle, KeyHandle, ObjectHandle, SessionHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{Digest, Nonce, SymmetricDefinition};
+use tss_esapi::structures::{CapabilityData, Digest, Nonce, SymmetricDefinition};
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::{Context, WrapperErrorKind};
 
@@ -56,6 +56,31 @@ impl Tpm {
         // A TPM that was not started, or failed its self-test, connects all the same.
         context.get_random(8).map_err(unavailable)?;
         Ok(Self { context, tcti: tcti.to_owned(), ek: None, ak: None, parent: None, parents_made: 0 })
+    }
+
+    /// Forgets every object that lies in the TPM at `tcti`, if nothing stands between programs and that TPM.
+    ///
+    /// A program that was killed leaves its objects there, and three of them fill a small TPM. Resource managers
+    /// (`device:/dev/tpmrm0`, `tabrmd`) do this themselves and keep programs apart; without one, the caller has to be
+    /// the TPM's only user.
+    pub fn forget_leftovers(tcti: &str) -> Result<(), TpmError> {
+        const FIRST_TRANSIENT: u32 = 0x8000_0000;
+        const MOST: u32 = 64;
+        if !is_unmanaged(tcti) {
+            return Ok(());
+        }
+        let mut tpm = Self::open(tcti)?;
+        let failed = tpm.failed("list its objects");
+        let (found, _) = tpm.context.get_capability(CapabilityType::Handles, FIRST_TRANSIENT, MOST).map_err(failed)?;
+        if let CapabilityData::Handles(handles) = found {
+            for handle in handles.into_inner() {
+                // One that is gone by now is what was wanted.
+                if let Ok(object) = tpm.context.execute_without_session(|context| context.tr_from_tpm_public(handle)) {
+                    tpm.flush(object);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What an error means for whoever asked the TPM to do `action`.
@@ -111,6 +136,18 @@ impl Tpm {
     }
 }
 
+/// Whether `tcti` leads to a TPM without a resource manager: a simulator, or a device that is not one of Linux's
+/// `tpmrm` devices.
+fn is_unmanaged(tcti: &str) -> bool {
+    let (kind, path) = tcti.split_once(':').unwrap_or((tcti, ""));
+    match kind {
+        "swtpm" | "mssim" => true,
+        // Without a path libtss2 takes the first device that it finds, the managed ones first.
+        "device" => !path.is_empty() && !path.contains("tpmrm"),
+        _ => false,
+    }
+}
+
 /// Satisfies the default policy of endorsement keys: knowledge of the endorsement hierarchy's (empty) authorisation.
 fn endorsement_policy(context: &mut Context, session: PolicySession) -> tss_esapi::Result<()> {
     context
@@ -134,4 +171,21 @@ fn unsized_bytes<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a [u8], Tp
     let content = reader.sized(what).map_err(malformed)?;
     reader.finish().map_err(malformed)?;
     Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_no_resource_manager_is_cleaned() {
+        for tcti in ["swtpm:host=127.0.0.1,port=2321", "swtpm", "mssim:host=x", "device:/dev/tpm0"] {
+            assert!(is_unmanaged(tcti), "{tcti}");
+        }
+        for tcti in
+            ["device:/dev/tpmrm0", "device:/dev/tpmrm1", "device", "device:", "tabrmd", "tabrmd:bus_type=system"]
+        {
+            assert!(!is_unmanaged(tcti), "{tcti}");
+        }
+    }
 }
