@@ -28,6 +28,7 @@ use crate::machine::{MachineEvent, Wake};
 use crate::prover::ProverError;
 use crate::receipts;
 use crate::session::{AgentError, Session};
+use crate::store::{Store, StoreLock};
 use crate::vm_record::{self, VmRecord};
 use crate::volume::Volumes;
 
@@ -64,11 +65,15 @@ pub struct Agent {
     backoff: Backoff,
     wake: Sender<Wake>,
     wakes: Receiver<Wake>,
+    _lock: StoreLock,
 }
 
 impl Agent {
     /// Cleans up after an earlier agent and makes this one ready.
+    ///
+    /// Another agent's volumes are no leftovers as long as it runs, so the runtime directory is taken too.
     pub fn new(session: Session) -> Result<Self, AgentError> {
+        let lock = Store::open(&session.config.runtime_dir)?.lock()?;
         show_programs([&session.config.cryptsetup, &session.config.vmm]);
         let volumes = Volumes::new(&session.config);
         let removed = volumes.remove_leftovers() + launch::remove_leftovers(&session.config);
@@ -89,6 +94,7 @@ impl Agent {
             backoff: Backoff::new(FIRST_WAIT, longest),
             wake,
             wakes,
+            _lock: lock,
         })
     }
 
@@ -126,8 +132,9 @@ impl Agent {
             Phase::Attesting => self.attest(),
             Phase::Serving => self.serve(),
             Phase::Launching(order) => {
-                self.launch(&order);
-                Ok((Phase::Serving, Duration::ZERO))
+                // After a failure not at once: it may be tried again.
+                let wait = if self.launch(&order) { Duration::ZERO } else { self.session.config.poll() };
+                Ok((Phase::Serving, wait))
             }
         };
         result.unwrap_or_else(|error| self.after(&error))
@@ -212,7 +219,8 @@ impl Agent {
         }
     }
 
-    fn launch(&mut self, order: &VerifiedOrder) {
+    /// Carries out an order; gives whether it worked.
+    fn launch(&mut self, order: &VerifiedOrder) -> bool {
         let id = order.order().id.clone();
         tracing::info!(order = id, vm = order.order().vm.name, tenant = order.order().tenant, "launching");
         let mut launcher = Launcher {
@@ -228,6 +236,7 @@ impl Agent {
             Ok(vm) => {
                 tracing::info!(order = id, "running");
                 self.vms.insert(id, vm);
+                true
             }
             Err((record, error)) => {
                 tracing::error!(order = id, %error, "the launch failed");
@@ -241,6 +250,8 @@ impl Agent {
                 if !unreached {
                     self.refused.insert(id);
                 }
+                vm_record::prune(&self.session.store.vms_dir());
+                false
             }
         }
     }
@@ -323,6 +334,7 @@ impl Agent {
         }
         if !ended.is_empty() {
             self.send_owed();
+            vm_record::prune(&self.session.store.vms_dir());
         }
     }
 

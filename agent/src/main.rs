@@ -110,6 +110,9 @@ fn init_log(service: bool, json: bool) {
         EnvFilter::new(format!("{level},tss_esapi=off"))
     });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Otherwise a line that cannot be written (a full disk, a journal that went away) is reported by `eprintln!`, which
+    // panics where it cannot either, and all VMs would end with the agent.
+    let log = log.log_internal_errors(false);
     if service && json {
         log.json().flatten_event(true).init();
     } else {
@@ -132,13 +135,20 @@ fn report(error: &AgentError, json: bool) {
     }
     match reasons {
         Some(reasons) => {
-            eprintln!("denied:");
+            complain("denied:");
             for reason in reasons {
-                eprintln!("  {reason}");
+                complain(&format!("  {reason}"));
             }
         }
-        None => eprintln!("error: {error}"),
+        None => complain(&format!("error: {error}")),
     }
+}
+
+/// Writes a line to standard error, without anything that a terminal would obey. Not `eprintln!`, which panics where it
+/// cannot write: the exit code says it too.
+fn complain(line: &str) {
+    let line: String = line.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect();
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn execute(arguments: &Arguments) -> Result<(), AgentError> {

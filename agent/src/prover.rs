@@ -88,7 +88,9 @@ struct StoredAk {
 
 /// A TPM with its attestation key, ready to quote.
 pub struct Prover {
-    tpm: Tpm,
+    /// `None` only after a failed [`Prover::reopen`].
+    tpm: Option<Tpm>,
+    tcti: String,
     ek_public: Vec<u8>,
     ek_certificate: Option<Vec<u8>>,
     ek: [u8; 32],
@@ -141,7 +143,8 @@ impl Prover {
         let ak = EnrolledAk::new(&blob.public, &ek_public).map_err(ProverError::Keys)?;
         Ok(Self {
             ek_certificate: tpm.ek_certificate()?,
-            tpm,
+            tpm: Some(tpm),
+            tcti: config.tcti.clone(),
             ek_public,
             ek,
             ak_public: blob.public,
@@ -149,6 +152,19 @@ impl Prover {
             eventlog: config.eventlog.clone(),
             ima: config.ima.clone(),
         })
+    }
+
+    /// Opens the TPM again after it failed. The old connection is closed first: without a resource manager there can be
+    /// only one.
+    pub fn reopen(&mut self, config: &Config, store: &Store) -> Result<(), ProverError> {
+        self.tpm = None;
+        *self = Self::open(config, store)?;
+        Ok(())
+    }
+
+    fn tpm(&mut self) -> Result<&mut Tpm, TpmError> {
+        let closed = || TpmError::Unavailable { tcti: self.tcti.clone(), problem: "it was closed".to_owned() };
+        self.tpm.as_mut().ok_or_else(closed)
     }
 
     /// The endorsement key's fingerprint.
@@ -174,7 +190,7 @@ impl Prover {
             ek_public: self.ek_public.clone(),
             ak_public: self.ak_public.clone(),
         })?;
-        let secret = self.tpm.activate_credential(&challenge.credential_blob, &challenge.secret)?;
+        let secret = self.tpm()?.activate_credential(&challenge.credential_blob, &challenge.secret)?;
         Ok(client.activate(&challenge.enrolment, &secret)?)
     }
 
@@ -194,8 +210,8 @@ impl Prover {
     fn quote(&mut self, binding: &Binding) -> Result<SignedQuote, TpmError> {
         let sha256 = (Bank::Sha256, SHA256_PCRS.to_vec());
         let both = [sha256.clone(), (Bank::Sha384, SHA384_PCRS.to_vec())];
-        match self.tpm.quote(binding, &both) {
-            Err(TpmError::NoPcr { bank: Bank::Sha384, .. }) => self.tpm.quote(binding, &[sha256]),
+        match self.tpm()?.quote(binding, &both) {
+            Err(TpmError::NoPcr { bank: Bank::Sha384, .. }) => self.tpm()?.quote(binding, &[sha256]),
             other => other,
         }
     }
@@ -219,10 +235,10 @@ impl Prover {
         party: &Party,
         order: &VerifiedOrder,
     ) -> Result<(ReleaseRequest, ParentHandle), ProverError> {
-        let parent = self.tpm.null_parent()?;
+        let parent = self.tpm()?.null_parent()?;
         let body = portcullis_attest::binding::launch_body(order.jws().as_bytes(), parent.public());
         let launch = challenge(client, party, Purpose::Launch, Sha256::digest(body).into())?;
-        let certify = self.tpm.certify_parent(&parent, &Binding { purpose: Purpose::Parent, ..launch.clone() })?;
+        let certify = self.tpm()?.certify_parent(&parent, &Binding { purpose: Purpose::Parent, ..launch.clone() })?;
         let (evidence, _) = self.evidence(&launch)?;
         let request = ReleaseRequest {
             host: party.host.clone(),
@@ -237,7 +253,7 @@ impl Prover {
 
     /// Opens a released key; possible only in this TPM, in this boot, in the state that was quoted.
     pub fn unseal(&mut self, parent: ParentHandle, wrapped: &WrappedKey) -> Result<Zeroizing<Vec<u8>>, ProverError> {
-        Ok(self.tpm.import_unseal(parent, wrapped)?)
+        Ok(self.tpm()?.import_unseal(parent, wrapped)?)
     }
 }
 

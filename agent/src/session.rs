@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_attest::appraise::BootInstance;
 use portcullis_attest::binding::{EMPTY_BODY, Purpose};
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::tpm::TpmError;
+use portcullis_attest::tpm::{Tpm, TpmError};
 use portcullis_verifier::api::{ActivateResponse, AttestResponse};
 use portcullis_verifier::client::{Client, ClientError, Identity, IdentityError, Limits};
 use portcullis_verifier::order::OrderKeys;
@@ -120,6 +120,9 @@ impl Session {
             Exclusive::No if store.ak_path().exists() => None,
             Exclusive::No | Exclusive::Yes => Some(store.lock()?),
         };
+        if exclusive == Exclusive::Yes {
+            Tpm::forget_leftovers(&config.tcti).map_err(ProverError::from)?;
+        }
         let prover = Prover::open(&config, &store)?;
         let lock = lock.filter(|_| exclusive == Exclusive::Yes);
         Ok(Self { config, store, order_keys: trust.order_keys, client, party, prover, _lock: lock })
@@ -149,7 +152,6 @@ impl Session {
 
     /// Opens the TPM again after it failed.
     pub fn reopen_tpm(&mut self) -> Result<(), AgentError> {
-        self.prover = Prover::open(&self.config, &self.store)?;
-        Ok(())
+        Ok(self.prover.reopen(&self.config, &self.store)?)
     }
 }

@@ -24,7 +24,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Another agent works on the same state.
-    #[error("{path} is held by another portcullis-agent: stop it first, or give this one another state_dir")]
+    #[error("{path} is held by another portcullis-agent: stop it first")]
     Busy {
         /// The lock file.
         path: PathBuf,

@@ -168,14 +168,27 @@ pub fn recover(vms_dir: &Path) -> Result<Vec<VmRecord>, StoreError> {
             record.save_or_warn();
         }
     }
+    forget_oldest(&mut records);
+    records.retain(|record| record.status.receipt_owed);
+    Ok(records)
+}
+
+/// Removes the oldest directories beyond the number that is kept; none of a VM that lives or whose receipt is owed. To be
+/// called for every VM that ends: logs of many VMs fill a disk.
+pub fn prune(vms_dir: &Path) {
+    let entries = std::fs::read_dir(vms_dir).into_iter().flatten().flatten();
+    let mut records: Vec<VmRecord> = entries.filter_map(|entry| load(&entry.path())).collect();
+    forget_oldest(&mut records);
+}
+
+fn forget_oldest(records: &mut [VmRecord]) {
     records.sort_by_key(|record| std::cmp::Reverse(record.status.updated));
-    for old in records.iter().filter(|record| !record.status.receipt_owed).skip(KEPT) {
+    let over = |record: &&VmRecord| record.status.state.is_over() && !record.status.receipt_owed;
+    for old in records.iter().filter(over).skip(KEPT) {
         if let Err(error) = std::fs::remove_dir_all(&old.dir) {
             tracing::warn!(path = %old.dir.display(), %error, "an old VM's directory could not be removed");
         }
     }
-    records.retain(|record| record.status.receipt_owed);
-    Ok(records)
 }
 
 fn load(dir: &Path) -> Option<VmRecord> {
@@ -239,6 +252,15 @@ mod tests {
         owing.receipt_owed = true;
         VmRecord::create(dir.path(), owing).unwrap();
         assert_eq!(recover(dir.path()).unwrap().len(), 1);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), KEPT + 1);
+        let count = || std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(count(), KEPT + 1);
+        // While the agent runs on.
+        VmRecord::create(dir.path(), status(KEPT + 10, VmState::Running)).unwrap();
+        for number in 1000..1005 {
+            VmRecord::create(dir.path(), status(number, VmState::Ended)).unwrap();
+        }
+        prune(dir.path());
+        assert_eq!(count(), KEPT + 2, "neither the one that owes nor the one that runs may go");
+        prune(&dir.path().join("missing"));
     }
 }

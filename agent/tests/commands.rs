@@ -5,6 +5,8 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use portcullis_agent::config::Config;
+use portcullis_agent::session::{Exclusive, Session};
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::EnrolledAk;
@@ -38,6 +40,14 @@ fn bad_arguments_are_2_and_help_is_0() {
         let (stdout, _) = bare(arguments, 0);
         assert!(stdout.contains("Example"), "{arguments:?}: {stdout}");
     }
+}
+
+#[test]
+fn an_unwritable_standard_error_changes_no_exit_code() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-agent"));
+    let status = command.args(["--config", "/nonexistent", "attest"]).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(2));
 }
 
 #[test]
@@ -216,4 +226,15 @@ fn from_enrolment_to_trust_and_back() {
     std::fs::write(host.path("ima"), &ima[..ima.len() - 1]).unwrap();
     let (_, stderr) = host.expect(&["attest"], 1);
     assert!(stderr.contains("ima.unreadable"), "{stderr}");
+}
+
+#[test]
+fn a_tpm_is_opened_again() {
+    let verifier = Verifier::started();
+    let host = Host::new("honest", &verifier);
+    let mut session = Session::start(Config::load(&host.path("agent.toml")).unwrap(), Exclusive::Yes).unwrap();
+    let before = session.prover.ak_public().to_vec();
+    session.reopen_tpm().unwrap();
+    assert_eq!(session.prover.ak_public(), before);
+    session.offline_evidence(vec![1; 32]).unwrap();
 }

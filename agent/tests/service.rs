@@ -166,7 +166,6 @@ fn after_kill_9_nothing_is_stuck() {
     let order = scene.running();
     let process = scene.process(&order);
     agent.kill9();
-    scene.host.forget_tpm_objects();
     wait_for("the VM's end", || (!Path::new(&process).exists()).then_some(()));
     assert_eq!(scene.vm(&order).state, OrderState::Running, "nobody could tell the verifier");
     let agent = scene.run();
@@ -248,8 +247,23 @@ fn a_verifier_that_comes_late_or_goes_away_is_waited_for() {
 #[test]
 fn one_agent_a_host() {
     let scene = Scene::new();
+    let other_tpm = portcullis_firmware_fixtures::tpm::Swtpm::new().unwrap();
     let agent = scene.run();
     let (_, stderr) = scene.host.expect(&["attest"], 3);
     assert!(stderr.contains("held by another portcullis-agent"), "{stderr}");
+    // Nor with a state of its own: it would take the other's volumes for leftovers.
+    scene.host.configure("state_dir", &format!("{:?}", scene.host.path("other-state")));
+    scene.host.configure("tcti", &format!("{:?}", other_tpm.tcti()));
+    let (_, stderr) = scene.host.expect(&["run"], 3);
+    assert!(stderr.contains("run/lock") && stderr.contains("held by another portcullis-agent"), "{stderr}");
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let scene = Scene::new();
+    let agent = scene.host.run_logging_to("/dev/full".into());
+    wait_for("trust", || (scene.trust() == Some(Trust::Trusted)).then_some(()));
+    scene.running();
     assert!(agent.terminate().success());
 }

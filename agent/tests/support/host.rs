@@ -109,11 +109,6 @@ impl Host {
         self.dir.path().join(name)
     }
 
-    /// Forgets what a killed agent had loaded, as the kernel's resource manager (/dev/tpmrm0) does when it closes.
-    pub fn forget_tpm_objects(&self) {
-        must(Command::new("tpm2_flushcontext").arg("-T").arg(self.swtpm.tcti()).arg("-t"));
-    }
-
     /// Changes a line of the configuration.
     pub fn configure(&self, key: &str, value: &str) {
         let text = std::fs::read_to_string(self.path("agent.toml")).unwrap();
@@ -140,6 +135,11 @@ impl Host {
     /// Starts `run`.
     pub fn run(&self) -> RunningAgent {
         let log = self.path("agent.log");
+        self.run_logging_to(log)
+    }
+
+    /// Starts `run` with standard error in this file.
+    pub fn run_logging_to(&self, log: PathBuf) -> RunningAgent {
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = self.command(&["run"]).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         RunningAgent { child, log }
