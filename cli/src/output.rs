@@ -41,19 +41,19 @@ impl Output {
         }
         match (reasons, failure) {
             (Some(reasons), _) => {
-                eprintln!("{}:", if matches!(failure, Failure::NotTrusted(_)) { "not trusted" } else { "denied" });
+                complain(if matches!(failure, Failure::NotTrusted(_)) { "not trusted:" } else { "denied:" });
                 for reason in &reasons {
-                    eprintln!("{}", explain(reason, "  "));
+                    complain(&explain(reason, "  "));
                 }
             }
             (None, Failure::Client(ClientError::NotPlaced { why_not })) if !why_not.is_empty() => {
-                eprintln!("no host can take the VM:");
+                complain("no host can take the VM:");
                 for host in why_not {
-                    eprintln!("  {}", plain(&host.host));
-                    host.reasons.iter().for_each(|reason| eprintln!("{}", explain(reason, "    ")));
+                    complain(&format!("  {}", plain(&host.host)));
+                    host.reasons.iter().for_each(|reason| complain(&explain(reason, "    ")));
                 }
             }
-            (None, failure) => eprintln!("error: {}", plain(&failure.to_string())),
+            (None, failure) => complain(&format!("error: {}", plain(&failure.to_string()))),
         }
     }
 }
@@ -83,6 +83,11 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Writes lines to standard error. Not by `eprintln!`, which panics where it cannot: the exit code says it too.
+fn complain(lines: &str) {
+    let _ = writeln!(std::io::stderr(), "{lines}");
+}
+
 /// A reason in words, over several lines where it compares values.
 pub fn explain(reason: &Reason, indent: &str) -> String {
     let mut lines = vec![format!("{indent}{}: {}", reason.code, plain(&reason.text))];
@@ -107,7 +112,7 @@ pub fn plain(text: &str) -> String {
 
 /// Characters that change the order in which text is shown.
 fn is_direction(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A table with aligned columns; `none` when it has no rows.
@@ -167,6 +172,18 @@ mod tests {
             "eventlog.command-line: Another command line.\n    where     PCR 8, kernel command line\n    \
              expected  quiet\n    found     quiet init=/bin/sh"
         );
+    }
+
+    #[test]
+    fn nothing_of_a_reason_steers_the_terminal() {
+        let evil = "\u{1b}]0;x\u{7}\u{9b}2J\u{61c}\n";
+        let reason: Reason = serde_json::from_value(json!({
+            "code": "of.tomorrow", "pcr": null, "event": evil, "expected": evil, "found": evil, "text": evil
+        }))
+        .unwrap();
+        let text = explain(&reason, "");
+        assert_eq!(text.lines().count(), 4, "{text:?}");
+        assert!(text.chars().all(|c| c == '\n' || !(c.is_control() || is_direction(c))), "{text:?}");
     }
 
     #[test]

@@ -52,6 +52,14 @@ fn bad_arguments_are_2_and_help_is_0() {
 }
 
 #[test]
+fn an_unwritable_standard_error_changes_no_exit_code() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    let status = command.args(["eventlog", "show", "/nonexistent"]).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
 fn unreadable_and_broken_files_are_2_and_named() {
     let dir = dir();
     std::fs::write(dir.path().join("junk"), b"junk").unwrap();
