@@ -17,6 +17,9 @@ use nix::unistd::Pid;
 /// What is kept of a program's output and of its complaints, each.
 const MAX_OUTPUT_BYTES: u64 = 4 * 1024 * 1024;
 
+/// How much rather the kernel ends a child than another program when memory runs out (-1000 to 1000).
+const OOM_SCORE: &[u8] = b"500";
+
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
@@ -63,7 +66,7 @@ pub fn command(program: &Path) -> Command {
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
     let parent = std::process::id();
     // SAFETY: the closure runs in the child between fork and exec. It calls async-signal-safe system calls only
-    // (setsid, prctl, getppid, close_range), allocates nothing and touches no memory but its own copy of `parent`.
+    // (setsid, prctl, getppid, open, write, close, close_range), allocates nothing and touches no memory but its own copy of `parent`.
     unsafe {
         command.pre_exec(move || confine(parent));
     }
@@ -72,7 +75,7 @@ pub fn command(program: &Path) -> Command {
 
 /// The steps in the child before exec.
 fn confine(parent: u32) -> std::io::Result<()> {
-    // SAFETY: plain system calls without pointers; each result is checked.
+    // SAFETY: plain system calls; the only pointers are to constants with the lengths given.
     unsafe {
         if libc::setsid() == -1 {
             return Err(Error::last_os_error());
@@ -83,6 +86,13 @@ fn confine(parent: u32) -> std::io::Result<()> {
         // The parent may have died before the line above: then nobody would ever send the signal.
         if u32::try_from(libc::getppid()) != Ok(parent) {
             return Err(Error::from_raw_os_error(libc::ESRCH));
+        }
+        // When memory runs out, a VM goes before the host's services: the agent's own protection would be inherited. Best
+        // effort: without it the host still works.
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file != -1 {
+            let _ = libc::write(file, OOM_SCORE.as_ptr().cast(), OOM_SCORE.len());
+            libc::close(file);
         }
         // Libraries (the TPM's among them) open descriptors without O_CLOEXEC; marking instead of closing keeps
         // the pipe on which the standard library reports a failed exec.
@@ -186,6 +196,12 @@ mod tests {
         let text = String::from_utf8(done.stdout).unwrap();
         assert!(!text.contains("CARGO") && !text.contains("HOME="), "{text}");
         assert!(text.ends_with("0 1 2 "), "{text}");
+    }
+
+    #[test]
+    fn children_go_first_when_memory_runs_out() {
+        let done = run(sh("cat /proc/self/oom_score_adj"), b"", Duration::from_secs(10)).unwrap();
+        assert_eq!(done.stdout, b"500\n");
     }
 
     #[test]
