@@ -63,7 +63,8 @@ pub struct Finished {
 /// A command that starts confined as described above; the caller adds arguments and the three streams.
 pub fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
+    // Nobody can lay a file into /proc: a shell that was put in the program's place finds no script named like an argument.
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/proc");
     let parent = std::process::id();
     // SAFETY: the closure runs in the child between fork and exec. It calls async-signal-safe system calls only
     // (setsid, prctl, getppid, open, write, close, close_range), allocates nothing and touches no memory but its own copy of `parent`.

@@ -16,6 +16,10 @@ pub const DEFAULT_PATH: &str = "/etc/portcullis/agent.toml";
 /// A configuration file larger than this is refused: ours has some twenty short lines.
 const MAX_CONFIG_BYTES: u64 = 64 * 1024;
 
+/// Why some keys are fixed on measured hosts.
+const MEASURED: &str = "this host's measured initrd laid /run/portcullis/trust, and this file is not measured; leave the \
+                        key out";
+
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -55,7 +59,8 @@ pub struct Config {
     pub host: String,
     /// Where the verifier listens: `https://name-or-address:port`.
     pub verifier_url: String,
-    /// Directory with `ca.pem`, `order-keys.json` and `verifier-id`, laid there by the measured initrd.
+    /// Directory with `ca.pem`, `order-keys.json` and `verifier-id`, laid there by the measured initrd. Where the default
+    /// exists, this, `vmm` and `cryptsetup` cannot be set: this file is not measured.
     #[serde(default = "default_trust_dir")]
     pub trust_dir: PathBuf,
     /// What lasts over restarts: the attestation key's blob and one directory a VM.
@@ -155,7 +160,27 @@ impl Config {
                 text: format!("it is larger than {MAX_CONFIG_BYTES} bytes"),
             });
         }
-        Self::parse(path, &text)
+        let config = Self::parse(path, &text)?;
+        if default_trust_dir().exists() {
+            config.check_measured().map_err(|key| ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                text: format!("cannot be changed here: {MEASURED}"),
+            })?;
+        }
+        Ok(config)
+    }
+
+    /// On a host whose measured initrd laid the trust files, this file must not say whom the host obeys nor which programs
+    /// get its keys: it lies on a disk, its contents are measured nowhere, and a listed shell in the place of
+    /// `cryptsetup` would be handed the key of a volume without a trace. Gives the key that is not at its default.
+    fn check_measured(&self) -> Result<(), &'static str> {
+        let fixed = [
+            ("trust_dir", &self.trust_dir, default_trust_dir()),
+            ("vmm", &self.vmm, default_vmm()),
+            ("cryptsetup", &self.cryptsetup, default_cryptsetup()),
+        ];
+        fixed.into_iter().try_for_each(|(key, is, default)| if *is == default { Ok(()) } else { Err(key) })
     }
 
     /// Checks the text of a configuration file; `path` is for the messages only.
@@ -274,6 +299,17 @@ mod tests {
             let error = parse(&format!("{}\n{line}\n", rest.join("\n"))).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn on_a_measured_host_the_file_cannot_choose_who_gets_keys() {
+        assert_eq!(parse(SMALL).unwrap().check_measured(), Ok(()));
+        for key in ["trust_dir", "vmm", "cryptsetup"] {
+            let config = parse(&format!("{SMALL}{key} = \"/somewhere/else\"\n")).unwrap();
+            assert_eq!(config.check_measured(), Err(key));
+        }
+        let free = parse(&format!("{SMALL}state_dir = \"/somewhere/else\"\n")).unwrap();
+        assert_eq!(free.check_measured(), Ok(()));
     }
 
     #[test]
