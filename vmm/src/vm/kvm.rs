@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 /// The device.
@@ -54,13 +55,24 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
 }
 
-/// Creates an empty VM.
+/// Creates an empty VM, without performance counters where this KVM can do that.
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
-    loop {
+    let vm = loop {
         match kvm.create_vm() {
             // Creating a VM can be interrupted by any signal.
             Err(e) if e.errno() == libc::EINTR => {}
-            other => return other.map_err(|source| KvmError::Step { step: "create a VM", source }),
+            other => break other.map_err(|source| KvmError::Step { step: "create a VM", source })?,
         }
+    };
+    // CPUID alone does not take them away: AMD's first four have no bit there. They measure what runs beside the guest.
+    let can = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if u32::try_from(can).is_ok_and(|can| can & KVM_PMU_CAP_DISABLE != 0) {
+        let off = kvm_enable_cap {
+            cap: KVM_CAP_PMU_CAPABILITY,
+            args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        vm.enable_cap(&off).map_err(|source| KvmError::Step { step: "take away performance counters", source })?;
     }
+    Ok(vm)
 }

@@ -84,3 +84,11 @@ fn string_output_is_one_byte_after_the_other() {
     ended.expect_clean(EndReason::Reset);
     assert_eq!(ended.output, "hello");
 }
+
+#[test]
+fn there_are_no_performance_counters() {
+    // xor ecx, ecx; rdpmc: faults where there is no counter 0, and this guest has no handler.
+    let ended = Setup::new(&Guest::new().raw(&[0x31, 0xc9, 0x0f, 0x33]).print("counted").reset()).run();
+    expect_fault(&ended, "triple-fault");
+    assert!(!ended.output.contains("counted"), "{}", ended.output);
+}
