@@ -23,7 +23,7 @@ use portcullis_verifier::reason::{Code, Reason, ServiceCode};
 
 use crate::backoff::Backoff;
 use crate::child;
-use crate::launch::{self, LaunchError, Launcher, Vm, check_boot};
+use crate::launch::{self, LaunchError, Launcher, Vm, check_boot, check_memory};
 use crate::machine::{MachineEvent, Wake};
 use crate::prover::ProverError;
 use crate::receipts;
@@ -209,6 +209,7 @@ impl Agent {
         let checked = checked.and_then(|()| {
             if self.vms.len() < room { Ok(()) } else { Err(LaunchError::Full(self.vms.len()).to_string()) }
         });
+        let checked = checked.and_then(|()| check_memory(order.order().vm.mem_mib).map_err(|error| error.to_string()));
         match checked {
             Ok(()) => Some(order),
             Err(error) => {

@@ -36,6 +36,14 @@ pub enum LaunchError {
     /// The host has no room.
     #[error("this host runs {0} VMs already, its max_vms")]
     Full(usize),
+    /// The host has not enough memory free.
+    #[error("the VM wants {wanted_mib} MiB and this host has {available_mib} MiB available")]
+    Memory {
+        /// What the order asks for.
+        wanted_mib: u64,
+        /// What the kernel says can be had without swapping.
+        available_mib: u64,
+    },
     /// The VM's directory cannot be made, or the order was carried out before.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -235,6 +243,22 @@ pub fn remove_leftovers(config: &Config) -> usize {
     entries.filter(|entry| std::fs::remove_file(entry.path()).is_ok()).count()
 }
 
+/// Refuses a VM that this host has no memory for, before its key is asked for: the guest would be killed, or others.
+pub fn check_memory(wanted_mib: u64) -> Result<(), LaunchError> {
+    // A kernel that does not say is no reason to refuse: the VMM's own allocation is the next check.
+    let available = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available_mib);
+    match available {
+        Some(available_mib) if wanted_mib > available_mib => Err(LaunchError::Memory { wanted_mib, available_mib }),
+        _ => Ok(()),
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo` (proc(5)), which is in KiB.
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+}
+
 /// Refuses orders that are not for this boot of this TPM.
 pub fn check_boot(order: &Order, this: &BootInstance) -> Result<(), LaunchError> {
     if order.boot == *this {
@@ -274,4 +298,17 @@ fn vm_config(vm: &VmSpec, volume: &OpenVolume) -> Result<VmConfig, LaunchError> 
     }
     config.check().map_err(|error| LaunchError::Config(error.to_string()))?;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_not_there_is_not_promised() {
+        assert_eq!(available_mib("MemTotal: 10 kB\nMemAvailable:   20480 kB\n"), Some(20));
+        assert_eq!(available_mib("MemTotal: 10 kB\n"), None);
+        assert!(check_memory(16).is_ok());
+        assert!(matches!(check_memory(u64::MAX), Err(LaunchError::Memory { .. })));
+    }
 }

@@ -40,7 +40,7 @@ pub struct VolumeFile {
 pub struct VmSpec {
     /// The tenant's name for it.
     pub name: String,
-    /// Number of virtual CPUs, 1 to 64.
+    /// Number of virtual CPUs, 1 to 32: what `portcullis-vmm` runs.
     pub vcpus: u32,
     /// Memory in MiB, 16 to 1 048 576.
     pub mem_mib: u64,
@@ -140,8 +140,8 @@ impl VmSpec {
     /// Checks every bound that the fields' descriptions name.
     pub fn check(&self) -> Result<(), OrderError> {
         name::check("vm", &self.name).map_err(|e| bad("vm.name", e.to_string()))?;
-        if !(1..=64).contains(&self.vcpus) {
-            return Err(bad("vm.vcpus", "must be 1 to 64"));
+        if !(1..=32).contains(&self.vcpus) {
+            return Err(bad("vm.vcpus", "must be 1 to 32"));
         }
         if !(16..=1_048_576).contains(&self.mem_mib) {
             return Err(bad("vm.mem_mib", "must be 16 to 1048576"));
