@@ -326,6 +326,12 @@ impl Agent {
         }
         let ended: Vec<String> =
             self.vms.iter_mut().filter_map(|(id, vm)| vm.has_ended().then(|| id.clone())).collect();
+        for vm in ended.iter().filter_map(|id| self.vms.get(id)) {
+            vm.wait_for_last_words();
+        }
+        if !ended.is_empty() {
+            self.hear_what_was_told();
+        }
         for id in &ended {
             if let Some(vm) = self.vms.remove(id) {
                 let record = vm.tear_down("");
@@ -336,6 +342,21 @@ impl Agent {
         if !ended.is_empty() {
             self.send_owed();
             vm_record::prune(&self.session.store.vms_dir());
+        }
+    }
+
+    /// Takes in what VMs have told so far: why one ended is told before its end is seen, but may still be waiting here.
+    fn hear_what_was_told(&mut self) {
+        let mut stop = false;
+        while let Ok(wake) = self.wakes.try_recv() {
+            match wake {
+                Wake::Machine(order, event) => self.machine_event(&order, event),
+                Wake::Stop => stop = true,
+            }
+        }
+        if stop {
+            // For the main loop. It cannot fail: we hold the receiver.
+            let _ = self.wake.send(Wake::Stop);
         }
     }
 

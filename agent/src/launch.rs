@@ -104,6 +104,11 @@ impl Vm {
                 || self.started.elapsed() >= BOOT_PATIENCE)
     }
 
+    /// Waits, shortly, until all that the ended process wrote has been told.
+    pub fn wait_for_last_words(&self) {
+        self.machine.wait_for_last_words();
+    }
+
     /// Asks it to end, without waiting.
     pub fn ask_to_end(&mut self) {
         self.machine.ask_to_end();

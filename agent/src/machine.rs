@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -17,6 +18,8 @@ use portcullis_vmm::log::{EndReason, Event, LogLine, MAX_LINE};
 
 use crate::child;
 
+/// How long the last words of an ended VMM are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time that a VMM has to end by itself after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
 /// Bytes of the console in which the kernel's banner is looked for.
@@ -89,6 +92,8 @@ pub struct MachineSetup<'a> {
 pub struct Machine {
     child: Child,
     status: Option<ExitStatus>,
+    /// They end with the streams that they read.
+    pumps: Vec<JoinHandle<()>>,
 }
 
 impl Machine {
@@ -103,10 +108,11 @@ impl Machine {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(start)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let machine = Self { child, status: None };
+        let mut machine = Self { child, status: None, pumps: Vec::new() };
         let missing = || start(std::io::Error::other("a stream is missing"));
-        pump(stdout.ok_or_else(missing)?, console, Banner::default(), setup.order, wake);
-        pump(stderr.ok_or_else(missing)?, log, Lines::default(), setup.order, wake);
+        let (stdout, stderr) = (stdout.ok_or_else(missing)?, stderr.ok_or_else(missing)?);
+        machine.pumps.push(pump(stdout, console, Banner::default(), setup.order, wake));
+        machine.pumps.push(pump(stderr, log, Lines::default(), setup.order, wake));
         Ok(machine)
     }
 
@@ -116,6 +122,15 @@ impl Machine {
             self.status = self.child.try_wait().ok().flatten();
         }
         self.status
+    }
+
+    /// Waits until all that an ended VM wrote has been read and told. Not for ever: something that it started might hold
+    /// its streams open.
+    pub fn wait_for_last_words(&self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        while !self.pumps.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Asks the VM to end, without waiting for it.
@@ -188,7 +203,7 @@ fn pump(
     mut watch: impl Watch,
     order: &str,
     wake: &Sender<Wake>,
-) {
+) -> JoinHandle<()> {
     let (order, wake) = (order.to_owned(), wake.clone());
     std::thread::spawn(move || {
         // The loop's end may be gone already when the agent shuts down; then nobody needs to know.
@@ -206,7 +221,7 @@ fn pump(
             }
         }
         tell(MachineEvent::Closed);
-    });
+    })
 }
 
 /// Finds the kernel's release in the beginning of the console.

@@ -50,6 +50,23 @@ impl Running {
 }
 
 #[test]
+fn what_a_vm_said_last_is_there_when_it_has_ended() {
+    let mut running = run(
+        r#"head -c 1000000 /dev/zero >&2
+           echo >&2
+           echo '{"timestamp":"t","level":"INFO","event":"end","reason":"power-off","run_us":5,"serial_out":1,"serial_lost":0}' >&2"#,
+        4096,
+    );
+    while running.machine.ended().is_none() {
+        std::thread::yield_now();
+    }
+    running.machine.wait_for_last_words();
+    let told: Vec<Wake> = running.wakes.try_iter().collect();
+    let end = |wake: &Wake| matches!(wake, Wake::Machine(_, MachineEvent::Ending(_)));
+    assert!(told.iter().any(end), "the end was not told: {} events", told.len());
+}
+
+#[test]
 fn the_boot_mark_the_kernel_and_the_end_are_told() {
     let mut running = run(
         r#"echo "[    0.000000] Linux version 6.1.0-40-cloud-amd64 (debian-kernel@lists.debian.org) (gcc-12)"
