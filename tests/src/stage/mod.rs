@@ -7,6 +7,7 @@ pub mod tenant;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use der::{Decode, Encode};
 use portcullis_firmware_fixtures::lab::boot_files::BootFiles;
@@ -184,6 +185,8 @@ fn disks(programs: &Programs, tenant: &Tenant, dir: &Path) -> Result<Vec<Disk>, 
 fn spec(name: &str, image: &Image, disks: &[Disk]) -> HostSpec {
     let mut spec = HostSpec::new(name, image);
     spec.memory_mib = 1536;
+    // Three hosts share two processors that other programs use too.
+    spec.boot_limit = Duration::from_mins(8);
     spec.disks = disks.to_vec();
     spec
 }
