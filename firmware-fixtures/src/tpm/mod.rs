@@ -279,7 +279,9 @@ impl Swtpm {
             command.args(["--flags", "not-need-init,startup-clear"]);
             let control = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.control()));
             let mut process = spawn(command)?;
-            match self.wait_up(&mut process, || TcpStream::connect_timeout(&control, COMMAND_LIMIT).is_ok()) {
+            // Not a connection to the command port: swtpm would take it for its one client.
+            let up = || ports::listens(ports.command()) && TcpStream::connect_timeout(&control, COMMAND_LIMIT).is_ok();
+            match self.wait_up(&mut process, up) {
                 Ok(()) => {
                     self.process = Some(process);
                     self.ports = Some(ports);
