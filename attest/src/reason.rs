@@ -114,17 +114,22 @@ const fn is_invisible(c: char) -> bool {
         | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Written from one table so that the code, its sentence and the list of all of them cannot drift apart.
+/// Makes an enum of stable codes from one table, so that a code, its sentence and the list of all of them cannot drift
+/// apart.
+///
+/// The table begins with the enum's head; then each line is `Variant = "room.what-is-wrong", "One sentence.";`. The enum has
+/// `ALL`, `as_str` and `sentence`.
+#[macro_export]
 macro_rules! reason_codes {
-    ($($variant:ident = $code:literal, $sentence:literal;)*) => {
-        /// The stable code of a reason. Serialises as its string.
+    ($(#[$meta:meta])* $vis:vis enum $name:ident; $($variant:ident = $code:literal, $sentence:literal;)*) => {
+        $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
-        pub enum ReasonCode {
+        $vis enum $name {
             $(#[doc = concat!("`", $code, "`: ", $sentence)] $variant,)*
         }
 
-        impl ReasonCode {
+        impl $name {
             /// Every code, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
@@ -142,6 +147,9 @@ macro_rules! reason_codes {
 }
 
 reason_codes! {
+    /// The stable code of a reason. Serialises as its string.
+    pub enum ReasonCode;
+
     // The firmware event log.
     EventlogUnreadable = "eventlog.unreadable", "The firmware event log cannot be read, so nothing in it can be believed.";
     EventlogMissing = "eventlog.missing", "The evidence has no firmware event log.";

@@ -7,33 +7,10 @@ use core::fmt;
 use portcullis_attest::reason::{Reason as EvidenceReason, ReasonCode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-macro_rules! service_codes {
-    ($($variant:ident = $code:literal, $sentence:literal;)*) => {
-        /// What only the service can find wrong, as a stable code. Evidence has its own codes.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[non_exhaustive]
-        pub enum ServiceCode {
-            $(#[doc = concat!("`", $code, "`: ", $sentence)] $variant,)*
-        }
+portcullis_attest::reason_codes! {
+    /// What only the service can find wrong, as a stable code. Evidence has its own codes.
+    pub enum ServiceCode;
 
-        impl ServiceCode {
-            /// Every code, in the order of this file.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The code as a string, `room.what-is-wrong`.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $code,)* }
-            }
-
-            /// What the code means, in one sentence.
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$variant => $sentence,)* }
-            }
-        }
-    };
-}
-
-service_codes! {
     // Enrolment.
     NotAdmitted = "endorsement.not-admitted", "No operator has admitted this TPM: a genuine TPM proves itself, not the host it sits in.";
     HostConflict = "enrol.host-conflict", "A host of this name is enrolled with another endorsement or attestation key.";
