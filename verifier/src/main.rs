@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -133,35 +133,51 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(code, message)) => {
             if cli.json {
-                println!("{}", serde_json::json!({ "error": { "exit": code, "text": message } }));
+                // The exit code says it too when standard output is gone.
+                let _ = print(&serde_json::json!({ "error": { "exit": code, "text": message } }).to_string());
             }
-            eprintln!("portcullis-verifier: {message}");
+            complain(&message);
             ExitCode::from(code)
         }
     }
 }
 
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|e| Failure(3, format!("cannot write to standard output: {e}"))),
+    }
+}
+
+/// Writes a line to standard error. Not by `eprintln!`, which panics where it cannot: the service goes on without.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "portcullis-verifier: {line}");
+}
+
 fn init(args: &Init, json: bool) -> Result<(), Failure> {
     let made = state::init(&args.state, &args.name, &args.san)?;
     if json {
-        println!("{}", serde_json::to_string(&made).map_err(input)?);
-    } else {
-        println!("verifier {} made in {}", made.verifier, made.state.display());
-        println!("put {} into every host's measured initrd", made.trust.display());
-        println!("CA certificate SHA-256 {}", made.ca_sha256);
+        return print(&serde_json::to_string(&made).map_err(input)?);
     }
-    Ok(())
+    print(&format!(
+        "verifier {} made in {}\nput {} into every host's measured initrd\nCA certificate SHA-256 {}",
+        made.verifier,
+        made.state.display(),
+        made.trust.display(),
+        made.ca_sha256
+    ))
 }
 
 fn certificate(args: &Certificate, json: bool) -> Result<(), Failure> {
     let files = state::certificate(&args.state, args.role, &args.name, args.days, &args.out)?;
-    if json {
-        let answer = serde_json::json!({ "role": args.role.as_str(), "name": args.name, "files": files });
-        println!("{answer}");
+    let (role, name) = (args.role.as_str(), &args.name);
+    print(&if json {
+        serde_json::json!({ "role": role, "name": name, "files": files }).to_string()
     } else {
-        println!("certificate for {} {} in {}", args.role.as_str(), args.name, args.out.display());
-    }
-    Ok(())
+        format!("certificate for {role} {name} in {}", args.out.display())
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -205,6 +221,9 @@ fn log(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Otherwise a line that cannot be written is reported by `eprintln!`, which panics where it cannot either, and what was
+    // being served would end with it.
+    let log = log.log_internal_errors(false);
     if json {
         log.json().init();
     } else {
@@ -239,9 +258,9 @@ async fn run(args: &Serve, json: bool, config: Config, rules: Rules, state: Stat
     let address = ready.address().map_err(|e| Failure(3, e.to_string()))?;
     let (stop, stopped) = watch::channel(false);
     if json {
-        println!("{}", serde_json::json!({ "ready": true, "listen": address, "verifier": verifier }));
+        print(&serde_json::json!({ "ready": true, "listen": address, "verifier": verifier }).to_string())?;
     }
-    eprintln!("portcullis-verifier: ready, {verifier} listens on {address}");
+    complain(&format!("ready, {verifier} listens on {address}"));
     let serving = tokio::spawn(ready.serve(stopped));
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),

@@ -166,6 +166,23 @@ fn it_stops_cleanly_and_gives_its_port_and_state_back() {
     assert_eq!(mode(setup.path("state/verifier.db")), 0o600);
 }
 
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing_and_changes_no_exit_code() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let setup = Setup::new(&[]);
+    let service = setup.serve_logging_to(full());
+    let mut host = Host::new("h1");
+    assert!(host.join(&service).trusted);
+    assert!(service.terminate().success());
+    let command = |out: std::process::Stdio| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis-verifier"));
+        let args = ["--json", "init", "--state", &setup.path("state"), "--name", "other", "--san", "localhost"];
+        command.args(args).stdout(out).stderr(full()).status().unwrap().code()
+    };
+    assert_eq!(command(std::process::Stdio::null()), Some(2));
+    assert_eq!(command(full().into()), Some(2));
+}
+
 /// A call's name, and the call.
 type Call = (&'static str, fn(&Client) -> Result<(), ClientError>);
 

@@ -87,8 +87,12 @@ impl Setup {
 
     /// Starts the service on a free port and waits until it is ready.
     pub fn serve(&self) -> Running {
+        self.serve_logging_to(std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap())
+    }
+
+    /// The same with its log in a file of the caller's.
+    pub fn serve_logging_to(&self, log: std::fs::File) -> Running {
         let args = self.serve_args("127.0.0.1:0");
-        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let mut child = Command::new(PROGRAM).args(&args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
