@@ -3,10 +3,11 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod connection;
+mod eventlog;
 mod failure;
 mod files;
 mod fleet;
-mod logs;
+mod ima;
 mod output;
 mod verify;
 
@@ -62,10 +63,10 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Read a firmware event log
     #[command(subcommand)]
-    Eventlog(logs::EventLogCommand),
+    Eventlog(eventlog::EventLogCommand),
     /// Read an IMA list
     #[command(subcommand)]
-    Ima(logs::ImaCommand),
+    Ima(ima::ImaCommand),
 }
 
 fn main() -> ExitCode {
@@ -86,7 +87,7 @@ fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> R
         Command::Volume(command) => fleet::volume(command, &connection.connect()?, out),
         Command::Vm(command) => fleet::vm(command, &connection.connect()?, out),
         Command::Verify(arguments) => verify::verify(&arguments, out),
-        Command::Eventlog(command) => logs::eventlog(command, out),
-        Command::Ima(command) => logs::ima(command, out),
+        Command::Eventlog(command) => eventlog::run(command, out),
+        Command::Ima(command) => ima::run(command, out),
     }
 }
