@@ -57,9 +57,19 @@ pub struct Evidence {
     /// The firmware event log, as Linux gives it in `binary_bios_measurements`.
     #[serde_as(as = "Base64<Standard, Padded>")]
     pub eventlog: Vec<u8>,
-    /// The IMA list, as Linux gives it in `binary_runtime_measurements`; empty if there is none.
+    /// How many entries the IMA list leaves out at its front, because the verifier judged them before in this boot: what
+    /// it asked for. 0 for a whole list.
+    #[serde(default, skip_serializing_if = "is_whole")]
+    pub ima_from: u64,
+    /// The IMA list from there on, as Linux gives it in `binary_runtime_measurements`; empty if there is none.
     #[serde_as(as = "Base64<Standard, Padded>")]
     pub ima: Vec<u8>,
+}
+
+// By reference, because serde asks so.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_whole(ima_from: &u64) -> bool {
+    *ima_from == 0
 }
 
 /// One quote as the TPM made it, with the PCR values it covers.
@@ -79,10 +89,10 @@ pub struct SignedQuote {
 }
 
 impl Evidence {
-    /// Evidence of this version's schema, from its parts.
+    /// Evidence of this version's schema, from its parts; the IMA list whole.
     #[must_use]
     pub fn new(binding: Binding, quotes: Vec<SignedQuote>, eventlog: Vec<u8>, ima: Vec<u8>) -> Self {
-        Self { schema: SCHEMA.to_owned(), binding, quotes, eventlog, ima }
+        Self { schema: SCHEMA.to_owned(), binding, quotes, eventlog, ima_from: 0, ima }
     }
 
     /// Reads evidence.
@@ -111,6 +121,8 @@ struct Unchecked {
     quotes: Vec<SignedQuote>,
     #[serde_as(as = "Base64<Standard, Padded>")]
     eventlog: Vec<u8>,
+    #[serde(default)]
+    ima_from: u64,
     #[serde_as(as = "Base64<Standard, Padded>")]
     ima: Vec<u8>,
 }
@@ -164,7 +176,7 @@ impl TryFrom<Unchecked> for Evidence {
                 }
             }
         }
-        let Unchecked { schema, binding, quotes, eventlog, ima } = read;
-        Ok(Self { schema, binding, quotes, eventlog, ima })
+        let Unchecked { schema, binding, quotes, eventlog, ima_from, ima } = read;
+        Ok(Self { schema, binding, quotes, eventlog, ima_from, ima })
     }
 }

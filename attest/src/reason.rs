@@ -202,6 +202,7 @@ reason_codes! {
     ImaWeakHash = "ima.weak-hash", "A file was measured with a hash that can be forged.";
     ImaBadName = "ima.bad-name", "A measured name is not a plain file name.";
     ImaHistoryChanged = "ima.history-changed", "The list of measured programs is shorter than, or different from, what this boot showed before.";
+    ImaHistoryMissing = "ima.history-missing", "The list of measured programs leaves out entries that were not judged before, or not by these rules: the whole list is needed.";
 
     // Freshness and the boot instance.
     BootChanged = "boot.changed", "The host was restarted since it was judged.";
@@ -216,7 +217,10 @@ reason_codes! {
     PolicyEmpty = "policy.empty", "The policy requires nothing, so it trusts nothing.";
     PolicyBank = "policy.bank", "The evidence has no quote over the PCR bank that the policy demands.";
     PolicyPcr = "policy.pcr-not-quoted", "The quote leaves out a PCR that the policy needs.";
+    PolicyHost = "policy.host", "The policy is for other hosts.";
     ReferenceMissing = "reference.missing", "No reference values are there for this host, so nothing can be compared.";
+    ReferenceUnsigned = "reference.unsigned", "The reference values are not signed, and the policy does not take them unsigned.";
+    ReferenceSignerUnknown = "reference.signer-unknown", "The reference values are signed by a key that the policy does not name.";
 
     // Quotes, keys and credentials: append below.
     EvidenceMalformed = "evidence.malformed", "The evidence cannot be read.";

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::{hex::Hex, serde_as};
 
 use super::policy::STATIC_PCRS;
-use crate::ima::JudgedIma;
+use crate::ima::ImaState;
 use crate::key::Bank;
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
@@ -56,8 +56,8 @@ pub struct Judged {
     /// Digest of the static PCRs of that bank, see [`static_digest`].
     #[serde_as(as = "Hex")]
     pub static_pcrs: [u8; 32],
-    /// How far the IMA list was judged.
-    pub ima: Option<JudgedIma>,
+    /// How far the IMA list was judged, in every bank of which PCR 10 was quoted.
+    pub ima: Option<ImaState>,
 }
 
 /// Digest of the static PCRs of a bank: SHA-256 over the bank's algorithm id and then each PCR's number and value.

@@ -5,10 +5,9 @@
 
 use super::replayed::ReplayedLog;
 use super::separators;
-use super::{RUNTIME_PCR, policy::STATIC_PCRS};
+use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs};
 use crate::eventlog::{Coverage, Event, EventKind, EventType, Guid, Variable, signature_lists};
 use crate::evidence::PCR_COUNT;
-use crate::ima::Entry;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
 
@@ -52,7 +51,7 @@ impl<'a> Claims<'a> {
         reasons.extend(separators::check(events, bank));
         let secure_boot = secure_boot(events, bank, &mut reasons);
         let command_line = command_line(events, bank);
-        reasons.extend(check_ima(&replayed, bank));
+        reasons.extend(programs::check(&replayed, bank));
         if reasons.is_empty() { Ok(Self { replayed, bank, secure_boot, command_line }) } else { Err(reasons) }
     }
 
@@ -207,43 +206,6 @@ fn is_debug_mode(event: &Event<'_>, bank: Bank) -> bool {
     [&b"UEFI Debug Mode"[..], b"UEFI Debug Mode\0"]
         .iter()
         .any(|text| event.digests.get(bank).is_some_and(|digest| digest == bank.hash(text)))
-}
-
-/// The IMA entries that the quote covers: they begin with this boot, and none is a violation.
-fn check_ima(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
-    let about = |code, entry: &Entry<'_>| Reason::new(code).pcr(RUNTIME_PCR.into()).event(entry.name_lossy());
-    let mut reasons = Vec::new();
-    let Some(first) = replayed.ima().first() else { return reasons };
-    if !first.is_boot_aggregate() || !boot_aggregate_holds(replayed, bank, first) {
-        reasons.push(
-            about(ReasonCode::ImaBootAggregate, first)
-                .expected(format!("boot_aggregate with the {bank} digest of PCRs 0 to 9"))
-                .found(format!(
-                    "{} {}:{}",
-                    first.name_lossy(),
-                    first.digest().algorithm,
-                    hex::encode(first.digest().digest)
-                )),
-        );
-    }
-    for entry in replayed.ima() {
-        if entry.is_violation() {
-            reasons.push(about(ReasonCode::ImaViolation, entry));
-        }
-    }
-    reasons
-}
-
-/// Since Linux 5.8 the digest is that of PCRs 0 to 9, before of 0 to 7; of whichever bank the kernel chose.
-fn boot_aggregate_holds(replayed: &ReplayedLog<'_>, bank: Bank, first: &Entry<'_>) -> bool {
-    let digest = first.digest();
-    let Some(aggregated) = digest.bank().filter(|found| *found != Bank::Sha1 || bank == Bank::Sha1) else {
-        return false;
-    };
-    [10, 8].into_iter().any(|count| {
-        let pcrs: Option<Vec<&[u8]>> = (0..count).map(|pcr| replayed.quote().pcr(aggregated, pcr)).collect();
-        pcrs.is_some_and(|pcrs| aggregated.hash_parts(&pcrs) == digest.digest)
-    })
 }
 
 #[cfg(test)]

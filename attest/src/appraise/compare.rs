@@ -2,10 +2,9 @@
 
 use super::claims::Claims;
 use super::policy::Policy;
-use super::{MAX_REASONS, RUNTIME_PCR};
+use super::{MAX_REASONS, RUNTIME_PCR, programs};
 use crate::eventlog::{Coverage, Event, EventKind};
 use crate::evidence::PCR_COUNT;
-use crate::ima::Entry;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::{Difference, ReferenceValues, Slot, align};
@@ -13,13 +12,17 @@ use crate::reference::{Difference, ReferenceValues, Slot, align};
 /// Most differences that are named for one PCR.
 const MAX_PER_PCR: usize = 10;
 
-/// The name of the reference values that the boot matches in full, if the policy's other demands hold too.
+/// The reference values that the boot matches in full, if the policy's other demands hold too.
 pub(super) fn policy<'r>(
     claims: &Claims<'_>,
     policy: &Policy,
     references: &'r [ReferenceValues],
-) -> Result<&'r str, Vec<Reason>> {
+) -> Result<&'r ReferenceValues, Vec<Reason>> {
     let mut reasons = Vec::new();
+    let host = &claims.replayed().quote().binding().host;
+    if !policy.is_for(host) {
+        reasons.push(Reason::new(ReasonCode::PolicyHost).expected(policy.hosts.join(" | ")).found(host));
+    }
     let secure_boot_denied = policy.secure_boot && claims.secure_boot() != Some(true);
     if secure_boot_denied {
         let (code, event, found) = match claims.secure_boot() {
@@ -30,11 +33,11 @@ pub(super) fn policy<'r>(
     }
     if policy.ima && claims.replayed().ima_bank().is_none() {
         reasons.push(Reason::new(ReasonCode::PolicyPcr).pcr(RUNTIME_PCR.into()));
-    } else if policy.ima && claims.replayed().ima().is_empty() {
+    } else if policy.ima && claims.replayed().ima().is_empty() && claims.replayed().ima_from() == 0 {
         reasons.push(Reason::new(ReasonCode::ImaMissing).pcr(RUNTIME_PCR.into()));
     }
     match best(claims, policy, references) {
-        Ok(name) if reasons.is_empty() => return Ok(name),
+        Ok(values) if reasons.is_empty() => return Ok(values),
         Ok(_) => {}
         Err(differences) => reasons.extend(differences.into_iter().filter(|reason| {
             // Said already, and better.
@@ -49,19 +52,33 @@ fn is_secure_boot_state(reason: &Reason) -> bool {
 }
 
 /// The reference values that match. If none do, the differences from those that come nearest.
-fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValues]) -> Result<&'r str, Vec<Reason>> {
+fn best<'r>(
+    claims: &Claims<'_>,
+    policy: &Policy,
+    references: &'r [ReferenceValues],
+) -> Result<&'r ReferenceValues, Vec<Reason>> {
     let mut nearest: Option<Vec<Reason>> = None;
+    let mut distrusted = Vec::new();
     for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
-        let differences = compare(claims, policy, values);
+        if let Some(reason) = policy.distrust(values) {
+            distrusted.push(reason);
+            continue;
+        }
+        let mut differences = compare(claims, policy, values);
+        differences.extend(programs::left_out(claims.replayed(), policy, values));
         if differences.is_empty() {
-            return Ok(values.name());
+            return Ok(values);
         }
         if nearest.as_ref().is_none_or(|nearest| differences.len() < nearest.len()) {
             nearest = Some(differences);
         }
     }
     Err(nearest.unwrap_or_else(|| {
-        vec![Reason::new(ReasonCode::ReferenceMissing).expected(policy.references.join(", ")).found("none of them")]
+        if distrusted.is_empty() {
+            let reason = Reason::new(ReasonCode::ReferenceMissing);
+            distrusted.push(reason.expected(policy.references.join(", ")).found("none of them"));
+        }
+        distrusted
     }))
 }
 
@@ -82,7 +99,10 @@ fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> Ve
         }
     }
     if policy.ima {
-        let unlisted = claims.replayed().ima().iter().skip(1).filter_map(|entry| check_program(entry, values));
+        // The first entry of a boot speaks of the boot; one that goes on from an earlier judgement has none.
+        let first = usize::from(claims.replayed().ima_from() == 0);
+        let programs = claims.replayed().ima().iter().skip(first);
+        let unlisted = programs.filter_map(|entry| programs::check_program(entry, values));
         reasons.extend(unlisted.take(MAX_REASONS));
     }
     reasons
@@ -179,35 +199,6 @@ fn code_of(slot: &Slot, event: &Event<'_>, bank: Bank) -> ReasonCode {
 /// "kernel" alone; a recorded image that may be either is called a boot loader.
 fn is_kernel(what: &str) -> bool {
     what.contains("kernel") && !what.contains("boot loader")
-}
-
-fn check_program(entry: &Entry<'_>, values: &ReferenceValues) -> Option<Reason> {
-    let about = |code| Reason::new(code).pcr(RUNTIME_PCR.into()).event(entry.name_lossy());
-    let digest = entry.digest();
-    let found = format!("{}:{}", digest.algorithm, hex::encode(digest.digest));
-    if !is_plain(entry.name()) {
-        return Some(about(ReasonCode::ImaBadName).found(found));
-    }
-    let Some(accepted) = values.ima(entry.name()) else {
-        return Some(about(ReasonCode::ImaUnlisted).found(found));
-    };
-    if digest.bank() != Some(Bank::Sha256) || digest.verity {
-        return Some(about(ReasonCode::ImaWeakHash).expected("sha256 of the file").found(found));
-    }
-    if accepted.contains(digest.digest) {
-        return None;
-    }
-    let expected: Vec<_> = accepted.iter().take(3).map(|digest| format!("sha256:{}", hex::encode(digest))).collect();
-    Some(about(ReasonCode::ImaWrongHash).expected(expected.join(" | ")).found(found))
-}
-
-/// A name that reads as what it is: no control characters, and no way around the directory that it names.
-fn is_plain(name: &[u8]) -> bool {
-    core::str::from_utf8(name).is_ok_and(|name| {
-        !name.is_empty()
-            && name.chars().all(|c| !c.is_control())
-            && name.split('/').all(|part| part != ".." && part != ".")
-    })
 }
 
 /// Order of reasons: what explains most first. Within one weight they stay in the order of the boot.

@@ -11,6 +11,7 @@ mod boot;
 mod claims;
 mod compare;
 mod policy;
+mod programs;
 mod replayed;
 mod separators;
 
@@ -23,7 +24,7 @@ pub use replayed::ReplayedLog;
 
 use crate::binding::Binding;
 use crate::evidence::Evidence;
-use crate::ima::JudgedIma;
+use crate::ima::ImaState;
 use crate::key::{Bank, EnrolledAk};
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
@@ -100,9 +101,9 @@ pub struct Appraisal {
     reference: String,
     secure_boot: Option<bool>,
     command_line: Option<String>,
-    ima: Option<JudgedIma>,
+    ima: Option<ImaState>,
     ima_judged: bool,
-    continued: Option<JudgedIma>,
+    continued: Option<ImaState>,
 }
 
 /// Judges evidence from its first byte to the verdict.
@@ -146,16 +147,13 @@ impl Claims<'_> {
         let reference = compare::policy(&self, policy, references)?;
         let replayed = self.replayed();
         let bank = self.bank();
-        let ima = replayed.ima_bank().and_then(|bank| {
-            let entries = u64::try_from(replayed.ima().len()).unwrap_or(u64::MAX);
-            Some(JudgedIma { bank, entries, pcr: replayed.quote().pcr(bank, RUNTIME_PCR)?.to_vec() })
-        });
+        let ima = replayed.ima_state(programs::rules(policy, reference));
         Ok(Appraisal {
             quote: replayed.quote().clone(),
             boot: BootInstance::of(ek, replayed.quote()),
             bank,
             policy: policy.name.clone(),
-            reference: reference.to_owned(),
+            reference: reference.name().to_owned(),
             secure_boot: self.secure_boot(),
             command_line: self.command_line().map(str::to_owned),
             ima,

@@ -1,9 +1,9 @@
 //! From a verified quote to logs that lead to exactly what it signed.
 
-use super::RUNTIME_PCR;
+use super::{RUNTIME_PCR, programs};
 use crate::eventlog::{EventLog, EventLogError, initial_value};
 use crate::evidence::Evidence;
-use crate::ima::{ExtendRule, ImaList, JudgedIma};
+use crate::ima::{Entry, ImaList, ImaState};
 use crate::key::Bank;
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
@@ -22,20 +22,22 @@ pub struct ReplayedLog<'a> {
     ima: ImaList<'a>,
     ima_entries: usize,
     ima_bank: Option<Bank>,
-    continued: Option<JudgedIma>,
+    ima_from: u64,
+    continued: Option<ImaState>,
 }
 
 impl<'a> ReplayedLog<'a> {
     /// Replays the logs for every bank and against every PCR that was quoted.
     ///
-    /// `previous` is how far the IMA list was judged before in the same boot: the list must begin with that.
+    /// `previous` is how far the IMA list was judged before in the same boot: a whole list must begin with that, and one
+    /// that leaves entries out ([`Evidence::ima_from`]) goes on from there, so that it costs only what is new.
     ///
     /// # Errors
     /// Every PCR to which the logs do not lead, and everything that nothing accounts for.
     pub fn replay(
         quote: VerifiedQuote,
         evidence: &'a Evidence,
-        previous: Option<&JudgedIma>,
+        previous: Option<&ImaState>,
     ) -> Result<Self, Vec<Reason>> {
         let mut reasons = Vec::new();
         let log = match EventLog::parse(&evidence.eventlog) {
@@ -56,7 +58,7 @@ impl<'a> ReplayedLog<'a> {
             }
         };
         let ima = ima.map(|list| {
-            let entries = check_ima(&quote, &list, previous, &mut reasons);
+            let entries = programs::covered(&quote, &list, evidence.ima_from, previous, &mut reasons);
             (list, entries)
         });
         let (Some(log), Some((ima, ima_entries)), true) = (log, ima, reasons.is_empty()) else {
@@ -66,7 +68,7 @@ impl<'a> ReplayedLog<'a> {
             .banks()
             .filter(|bank| *bank != Bank::Sha1 && quote.pcr(*bank, RUNTIME_PCR).is_some())
             .max_by_key(|bank| bank.digest_size());
-        Ok(Self { quote, log, ima, ima_entries, ima_bank, continued: previous.cloned() })
+        Ok(Self { quote, log, ima, ima_entries, ima_bank, ima_from: evidence.ima_from, continued: previous.cloned() })
     }
 
     /// The quote.
@@ -80,8 +82,22 @@ impl<'a> ReplayedLog<'a> {
     }
 
     /// The entries of the IMA list that the quoted PCR 10 covers. What the host listed beyond them is not here.
-    pub fn ima(&self) -> &[crate::ima::Entry<'a>] {
+    pub fn ima(&self) -> &[Entry<'a>] {
         self.ima.entries().get(..self.ima_entries).unwrap_or_default()
+    }
+
+    /// How many entries of this boot came before those of [`ReplayedLog::ima`] and were judged earlier.
+    pub const fn ima_from(&self) -> u64 {
+        self.ima_from
+    }
+
+    /// How far the IMA list is judged once the rest of it is found acceptable by these rules; `None` if no PCR 10 that
+    /// proves anything was quoted.
+    pub(super) fn ima_state(&self, rules: [u8; 32]) -> Option<ImaState> {
+        self.ima_bank?;
+        let entries = self.ima_from.saturating_add(u64::try_from(self.ima_entries).unwrap_or(u64::MAX));
+        let pcr = |bank| Some((bank, self.quote.pcr(bank, RUNTIME_PCR)?.to_vec()));
+        Some(ImaState { entries, pcrs: self.quote.banks().filter_map(pcr).collect(), rules })
     }
 
     /// The strongest bank of which PCR 10 was quoted; not SHA-1, which proves nothing. It need not be the bank on which
@@ -91,7 +107,7 @@ impl<'a> ReplayedLog<'a> {
     }
 
     /// The earlier judgement that the IMA list was found to continue.
-    pub(super) const fn continued(&self) -> Option<&JudgedIma> {
+    pub(super) const fn continued(&self) -> Option<&ImaState> {
         self.continued.as_ref()
     }
 }
@@ -176,65 +192,4 @@ fn not_quoted(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
     pcrs.sort_unstable();
     pcrs.dedup();
     pcrs.into_iter().map(|pcr| Reason::new(ReasonCode::EventlogPcrNotQuoted).pcr(pcr)).collect()
-}
-
-/// Finds how far the quoted PCR 10 covers the list. Every bank of which it was quoted must agree.
-fn check_ima(
-    quote: &VerifiedQuote,
-    list: &ImaList<'_>,
-    previous: Option<&JudgedIma>,
-    reasons: &mut Vec<Reason>,
-) -> usize {
-    let mut covered: Option<usize> = None;
-    let here = |code| Reason::new(code).pcr(RUNTIME_PCR.into());
-    for bank in quote.banks() {
-        let Some(quoted) = quote.pcr(bank, RUNTIME_PCR) else { continue };
-        let of_bank = previous.filter(|judged| judged.bank == bank);
-        let Some(reached) = list.reach(bank, ExtendRule::Digest, quoted, of_bank) else {
-            reasons.push(not_reached(list, bank, quoted));
-            continue;
-        };
-        if !reached.continues {
-            let judged = of_bank.map_or(0, |judged| judged.entries);
-            reasons.push(
-                here(ReasonCode::ImaHistoryChanged)
-                    .expected(format!("the {judged} entries that were judged before, and then more"))
-                    .found(format!("{} entries that do not begin with them", reached.entries)),
-            );
-        }
-        if covered.is_some_and(|entries| entries != reached.entries) {
-            reasons.push(here(ReasonCode::ImaPcrMismatch).found("banks that cover different parts of the list"));
-        }
-        covered = Some(reached.entries);
-    }
-    let judged_bank_quoted = previous.is_none_or(|judged| quote.pcr(judged.bank, RUNTIME_PCR).is_some());
-    if !judged_bank_quoted {
-        reasons.push(here(ReasonCode::ImaHistoryChanged).found("no PCR 10 of the bank that was judged before"));
-    }
-    let covered = covered.unwrap_or(0);
-    for entry in list.entries().iter().take(covered) {
-        if entry.pcr != u32::from(RUNTIME_PCR) {
-            reasons.push(
-                here(ReasonCode::ImaWrongPcr).event(entry.name_lossy()).expected("10").found(entry.pcr.to_string()),
-            );
-        }
-        if !entry.template_digest_holds() {
-            reasons.push(here(ReasonCode::ImaTemplateMismatch).event(entry.name_lossy()));
-        }
-    }
-    covered
-}
-
-fn not_reached(list: &ImaList<'_>, bank: Bank, quoted: &[u8]) -> Reason {
-    let code = if list.entries().is_empty() {
-        ReasonCode::ImaMissing
-    } else if list.position_of(bank, ExtendRule::PaddedSha1, quoted).is_some() {
-        ReasonCode::ImaPaddedSha1
-    } else {
-        ReasonCode::ImaPcrMismatch
-    };
-    Reason::new(code)
-        .pcr(RUNTIME_PCR.into())
-        .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted)))
-        .found(format!("{} entries that never lead there", list.entries().len()))
 }

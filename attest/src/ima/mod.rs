@@ -18,7 +18,8 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-pub use replay::{ExtendRule, JudgedIma};
+pub(crate) use replay::Start;
+pub use replay::{ExtendRule, ImaState};
 pub use template::{FileDigest, Template};
 
 /// The PCR that IMA extends.

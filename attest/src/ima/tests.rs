@@ -142,13 +142,28 @@ fn n86_a_list_continues_what_was_judged_or_it_does_not() {
     first.entries.truncate(3);
     let first = first.bytes();
     let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
-    let judged = JudgedIma { bank: Bank::Sha256, entries: 3, pcr };
-    let reach = |judged: &JudgedIma| list.reach(Bank::Sha256, ExtendRule::Digest, &quoted, Some(judged)).unwrap();
-    assert!(reach(&judged).continues);
-    assert!(!reach(&JudgedIma { entries: 2, ..judged.clone() }).continues);
-    assert!(!reach(&JudgedIma { entries: 7, ..judged.clone() }).continues);
-    assert!(!reach(&JudgedIma { pcr: vec![9; 32], ..judged.clone() }).continues);
-    assert!(!reach(&JudgedIma { bank: Bank::Sha384, ..judged }).continues);
+    let reach = |entries, pcr: &[u8]| {
+        list.reach(Bank::Sha256, ExtendRule::Digest, None, &quoted, Some((entries, pcr))).unwrap()
+    };
+    assert!(reach(3, &pcr).continues);
+    assert!(!reach(2, &pcr).continues);
+    assert!(!reach(7, &pcr).continues);
+    assert!(!reach(3, &[9; 32]).continues);
+}
+
+#[test]
+fn n86_a_list_that_leaves_out_what_was_judged_goes_on_from_there() {
+    let all = small();
+    let first = ListBuilder { entries: all.entries[..4].to_vec() }.bytes();
+    let rest = ListBuilder { entries: all.entries[4..].to_vec() }.bytes();
+    let quoted = ImaList::parse(&all.bytes()).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
+    let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
+    let rest = ImaList::parse(&rest).unwrap();
+    let start = |pcr| Some(Start { entries: 4, pcr });
+    let reach = |start| rest.reach(Bank::Sha256, ExtendRule::Digest, start, &quoted, None);
+    assert_eq!(reach(start(&pcr)).unwrap().entries, 2);
+    assert_eq!(reach(start(&[0; 32])), None);
+    assert_eq!(reach(None), None);
 }
 
 #[test]

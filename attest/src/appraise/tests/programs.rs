@@ -1,10 +1,12 @@
 //! The IMA list: N65 to N72, N86, N87.
 
 use super::host::{Host, codes};
+use crate::appraise::{Appraisal, Judged};
+use crate::evidence::Evidence;
 use crate::ima::list_builder::{ListBuilder, template_data};
 use crate::ima::{ExtendRule, ImaList};
 use crate::key::Bank;
-use crate::reason::ReasonCode as Code;
+use crate::reason::{Reason, ReasonCode as Code};
 
 #[test]
 fn a_program_that_is_not_listed_is_named() {
@@ -158,6 +160,86 @@ fn n86_within_one_boot_the_list_only_grows() {
     reset.unwrap();
 }
 
+/// The host a moment after it was judged, with `change` made to it, and its evidence from entry `from` on.
+fn goes_on(change: fn(&mut Host), from: u64, tamper: fn(&mut Evidence)) -> (Judged, Result<Appraisal, Vec<Reason>>) {
+    let judged = Host::good().appraise().unwrap().judged();
+    let mut host = Host::good();
+    host.clock_ms += 1_000;
+    change(&mut host);
+    let mut evidence = host.evidence_of(host.pcrs());
+    evidence.ima_from = from;
+    let left_out = usize::try_from(from).unwrap().min(host.ima.entries.len());
+    evidence.ima = ListBuilder { entries: host.ima.entries[left_out..].to_vec() }.bytes();
+    tamper(&mut evidence);
+    let appraisal = host.appraise_with(&evidence, Some(&judged));
+    (judged, appraisal)
+}
+
+#[test]
+fn n86_a_list_may_leave_out_exactly_what_was_judged_before() {
+    let later = |host: &mut Host| {
+        host.ima.file("/usr/bin/portcullis-vmm", b"vmm");
+    };
+    for (change, entries) in [(later as fn(&mut Host), 4), (|_| {}, 3)] {
+        let (judged, appraisal) = goes_on(change, 3, |_| {});
+        let appraisal = appraisal.unwrap();
+        appraisal.continues(&judged).unwrap();
+        assert_eq!(appraisal.ima_entries(), entries);
+        // The state is what judging the whole list would have left.
+        let (_, whole) = goes_on(change, 0, |_| {});
+        assert_eq!(appraisal.judged(), whole.unwrap().judged());
+    }
+    let denied = |change, from, tamper| codes(&goes_on(change, from, tamper).1.unwrap_err());
+    for from in [1, 2, 4] {
+        assert_eq!(denied(later, from, |_| {}), [Code::ImaHistoryMissing], "{from}");
+    }
+    // What is new is judged as ever; a second beginning is no program.
+    assert_eq!(denied(|host| drop(host.ima.file("/usr/bin/xmrig", b"miner")), 3, |_| {}), [Code::ImaUnlisted]);
+    assert_eq!(denied(|host| drop(host.ima.violation("/usr/bin/portcullis-vmm")), 3, |_| {}), [Code::ImaViolation]);
+    assert_eq!(denied(|host| host.ima.entries.push(host.ima.entries[0].clone()), 3, |_| {}), [Code::ImaUnlisted]);
+    // New entries that do not lead to the quoted value, or none of them.
+    assert_eq!(denied(later, 3, |evidence| evidence.ima.clear()), [Code::ImaPcrMismatch]);
+    assert_eq!(denied(later, 3, |evidence| evidence.ima_from = 0), [Code::ImaPcrMismatch]);
+    // Another past: what the PCR holds does not come from the judged state.
+    assert_eq!(denied(|host| host.ima.entries.swap(1, 2), 3, |_| {}), [Code::ImaPcrMismatch]);
+    // Another boot has no past.
+    assert_eq!(denied(|host| host.reset_count += 1, 3, |_| {}), [Code::ImaHistoryMissing]);
+}
+
+#[test]
+fn n86_what_was_judged_by_other_rules_is_judged_again() {
+    assert_eq!(codes(&goes_on(|host| host.policy.name.push('2'), 3, |_| {}).1.unwrap_err()), [Code::ImaHistoryMissing]);
+    goes_on(|host| host.policy.name.push('2'), 0, |_| {}).1.unwrap();
+    // Reference values that list more, or that list something else: the beginning matches those of before alone.
+    let relisted = |host: &mut Host| {
+        let log = host.log.bytes();
+        let log = crate::eventlog::EventLog::parse(&log).unwrap();
+        let mut builder = crate::reference::ReferenceBuilder::new("other", "");
+        builder.recorded(&log, &[Bank::Sha256], &crate::appraise::STATIC_PCRS);
+        builder.ima("/usr/bin/new", Bank::Sha256.hash(b"new").as_slice().try_into().unwrap());
+        host.references.push(builder.build().unwrap());
+        host.policy.references.push("other".to_owned());
+        host.ima.file("/usr/bin/new", b"new");
+    };
+    let judged = {
+        let mut host = Host::good();
+        host.policy.references.push("other".to_owned());
+        host.appraise().unwrap().judged()
+    };
+    let mut host = Host::good();
+    relisted(&mut host);
+    let mut evidence = host.evidence_of(host.pcrs());
+    // Neither accepts the whole list, so neither may accept the end of it.
+    assert_eq!(codes(&host.appraise_with(&evidence, Some(&judged)).unwrap_err()), [Code::ImaUnlisted]);
+    evidence.ima_from = 3;
+    evidence.ima = ListBuilder { entries: host.ima.entries[3..].to_vec() }.bytes();
+    let reasons = host.appraise_with(&evidence, Some(&judged)).unwrap_err();
+    assert!(
+        codes(&reasons).iter().all(|code| matches!(code, Code::ImaUnlisted | Code::ImaHistoryMissing)),
+        "{reasons:?}"
+    );
+}
+
 #[test]
 fn n87_a_bank_of_padded_sha1_is_no_evidence() {
     let mut host = Host::good();
@@ -183,7 +265,7 @@ fn programs_are_judged_in_a_bank_that_the_kernel_extends_though_the_boot_is_judg
     host.references = vec![builder.build().unwrap()];
     let judged = host.appraise().unwrap().judged();
     assert_eq!(judged.bank, Bank::Sha384);
-    assert_eq!(judged.ima.unwrap().bank, Bank::Sha256);
+    assert_eq!(judged.ima.unwrap().pcrs.into_keys().collect::<Vec<_>>(), [Bank::Sha256]);
     // SHA-1 alone does not do for the programs either.
     host.selection.get_mut(&Bank::Sha256).unwrap().retain(|pcr| *pcr != 10);
     host.selection.insert(Bank::Sha1, vec![10]);
