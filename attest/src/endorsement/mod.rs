@@ -6,7 +6,9 @@
 mod certificate;
 mod chain;
 mod credential;
+mod enrolment;
 mod roots;
+mod verifier_keys;
 
 use std::cmp::Ordering;
 use std::time::SystemTime;
@@ -23,7 +25,9 @@ use crate::reason::{Reason, ReasonCode};
 
 pub use certificate::CertificateError;
 pub use credential::{Credential, CredentialError, make_credential};
+pub use enrolment::{ENROLMENT_SCHEMA, ENROLMENT_TYP, EnrolmentError, EnrolmentStatement};
 pub use roots::{EkRoots, RootsError, RootsProblem};
+pub use verifier_keys::{JwsError, VerifierKeys};
 
 /// tcg-kp-EKCertificate: the extended key usage of endorsement keys.
 const EK_CERTIFICATE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
