@@ -56,7 +56,7 @@ fn judge(boot: &RecordedBoot) -> Result<Appraisal, Vec<Reason>> {
     let quote = tpm.evidence(&binding(), &quoted(boot)).quotes;
     let evidence = Evidence::new(binding(), quote, boot.event_log.to_vec(), boot.ima.to_vec());
     let policy = "schema = \"portcullis/policy/1\"\nname = \"lab\"\nbank = \"sha256\"\nsecure_boot = true\nima = true\n\
-                  references = [\"lab\"]\n";
+                  references = [\"lab\"]\nhosts = [\"*\"]\nunsigned_references = true\n";
     let context = Context {
         ak: &tpm.enrolled().unwrap(),
         binding: &binding(),

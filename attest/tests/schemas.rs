@@ -91,6 +91,9 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
         "^[a-z0-9.-]{1,64}$" => {
             (1..=64).contains(&text.len()) && text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
         }
+        "^([a-z0-9.-]{1,64}\\*?|\\*)$" => {
+            text == "*" || matches_pattern("^[a-z0-9.-]{1,64}$", text.strip_suffix('*').unwrap_or(text))
+        }
         other => panic!("pattern {other} is not known to this test"),
     }
 }
@@ -114,6 +117,9 @@ fn the_policy_example_reads_and_is_what_the_schema_says() {
         ("bank", "md5".into()),
         ("secure_boot", "yes".into()),
         ("references", "one".into()),
+        ("hosts", serde_json::json!(["Host"])),
+        ("hosts", serde_json::json!(["a*b"])),
+        ("unsigned_references", "yes".into()),
         ("more", 1.into()),
     ] {
         let mut wrong = toml_example("examples/policy-1.toml");

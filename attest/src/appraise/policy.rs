@@ -3,9 +3,13 @@
 //! A policy says what must be; it cannot say what may be overlooked. Whatever it leaves out makes it trust less.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::key::Bank;
+use crate::reason::{Reason, ReasonCode};
+use crate::reference::ReferenceValues;
+use crate::reference::signature::SignerKey;
 
 /// The schema that this version reads.
 pub const SCHEMA: &str = "portcullis/policy/1";
@@ -27,6 +31,9 @@ pub struct Policy {
     pub name: String,
     /// The PCR bank on which the judgement rests: sha256, sha384, sha512 or sm3_256.
     pub bank: Option<Bank>,
+    /// The hosts that it is for, by their ids; `*` at the end of one stands for any end, so `["*"]` is for all hosts.
+    #[serde(default)]
+    pub hosts: Vec<String>,
     /// Whether Secure Boot must be on.
     #[serde(default)]
     pub secure_boot: bool,
@@ -36,6 +43,12 @@ pub struct Policy {
     /// Names of the reference values of which the host must match one, in full.
     #[serde(default)]
     pub references: Vec<String>,
+    /// The keys that may sign reference values (PEM).
+    #[serde(default)]
+    pub reference_signers: Vec<SignerKey>,
+    /// Whether reference values that nobody signed count: whoever can write their file then says what a good boot is.
+    #[serde(default)]
+    pub unsigned_references: bool,
 }
 
 /// Why a text is no policy.
@@ -50,6 +63,9 @@ pub enum PolicyError {
     /// Of another schema.
     #[error("the policy has schema {0:?}, this version reads {SCHEMA}")]
     Schema(String),
+    /// A pattern that cannot be meant.
+    #[error("hosts: {0:?} is neither a host's id nor one that ends in `*`")]
+    Host(String),
     /// A bank whose hash can be forged.
     #[error("bank {0} proves nothing: SHA-1 collisions can be made; use sha256 or stronger")]
     WeakBank(Bank),
@@ -74,11 +90,46 @@ impl Policy {
         if policy.bank == Some(Bank::Sha1) {
             return Err(PolicyError::WeakBank(Bank::Sha1));
         }
+        if let Some(wrong) = policy.hosts.iter().find(|host| !is_host_pattern(host)) {
+            return Err(PolicyError::Host(wrong.chars().take(64).collect()));
+        }
         Ok(policy)
+    }
+
+    /// SHA-256 of what it says, however its file is laid out.
+    pub fn digest(&self) -> [u8; 32] {
+        // Lists, texts and numbers: JSON holds all of it.
+        Sha256::digest(serde_json::to_vec(self).unwrap_or_default()).into()
+    }
+
+    /// Whether it is for this host.
+    pub fn is_for(&self, host: &str) -> bool {
+        self.hosts.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => host.starts_with(beginning),
+            None => host == pattern,
+        })
+    }
+
+    /// Why reference values do not count, if they do not.
+    pub(super) fn distrust(&self, values: &ReferenceValues) -> Option<Reason> {
+        let signers = || self.reference_signers.iter().map(SignerKey::id).collect::<Vec<_>>().join(" | ");
+        match values.signed_by() {
+            None if self.unsigned_references => None,
+            None => Some(Reason::new(ReasonCode::ReferenceUnsigned).event(values.name()).expected(signers())),
+            Some(id) if self.reference_signers.iter().any(|key| key.id() == id) => None,
+            Some(id) => {
+                let reason = Reason::new(ReasonCode::ReferenceSignerUnknown).event(values.name());
+                Some(reason.expected(signers()).found(id))
+            }
+        }
     }
 
     /// The bank on which the judgement rests, unless the policy is empty: then it trusts nothing.
     pub(super) fn bank_if_any(&self) -> Option<Bank> {
         self.bank.filter(|bank| *bank != Bank::Sha1 && !self.references.is_empty())
     }
+}
+
+fn is_host_pattern(pattern: &str) -> bool {
+    pattern == "*" || crate::binding::is_valid_id(pattern.strip_suffix('*').unwrap_or(pattern))
 }

@@ -20,6 +20,7 @@ const MAX_TEXT: usize = 4096;
 pub struct ReferenceBuilder {
     name: String,
     description: String,
+    version: u64,
     slots: Vec<Slot>,
     ima: BTreeMap<String, BTreeSet<Vec<u8>>>,
 }
@@ -28,6 +29,12 @@ impl ReferenceBuilder {
     /// Begins with nothing: no PCR may be extended.
     pub fn new(name: &str, description: &str) -> Self {
         Self { name: name.to_owned(), description: description.to_owned(), ..Self::default() }
+    }
+
+    /// Which edition of these values it is: higher than that of those that they replace.
+    pub fn version(&mut self, version: u64) -> &mut Self {
+        self.version = version;
+        self
     }
 
     /// Adds a slot for each event of a recorded log that extends one of these PCRs, with its digests of these banks.
@@ -88,6 +95,8 @@ impl ReferenceBuilder {
             description: self.description.clone(),
             slots,
             ima: self.ima.clone(),
+            version: self.version,
+            signed_by: None,
         })
     }
 }

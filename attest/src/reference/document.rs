@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::{ReferenceBuilder, ReferenceError, ReferenceValues, SCHEMA, Slot};
 use crate::eventlog::EventType;
@@ -15,6 +16,8 @@ struct Document {
     name: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    version: u64,
     #[serde(default)]
     event: Vec<EventEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -49,6 +52,11 @@ struct ImaEntry {
     sha256: Vec<String>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(version: &u64) -> bool {
+    *version == 0
+}
+
 pub(super) fn read(text: &str) -> Result<ReferenceValues, ReferenceError> {
     if text.len() > super::MAX_BYTES {
         return Err(ReferenceError::TooLarge(text.len()));
@@ -58,6 +66,7 @@ pub(super) fn read(text: &str) -> Result<ReferenceValues, ReferenceError> {
         return Err(ReferenceError::Schema(document.schema.chars().take(64).collect()));
     }
     let mut builder = ReferenceBuilder::new(&document.name, &document.description);
+    builder.version(document.version);
     for (entry, number) in document.event.into_iter().zip(1_usize..) {
         builder.slot(slot(entry, number)?);
     }
@@ -121,6 +130,17 @@ fn event_type(text: &str) -> Option<EventType> {
 }
 
 pub(super) fn write(values: &ReferenceValues) -> Result<String, ReferenceError> {
+    Ok(toml::to_string(&document(values))?)
+}
+
+/// Of the canonical JSON: the fields of this schema, in its order.
+pub(super) fn digest(values: &ReferenceValues) -> [u8; 32] {
+    // Maps with text as keys and plain numbers: JSON holds all of it.
+    let json = serde_json::to_vec(&document(values)).unwrap_or_default();
+    Sha256::digest(json).into()
+}
+
+fn document(values: &ReferenceValues) -> Document {
     let digests =
         |slot: &Slot, bank| -> Vec<String> { slot.digests.get(&bank).into_iter().flatten().map(hex::encode).collect() };
     let event = values.slots.values().flatten().map(|slot| EventEntry {
@@ -138,12 +158,12 @@ pub(super) fn write(values: &ReferenceValues) -> Result<String, ReferenceError> 
         .ima
         .iter()
         .map(|(path, digests)| ImaEntry { path: path.clone(), sha256: digests.iter().map(hex::encode).collect() });
-    let document = Document {
+    Document {
         schema: SCHEMA.to_owned(),
         name: values.name.clone(),
         description: values.description.clone(),
+        version: values.version,
         event: event.collect(),
         ima: ima.collect(),
-    };
-    Ok(toml::to_string(&document)?)
+    }
 }

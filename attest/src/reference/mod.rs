@@ -9,6 +9,7 @@
 mod align;
 mod builder;
 mod document;
+pub mod signature;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 pub(crate) use align::{Difference, align};
 pub use builder::ReferenceBuilder;
+use signature::{DetachedSignature, SignatureError, SignerKey};
 
 use crate::eventlog::{Event, EventType};
 use crate::key::Bank;
@@ -36,6 +38,8 @@ pub struct ReferenceValues {
     description: String,
     slots: BTreeMap<u8, Vec<Slot>>,
     ima: BTreeMap<String, BTreeSet<Vec<u8>>>,
+    version: u64,
+    signed_by: Option<String>,
 }
 
 /// What is expected at one place of one PCR.
@@ -88,6 +92,9 @@ pub enum ReferenceError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// The signature beside the file does not hold.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// The values cannot be written.
     #[error("the reference values cannot be written: {0}")]
     Write(#[from] toml::ser::Error),
@@ -165,6 +172,31 @@ impl ReferenceValues {
     /// Anything that the schema does not have, and slots that could not be meant.
     pub fn from_toml(text: &str) -> Result<Self, ReferenceError> {
         document::read(text)
+    }
+
+    /// Reads reference values with the signature that lies beside them, by one of `keys`: `jws` is the content of the
+    /// file with `.sig` added to its name.
+    ///
+    /// # Errors
+    /// If none of the keys signed exactly this text, and as [`ReferenceValues::from_toml`].
+    pub fn from_signed(text: &str, jws: &str, keys: &[SignerKey]) -> Result<Self, ReferenceError> {
+        let signer = DetachedSignature::parse(jws)?.verify(text.as_bytes(), keys)?;
+        Ok(Self { signed_by: Some(signer.id().to_owned()), ..Self::from_toml(text)? })
+    }
+
+    /// The id of the key that signed them, if their signature was checked: SHA-256 of its SubjectPublicKeyInfo, in hex.
+    pub fn signed_by(&self) -> Option<&str> {
+        self.signed_by.as_deref()
+    }
+
+    /// Which edition of these values it is; 0 where none was given. A later one has a higher number.
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// SHA-256 of what they say, however the file is laid out and whoever signed it.
+    pub fn digest(&self) -> [u8; 32] {
+        document::digest(self)
     }
 
     /// Writes them, readable by [`ReferenceValues::from_toml`].

@@ -19,6 +19,8 @@ bank = \"sha256\"
 secure_boot = true
 ima = true
 references = [\"lab-host\"]
+hosts = [\"*\"]
+unsigned_references = true
 ";
 
 /// PCRs of which the firmware and shim measure all, whatever is on the disk.

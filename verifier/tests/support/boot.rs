@@ -10,7 +10,7 @@ use portcullis_firmware_fixtures::tpm::Swtpm;
 pub const BANKS: [Bank; 3] = [Bank::Sha1, Bank::Sha256, Bank::Sha384];
 /// The policy that [`Boot::good`] satisfies.
 pub const POLICY: &str = "schema = \"portcullis/policy/1\"\nname = \"test\"\nbank = \"sha256\"\nsecure_boot = true\n\
-                          ima = true\nreferences = [\"good\"]\n";
+                          ima = true\nreferences = [\"good\"]\nhosts = [\"*\"]\nunsigned_references = true\n";
 
 const GLOBAL: [u8; 16] = [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
 const IMAGE_SECURITY: [u8; 16] =

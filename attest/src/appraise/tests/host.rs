@@ -19,7 +19,7 @@ use crate::reference::{ReferenceBuilder, ReferenceValues};
 pub const BANKS: [Bank; 3] = [Bank::Sha1, Bank::Sha256, Bank::Sha384];
 
 pub const POLICY: &str = "schema = \"portcullis/policy/1\"\nname = \"test\"\nbank = \"sha256\"\nsecure_boot = true\nima = true\n\
-                          references = [\"good\"]\n";
+                          references = [\"good\"]\nhosts = [\"*\"]\nunsigned_references = true\n";
 
 /// A host, and what the verifier knows of it.
 pub struct Host {

@@ -4,6 +4,7 @@
 mod boot;
 mod host;
 mod logs;
+mod policy;
 mod programs;
 
 use host::Host;
