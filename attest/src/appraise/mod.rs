@@ -10,7 +10,9 @@
 mod boot;
 mod claims;
 mod compare;
+mod name_pattern;
 mod policy;
+mod program_rules;
 mod programs;
 mod replayed;
 mod separators;
@@ -19,7 +21,9 @@ use std::collections::BTreeMap;
 
 pub use boot::{BootInstance, Judged, static_digest};
 pub use claims::Claims;
+pub use name_pattern::{NamePattern, NamePatternError};
 pub use policy::{MAX_POLICY, Policy, PolicyError, SCHEMA as POLICY_SCHEMA, STATIC_PCRS};
+pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
 pub use replayed::ReplayedLog;
 
 use crate::binding::Binding;

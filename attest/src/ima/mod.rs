@@ -11,6 +11,7 @@
 
 mod ascii;
 mod binary;
+mod keyring;
 mod replay;
 mod template;
 
@@ -18,6 +19,7 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
+pub use keyring::{Keyring, KeyringError};
 pub(crate) use replay::Start;
 pub use replay::{ExtendRule, ImaState};
 pub use template::{FileDigest, Template};

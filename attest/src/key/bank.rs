@@ -102,7 +102,8 @@ impl Bank {
         self.hash_parts(&[pcr, event_digest])
     }
 
-    fn aws_lc(self) -> Option<&'static digest::Algorithm> {
+    /// The hash as AWS-LC knows it; it has no SM3.
+    pub(crate) fn aws_lc(self) -> Option<&'static digest::Algorithm> {
         match self {
             Self::Sha1 => Some(&digest::SHA1_FOR_LEGACY_USE_ONLY),
             Self::Sha256 => Some(&digest::SHA256),

@@ -194,8 +194,26 @@ fn n86_a_list_may_leave_out_exactly_what_was_judged_before() {
         assert_eq!(denied(later, from, |_| {}), [Code::ImaHistoryMissing], "{from}");
     }
     // What is new is judged as ever; a second beginning is no program.
-    assert_eq!(denied(|host| drop(host.ima.file("/usr/bin/xmrig", b"miner")), 3, |_| {}), [Code::ImaUnlisted]);
-    assert_eq!(denied(|host| drop(host.ima.violation("/usr/bin/portcullis-vmm")), 3, |_| {}), [Code::ImaViolation]);
+    assert_eq!(
+        denied(
+            |host| {
+                host.ima.file("/usr/bin/xmrig", b"miner");
+            },
+            3,
+            |_| {}
+        ),
+        [Code::ImaUnlisted]
+    );
+    assert_eq!(
+        denied(
+            |host| {
+                host.ima.violation("/usr/bin/portcullis-vmm");
+            },
+            3,
+            |_| {}
+        ),
+        [Code::ImaViolation]
+    );
     assert_eq!(denied(|host| host.ima.entries.push(host.ima.entries[0].clone()), 3, |_| {}), [Code::ImaUnlisted]);
     // New entries that do not lead to the quoted value, or none of them.
     assert_eq!(denied(later, 3, |evidence| evidence.ima.clear()), [Code::ImaPcrMismatch]);

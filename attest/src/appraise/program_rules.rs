@@ -1,0 +1,199 @@
+//! By what a measured program is accepted that reference values do not list: rules that a policy states, each with its
+//! reason.
+//!
+//! A rule is about content: a digest, a signature, a text. A name alone says little, because whoever makes a file
+//! chooses it; so the one rule that accepts any content needs a place in the file system, never covers what reference
+//! values list, and its reason is shown with every verdict that rests on it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_with::{hex::Hex, serde_as};
+use thiserror::Error;
+
+use super::name_pattern::NamePattern;
+use crate::ima::Keyring;
+use crate::key::Bank;
+
+/// Longest reason, in characters.
+const MAX_REASON: usize = 300;
+
+/// Most rules of one policy.
+const MAX_RULES: usize = 1024;
+
+/// What a policy accepts of measured programs beside what the reference values list. By default nothing.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields, try_from = "Unchecked")]
+pub struct ProgramRules {
+    keyrings: BTreeMap<String, Keyring>,
+    rules: Vec<ProgramRule>,
+}
+
+/// Names, and the content that is accepted under them.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramRule {
+    /// The names that it is about.
+    pub names: NamePattern,
+    /// The content that it accepts.
+    pub accept: AcceptedContent,
+    /// Why, for whoever reads a verdict.
+    pub reason: String,
+}
+
+/// The content that a rule accepts.
+#[serde_as]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum AcceptedContent {
+    /// Content with one of these digests. SHA-1 is refused.
+    Digests(#[serde_as(as = "BTreeMap<_, Vec<Hex>>")] BTreeMap<Bank, Vec<Vec<u8>>>),
+    /// The content of some program that the reference values list, under whatever name: a copy, as in a memfd.
+    Listed,
+    /// A file that a key of this keyring signed.
+    SignedBy(String),
+    /// One of these texts, of entries that hold what was measured (template ima-buf): a kernel's version, a command line.
+    Text(Vec<String>),
+    /// Any content: data that nothing runs. Only at a place in the file system, and never for a listed name.
+    Any,
+}
+
+/// Why rules cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ProgramRulesError {
+    /// More rules than are read.
+    #[error("{0} rules are more than the {MAX_RULES} that are read")]
+    TooMany(usize),
+    /// A rule that cannot be meant.
+    #[error("rule {number} for {names:?}: {problem}")]
+    Rule {
+        /// Its place, from 1.
+        number: usize,
+        /// Its pattern.
+        names: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+/// Rules as they are read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    #[serde(default)]
+    keyrings: BTreeMap<String, Keyring>,
+    #[serde(default)]
+    rules: Vec<ProgramRule>,
+}
+
+impl TryFrom<Unchecked> for ProgramRules {
+    type Error = ProgramRulesError;
+
+    fn try_from(read: Unchecked) -> Result<Self, ProgramRulesError> {
+        Self::new(read.keyrings, read.rules)
+    }
+}
+
+impl ProgramRules {
+    /// Rules, and the keyrings that they name.
+    ///
+    /// # Errors
+    /// A rule that cannot be meant: without a reason, with content that nothing can have, or with any content anywhere.
+    pub fn new(keyrings: BTreeMap<String, Keyring>, rules: Vec<ProgramRule>) -> Result<Self, ProgramRulesError> {
+        if rules.len() > MAX_RULES {
+            return Err(ProgramRulesError::TooMany(rules.len()));
+        }
+        for (rule, number) in rules.iter().zip(1_usize..) {
+            if let Some(problem) = problem_of(rule, &keyrings) {
+                return Err(ProgramRulesError::Rule { number, names: rule.names.to_string(), problem });
+            }
+        }
+        Ok(Self { keyrings, rules })
+    }
+
+    /// The rules, in the order in which they are asked.
+    pub fn rules(&self) -> &[ProgramRule] {
+        &self.rules
+    }
+
+    /// The keyring of this name.
+    pub fn keyring(&self, name: &str) -> Option<&Keyring> {
+        self.keyrings.get(name)
+    }
+}
+
+fn problem_of(rule: &ProgramRule, keyrings: &BTreeMap<String, Keyring>) -> Option<&'static str> {
+    let reason = rule.reason.trim();
+    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control) {
+        return Some("it needs a reason, on one line of at most 300 characters");
+    }
+    match &rule.accept {
+        AcceptedContent::Digests(digests) if digests.values().all(Vec::is_empty) => Some("it accepts no digest"),
+        AcceptedContent::Digests(digests) if digests.contains_key(&Bank::Sha1) => {
+            Some("SHA-1 proves nothing: collisions can be made")
+        }
+        AcceptedContent::Digests(digests)
+            if digests
+                .iter()
+                .any(|(bank, digests)| digests.iter().any(|digest| digest.len() != bank.digest_size())) =>
+        {
+            Some("it has a digest of another length than its algorithm's")
+        }
+        AcceptedContent::SignedBy(keyring) if !keyrings.contains_key(keyring) => Some("there is no such keyring"),
+        AcceptedContent::Text(texts) if texts.is_empty() => Some("it accepts no text"),
+        AcceptedContent::Any if !rule.names.names_a_place() => {
+            Some("any content is accepted only beneath a directory that the pattern names, such as /var/log/**")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ProgramRules, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    fn rule(names: &str, accept: &str, reason: &str) -> String {
+        format!("[[rules]]\nnames = \"{names}\"\naccept = {accept}\nreason = \"{reason}\"\n")
+    }
+
+    #[test]
+    fn rules_come_back_from_their_file() {
+        let digest = "ab".repeat(32);
+        let text = [
+            rule("memfd:**", "\"listed\"", "runc runs a copy of itself"),
+            rule("/init", &format!("{{ digests = {{ sha256 = [\"{digest}\"] }} }}"), "the initramfs of image 7"),
+            rule("kernel_version", "{ text = [\"6.1.0\"] }", "the kernel says its version"),
+            rule("/var/lib/**", "\"any\"", "data of services, mounted noexec"),
+        ]
+        .concat();
+        let rules = read(&text).unwrap();
+        assert_eq!(rules.rules().len(), 4);
+        assert_eq!(read(&toml::to_string(&rules).unwrap()).unwrap(), rules);
+    }
+
+    #[test]
+    fn rules_that_cannot_be_meant_are_refused() {
+        let sha1 = format!("{{ digests = {{ sha1 = [\"{}\"] }} }}", "ab".repeat(20));
+        for wrong in [
+            rule("memfd:**", "\"listed\"", ""),
+            rule("memfd:**", "\"listed\"", " "),
+            rule("memfd:**", "\"any\"", "its name says so"),
+            rule("/**", "\"any\"", "everything"),
+            rule("**", "\"any\"", "everything"),
+            rule("/x", "{ digests = {} }", "none"),
+            rule("/x", "{ digests = { sha256 = [] } }", "none"),
+            rule("/x", "{ digests = { sha256 = [\"abcd\"] } }", "short"),
+            rule("/x", &sha1, "weak"),
+            rule("/x", "{ signed-by = \"distro\" }", "no such keyring"),
+            rule("/x", "{ text = [] }", "none"),
+            rule("/x", "\"all\"", "unknown"),
+            "more = 1\n".to_owned(),
+        ] {
+            assert!(read(&wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Keys that may sign files, as an operator gives them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::Digest;
+use aws_lc_rs::signature::{self as aws, ParsedPublicKey, VerificationAlgorithm};
+use const_oid::ObjectIdentifier;
+use const_oid::db::rfc5912::{ID_EC_PUBLIC_KEY, RSA_ENCRYPTION, SECP_256_R_1, SECP_384_R_1, SECP_521_R_1};
+use der::pem::PemLabel as _;
+use der::{Decode as _, Document, Encode as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use spki::SubjectPublicKeyInfoRef;
+use thiserror::Error;
+use x509_cert::Certificate;
+use x509_cert::ext::pkix::SubjectKeyIdentifier;
+
+use crate::key::Bank;
+
+/// Most keys of one keyring.
+const MAX_KEYS: usize = 256;
+
+/// Longest certificate or key, in bytes of PEM.
+const MAX_PEM: usize = 32 << 10;
+
+/// Keys whose signatures of files count. In files it is a list of certificates or public keys in PEM.
+///
+/// A certificate stands for its key alone, as in the kernel's keyrings: whom an operator puts here is trusted, whoever
+/// issued the certificate and however long that is ago.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keyring {
+    keys: Vec<Key>,
+}
+
+/// One key of a keyring.
+#[derive(Clone)]
+pub(super) struct Key {
+    pem: String,
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    fingerprint: Vec<u8>,
+    /// How signatures name it: the last four bytes of the certificate's subject key identifier, and of the SHA-1 of the
+    /// key, which is what signers take where there is no certificate.
+    ids: Vec<[u8; 4]>,
+    /// Subject key identifiers whole, and issuer with serial number as DER: how signatures in CMS name it.
+    pub subject_key_id: Option<Vec<u8>>,
+    pub issuer_and_serial: Option<Vec<u8>>,
+    checks: Vec<(Bank, Arc<ParsedPublicKey>)>,
+}
+
+/// Why something is no key of a keyring.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum KeyringError {
+    /// More keys than a keyring holds.
+    #[error("a keyring has at most {MAX_KEYS} keys")]
+    TooMany,
+    /// Longer than a certificate or key.
+    #[error("key {0}: it has more than {MAX_PEM} bytes")]
+    TooLong(usize),
+    /// Not a certificate or public key in PEM.
+    #[error("key {number}: not a certificate or public key in PEM: {problem}")]
+    Pem {
+        /// Its place, from 1.
+        number: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A key with which no file's signature is checked here.
+    #[error("key {number}: {problem}; RSA of 2048 to 8192 bits and ECDSA on P-256, P-384 and P-521 are known")]
+    Key {
+        /// Its place, from 1.
+        number: usize,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl Keyring {
+    /// Reads the keys, each a certificate or a SubjectPublicKeyInfo in PEM.
+    ///
+    /// # Errors
+    /// If one of them is neither, or of a kind that signs no files.
+    pub fn from_pems<P: AsRef<str>>(pems: impl IntoIterator<Item = P>) -> Result<Self, KeyringError> {
+        let mut keys = Vec::new();
+        for (pem, number) in pems.into_iter().zip(1_usize..) {
+            if number > MAX_KEYS {
+                return Err(KeyringError::TooMany);
+            }
+            keys.push(Key::from_pem(pem.as_ref().trim(), number)?);
+        }
+        Ok(Self { keys })
+    }
+
+    /// How many keys it has; with none no signature counts.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether it has no keys.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// All keys that a signature may mean by this id: four bytes, so that several keys may have the same.
+    pub(super) fn with_id(&self, id: [u8; 4]) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| key.ids.contains(&id))
+    }
+
+    pub(super) fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+}
+
+impl Key {
+    fn from_pem(pem: &str, number: usize) -> Result<Self, KeyringError> {
+        if pem.len() > MAX_PEM {
+            return Err(KeyringError::TooLong(number));
+        }
+        let no_pem = |error: der::Error| KeyringError::Pem { number, problem: error.to_string() };
+        let (label, document) = Document::from_pem(pem).map_err(no_pem)?;
+        let der = document.as_bytes();
+        let mut key = if label == Certificate::PEM_LABEL {
+            let certificate = Certificate::from_der(der).map_err(no_pem)?;
+            let tbs = certificate.tbs_certificate();
+            let spki = tbs.subject_public_key_info().to_der().map_err(no_pem)?;
+            let mut key = Self::from_spki(&spki, number)?;
+            if let Some((_, id)) = tbs.get_extension::<SubjectKeyIdentifier>().map_err(no_pem)? {
+                let id = id.0.as_bytes();
+                key.ids.extend(id.last_chunk());
+                key.subject_key_id = Some(id.to_vec());
+            }
+            let issuer = tbs.issuer().to_der().map_err(no_pem)?;
+            let serial = tbs.serial_number().to_der().map_err(no_pem)?;
+            key.issuer_and_serial = Some([issuer, serial].concat());
+            key
+        } else if label == SubjectPublicKeyInfoRef::PEM_LABEL {
+            Self::from_spki(der, number)?
+        } else {
+            return Err(KeyringError::Pem { number, problem: format!("it is a {label}") });
+        };
+        pem.clone_into(&mut key.pem);
+        Ok(key)
+    }
+
+    fn from_spki(der: &[u8], number: usize) -> Result<Self, KeyringError> {
+        let wrong = |problem: String| KeyringError::Key { number, problem };
+        let spki = SubjectPublicKeyInfoRef::from_der(der).map_err(|error| wrong(error.to_string()))?;
+        let curve = spki.algorithm.parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
+        let algorithms = algorithms(spki.algorithm.oid, curve).ok_or_else(|| wrong("its kind is not known".into()))?;
+        let mut checks = Vec::new();
+        for (bank, algorithm) in algorithms {
+            let key = ParsedPublicKey::new(algorithm, der).map_err(|error| wrong(error.to_string()))?;
+            checks.push((bank, Arc::new(key)));
+        }
+        let bits = spki.subject_public_key.raw_bytes();
+        let ids = Bank::Sha1.hash(bits).last_chunk().copied().into_iter().collect();
+        let fingerprint = Bank::Sha256.hash(der);
+        Ok(Self { pem: String::new(), fingerprint, ids, subject_key_id: None, issuer_and_serial: None, checks })
+    }
+
+    /// Whether it signed this digest: RSA as PKCS #1 v1.5, ECDSA with the signature in DER.
+    pub fn verifies(&self, bank: Bank, digest: &[u8], signature: &[u8]) -> bool {
+        let check = self.checks.iter().find(|(of, _)| *of == bank);
+        let digest = bank.aws_lc().and_then(|algorithm| Digest::import_less_safe(digest, algorithm).ok());
+        check.zip(digest).is_some_and(|((_, key), digest)| key.verify_digest_sig(&digest, signature).is_ok())
+    }
+}
+
+type Check = (Bank, &'static dyn VerificationAlgorithm);
+
+/// How signatures of a kind of key are checked, by the hash that was signed. SHA-1 is not among them.
+fn algorithms(kind: ObjectIdentifier, curve: Option<ObjectIdentifier>) -> Option<[Check; 3]> {
+    let [sha256, sha384, sha512]: [&'static dyn VerificationAlgorithm; 3] = match (kind, curve) {
+        (RSA_ENCRYPTION, _) => {
+            [&aws::RSA_PKCS1_2048_8192_SHA256, &aws::RSA_PKCS1_2048_8192_SHA384, &aws::RSA_PKCS1_2048_8192_SHA512]
+        }
+        (ID_EC_PUBLIC_KEY, Some(SECP_256_R_1)) => {
+            [&aws::ECDSA_P256_SHA256_ASN1, &aws::ECDSA_P256_SHA384_ASN1, &aws::ECDSA_P256_SHA512_ASN1]
+        }
+        (ID_EC_PUBLIC_KEY, Some(SECP_384_R_1)) => {
+            [&aws::ECDSA_P384_SHA256_ASN1, &aws::ECDSA_P384_SHA384_ASN1, &aws::ECDSA_P384_SHA512_ASN1]
+        }
+        (ID_EC_PUBLIC_KEY, Some(SECP_521_R_1)) => {
+            [&aws::ECDSA_P521_SHA256_ASN1, &aws::ECDSA_P521_SHA384_ASN1, &aws::ECDSA_P521_SHA512_ASN1]
+        }
+        _ => return None,
+    };
+    Some([(Bank::Sha256, sha256), (Bank::Sha384, sha384), (Bank::Sha512, sha512)])
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.pem == other.pem
+    }
+}
+
+impl Eq for Key {}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", hex::encode(&self.fingerprint))
+    }
+}
+
+impl Serialize for Keyring {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.keys.iter().map(|key| &key.pem))
+    }
+}
+
+impl<'de> Deserialize<'de> for Keyring {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_pems(Vec::<String>::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
