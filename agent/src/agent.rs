@@ -29,8 +29,8 @@ use crate::prover::ProverError;
 use crate::receipts;
 use crate::session::{AgentError, Session};
 use crate::store::{Store, StoreLock};
-use crate::vm_record::{self, VmRecord};
-use crate::volume::Volumes;
+use crate::vm_record::{self, VmRecord, VmState};
+use crate::volume::{OpenVolume, Volumes};
 
 /// How long a program may take to tell its version.
 const SHOW_LIMIT: Duration = Duration::from_secs(10);
@@ -59,10 +59,13 @@ pub struct Agent {
     volumes: Volumes,
     vms: BTreeMap<String, Vm>,
     owed: Vec<VmRecord>,
+    /// VMs that are gone and whose volumes could not be closed.
+    stuck: Vec<(VmRecord, OpenVolume)>,
     refused: BTreeSet<String>,
     boot: Option<BootInstance>,
     quote_due: Instant,
     backoff: Backoff,
+    launches: Backoff,
     wake: Sender<Wake>,
     wakes: Receiver<Wake>,
     _lock: StoreLock,
@@ -77,25 +80,35 @@ impl Agent {
         show_programs([&session.config.cryptsetup, &session.config.vmm]);
         let volumes = Volumes::new(&session.config);
         let removed = volumes.remove_leftovers() + launch::remove_leftovers(&session.config);
-        let owed = vm_record::recover(&session.store.vms_dir())?;
-        if removed > 0 || !owed.is_empty() {
-            tracing::warn!(removed, receipts_owed = owed.len(), "an earlier agent ended without a word");
+        let vm_record::Unsettled { owed, unfinished } = vm_record::recover(&session.store.vms_dir())?;
+        if removed > 0 || !owed.is_empty() || !unfinished.is_empty() {
+            let (receipts_owed, vms) = (owed.len(), unfinished.len());
+            tracing::warn!(removed, receipts_owed, vms, "an earlier agent ended without a word");
         }
-        let longest = session.config.interval();
+        let left = |record: VmRecord| {
+            let volume = volumes.left_open(&record.status.order).ok()?;
+            Some((record, volume))
+        };
+        let stuck = unfinished.into_iter().filter_map(left).collect();
+        let (poll, longest) = (session.config.poll(), session.config.interval());
         let (wake, wakes) = channel();
-        Ok(Self {
+        let mut agent = Self {
             session,
             volumes,
             vms: BTreeMap::new(),
             owed,
+            stuck,
             refused: BTreeSet::new(),
             boot: None,
             quote_due: Instant::now(),
             backoff: Backoff::new(FIRST_WAIT, longest),
+            launches: Backoff::new(poll, longest),
             wake,
             wakes,
             _lock: lock,
-        })
+        };
+        agent.close_stuck();
+        Ok(agent)
     }
 
     /// Where to send [`Wake::Stop`].
@@ -121,6 +134,7 @@ impl Agent {
         }
         tracing::info!(vms = self.vms.len(), "stopping");
         self.end_all("the agent was told to stop");
+        self.close_stuck();
         self.send_owed();
     }
 
@@ -132,9 +146,9 @@ impl Agent {
             Phase::Attesting => self.attest(),
             Phase::Serving => self.serve(),
             Phase::Launching(order) => {
-                // After a failure not at once: it may be tried again.
-                let wait = if self.launch(&order) { Duration::ZERO } else { self.session.config.poll() };
-                Ok((Phase::Serving, wait))
+                // After a failure not at once, and ever later: it may be tried again.
+                let wait = if self.launch(&order) { Duration::ZERO } else { self.launches.failed() };
+                Ok((Phase::Serving, wait.min(self.quote_due.saturating_duration_since(Instant::now()))))
             }
         };
         result.unwrap_or_else(|error| self.after(&error))
@@ -163,6 +177,7 @@ impl Agent {
         // Well before the result ends, so that a slow quote does not leave the host without one.
         let lifetime = Duration::from_secs(result.expires_in_s / 2).max(FIRST_WAIT);
         self.quote_due = Instant::now() + self.session.config.interval().min(lifetime);
+        self.close_stuck();
         self.send_owed();
         Ok((Phase::Serving, Duration::ZERO))
     }
@@ -195,7 +210,7 @@ impl Agent {
             }
         };
         let id = &order.order().id;
-        if self.refused.contains(id) || self.vms.contains_key(id) {
+        if self.refused.contains(id) || self.vms.contains_key(id) || self.is_unsettled(id) {
             return None;
         }
         let room = usize::try_from(self.session.config.max_vms).unwrap_or(usize::MAX);
@@ -220,6 +235,12 @@ impl Agent {
         }
     }
 
+    /// Whether a VM of this order came to an end that the verifier has not heard of.
+    fn is_unsettled(&self, order: &str) -> bool {
+        let stuck = self.stuck.iter().map(|(record, _)| record);
+        self.owed.iter().chain(stuck).any(|record| record.status.order == order)
+    }
+
     /// Carries out an order; gives whether it worked.
     fn launch(&mut self, order: &VerifiedOrder) -> bool {
         let id = order.order().id.clone();
@@ -236,19 +257,18 @@ impl Agent {
         match launcher.launch(order) {
             Ok(vm) => {
                 tracing::info!(order = id, "running");
+                self.launches.succeeded();
                 self.vms.insert(id, vm);
                 true
             }
-            Err((record, error)) => {
+            Err(failed) => {
+                let launch::FailedLaunch { record, error, still_open } = *failed;
                 tracing::error!(order = id, %error, "the launch failed");
-                let unreached =
-                    matches!(&error, LaunchError::Prover(ProverError::Client(ClientError::Unavailable { .. })));
-                if record.status.receipt_owed {
-                    self.owed.push(*record);
-                    self.send_owed();
-                }
+                let temporary = matches!(&error, LaunchError::Prover(error) if error.is_temporary());
+                self.settle(record, still_open);
+                self.send_owed();
                 // Only what failed for want of a verifier is tried again.
-                if !unreached {
+                if !temporary {
                     self.refused.insert(id);
                 }
                 vm_record::prune(&self.session.store.vms_dir());
@@ -319,7 +339,8 @@ impl Agent {
                     Err(error) => {
                         tracing::warn!(order = vm.record.status.order, %error, "the receipt was not taken");
                         // Only what may be different next time is tried again.
-                        vm.start_told = !matches!(error, ProverError::Client(ClientError::Unavailable { .. }));
+                        vm.start_told = !error.is_temporary();
+                        vm.tell_after = Instant::now() + vm.telling.failed();
                     }
                 }
             }
@@ -334,9 +355,9 @@ impl Agent {
         }
         for id in &ended {
             if let Some(vm) = self.vms.remove(id) {
-                let record = vm.tear_down("");
+                let (record, still_open) = vm.tear_down("");
                 tracing::info!(order = id, reason = record.status.reason, "the VM has ended");
-                self.owed.push(record);
+                self.settle(record, still_open);
             }
         }
         if !ended.is_empty() {
@@ -366,9 +387,35 @@ impl Agent {
             vm.ask_to_end();
         }
         for (id, vm) in std::mem::take(&mut self.vms) {
-            let record = vm.tear_down(reason);
+            let (record, still_open) = vm.tear_down(reason);
             tracing::warn!(order = id, reason, "ended a VM");
-            self.owed.push(record);
+            self.settle(record, still_open);
+        }
+    }
+
+    /// Keeps what there is still to do about a VM that is gone.
+    fn settle(&mut self, record: VmRecord, still_open: Option<OpenVolume>) {
+        match still_open {
+            Some(volume) => self.stuck.push((record, volume)),
+            None if record.status.receipt_owed => self.owed.push(record),
+            None => {}
+        }
+    }
+
+    /// Tries again to close what could not be closed; only then the end of its VM is told.
+    fn close_stuck(&mut self) {
+        for (mut record, mut volume) in std::mem::take(&mut self.stuck) {
+            match volume.close() {
+                Ok(()) => {
+                    tracing::info!(order = record.status.order, "the VM's volume is closed");
+                    record.closed(VmState::Ended);
+                    self.owed.push(record);
+                }
+                Err(error) => {
+                    record.stuck(&error.to_string());
+                    self.stuck.push((record, volume));
+                }
+            }
         }
     }
 
@@ -383,7 +430,7 @@ impl Agent {
             match receipts::ended(prover, client, party, record) {
                 Ok(()) => false,
                 Err(error) => {
-                    reachable = !matches!(error, ProverError::Client(ClientError::Unavailable { .. }));
+                    reachable = !error.is_temporary();
                     tracing::warn!(order = record.status.order, %error, "a receipt is still owed");
                     true
                 }

@@ -9,12 +9,13 @@ use portcullis_verifier::client::{Client, ClientError};
 use portcullis_verifier::order::{Order, VerifiedOrder, VmSpec, VolumeFile};
 use portcullis_vmm::config::VmConfig;
 
+use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::machine::{Machine, MachineError, MachineSetup, Wake};
 use crate::prover::{Party, Prover, ProverError};
 use crate::store::{self, StoreError, make_private_dir};
 use crate::vm_record::{RecordError, VmRecord, VmState, VmStatus};
-use crate::volume::{OpenVolume, VolumeError, Volumes};
+use crate::volume::{NotOpened, OpenVolume, VolumeError, Volumes};
 use crate::volume_file::{self, VolumeFileError};
 
 /// A VM that sets no boot mark is reported as started after this time.
@@ -73,11 +74,40 @@ pub enum LaunchError {
     Machine(#[from] MachineError),
 }
 
+/// A launch that failed: everything was undone, but perhaps for the volume.
+#[derive(Debug)]
+pub struct FailedLaunch {
+    /// What the host keeps of it; a receipt is owed when the verifier may have released the key.
+    pub record: VmRecord,
+    /// Why it failed.
+    pub error: LaunchError,
+    /// The volume, if it could not be closed again.
+    pub still_open: Option<OpenVolume>,
+}
+
+/// A step that failed, with the volume if that could not be closed again.
+struct Failed {
+    error: LaunchError,
+    still_open: Option<OpenVolume>,
+}
+
+impl<E: Into<LaunchError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), still_open: None }
+    }
+}
+
+impl From<NotOpened> for Failed {
+    fn from(failed: NotOpened) -> Self {
+        Self { error: failed.error.into(), still_open: failed.still_open }
+    }
+}
+
 /// A VM that runs. Dropped in this order: the process first, then its volume and its configuration.
 #[derive(Debug)]
 pub struct Vm {
     machine: Machine,
-    _volume: OpenVolume,
+    volume: OpenVolume,
     _config: RemovedFile,
     /// What the host keeps of it.
     pub record: VmRecord,
@@ -87,6 +117,10 @@ pub struct Vm {
     pub booted: Option<Instant>,
     /// Whether the verifier was told that it runs.
     pub start_told: bool,
+    /// Waits between tries to tell it.
+    pub telling: Backoff,
+    /// Not told before.
+    pub tell_after: Instant,
 }
 
 impl Vm {
@@ -100,6 +134,7 @@ impl Vm {
     pub fn start_is_due(&self) -> bool {
         let named = self.record.status.kernel.is_some();
         !self.start_told
+            && Instant::now() >= self.tell_after
             && (self.booted.is_some_and(|booted| named || booted.elapsed() >= KERNEL_PATIENCE)
                 || self.started.elapsed() >= BOOT_PATIENCE)
     }
@@ -114,12 +149,13 @@ impl Vm {
         self.machine.ask_to_end();
     }
 
-    /// Ends the VM, closes its volume and writes down why; gives the record, with the receipt owed.
-    pub fn tear_down(self, reason: &str) -> VmRecord {
-        let Self { mut machine, _volume: volume, _config: config, mut record, .. } = self;
+    /// Ends the VM, closes its volume and writes down why. The receipt is owed only if the volume is closed; else it comes
+    /// too, to be closed later.
+    pub fn tear_down(self, reason: &str) -> (VmRecord, Option<OpenVolume>) {
+        let Self { mut machine, mut volume, _config: config, mut record, .. } = self;
         machine.end();
         let status = machine.ended();
-        drop((machine, volume, config));
+        drop((machine, config));
         let told = record.status.reason.take();
         let how = status.map_or_else(|| "still ending".to_owned(), |status| status.to_string());
         record.status.reason = Some(match told {
@@ -128,10 +164,16 @@ impl Vm {
             None if reason.is_empty() => format!("the VMM ended without a word ({how})"),
             None => format!("{reason} ({how})"),
         });
-        record.status.state = VmState::Ended;
-        record.status.receipt_owed = true;
-        record.save_or_warn();
-        record
+        match volume.close() {
+            Ok(()) => {
+                record.closed(VmState::Ended);
+                (record, None)
+            }
+            Err(error) => {
+                record.stuck(&error.to_string());
+                (record, Some(volume))
+            }
+        }
     }
 }
 
@@ -169,33 +211,42 @@ pub struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
-    /// Carries out an order. On failure everything is undone and the record says why; a receipt is owed when the
-    /// verifier may have released the key.
-    pub fn launch(&mut self, order: &VerifiedOrder) -> Result<Vm, (Box<VmRecord>, LaunchError)> {
+    /// Carries out an order. On failure everything is undone and the record says why.
+    pub fn launch(&mut self, order: &VerifiedOrder) -> Result<Vm, Box<FailedLaunch>> {
         let plan = order.order();
         let mut record = match VmRecord::create(&self.vms_dir, first_status(plan)) {
             Ok(record) => record,
-            Err(error) => return Err((Box::new(VmRecord::unsaved(&self.vms_dir, first_status(plan))), error.into())),
+            Err(error) => {
+                let record = VmRecord::unsaved(&self.vms_dir, first_status(plan));
+                return Err(Box::new(FailedLaunch { record, error: error.into(), still_open: None }));
+            }
         };
         match self.steps(order, &mut record) {
             Ok((machine, volume, config)) => {
                 record.status.state = VmState::Running;
                 record.save_or_warn();
+                let started = Instant::now();
                 Ok(Vm {
                     machine,
-                    _volume: volume,
+                    volume,
                     _config: config,
                     record,
-                    started: Instant::now(),
+                    started,
                     booted: None,
                     start_told: false,
+                    telling: Backoff::new(self.config.poll(), self.config.interval()),
+                    tell_after: started,
                 })
             }
-            Err(error) => {
-                record.status.state = VmState::Failed;
+            Err(Failed { error, still_open }) => {
                 record.status.reason = Some(crate::machine::printable(&error.to_string(), 2000));
-                record.save_or_warn();
-                Err((Box::new(record), error))
+                if still_open.is_some() {
+                    record.stuck("the launch failed half-way");
+                } else {
+                    record.status.state = VmState::Failed;
+                    record.save_or_warn();
+                }
+                Err(Box::new(FailedLaunch { record, error, still_open }))
             }
         }
     }
@@ -204,7 +255,7 @@ impl Launcher<'_> {
         &mut self,
         order: &VerifiedOrder,
         record: &mut VmRecord,
-    ) -> Result<(Machine, OpenVolume, RemovedFile), LaunchError> {
+    ) -> Result<(Machine, OpenVolume, RemovedFile), Failed> {
         let plan = order.order();
         let (request, parent) = self.prover.release_request(self.client, self.party, order)?;
         let released = self.client.release(&plan.id, &request);
@@ -215,11 +266,27 @@ impl Launcher<'_> {
             record.keep_wrapped_key(&wrapped);
         }
         let key = self.prover.unseal(parent, &wrapped)?;
-        let volume = self.volumes.open(&plan.id, &plan.tenant, &plan.volume, &key)?;
+        let mut volume = self.volumes.open(&plan.id, &plan.tenant, &plan.volume, &key)?;
         drop(key);
         record.status.key_opened = true;
         record.save_or_warn();
-        let config = self.write_config(&plan.id, &vm_config(&plan.vm, &volume)?)?;
+        match self.start(plan, &volume, record) {
+            Ok((machine, config)) => Ok((machine, volume, config)),
+            Err(error) => {
+                let still_open = volume.close().is_err().then_some(volume);
+                Err(Failed { error, still_open })
+            }
+        }
+    }
+
+    /// Starts the VMM on an open volume.
+    fn start(
+        &self,
+        plan: &Order,
+        volume: &OpenVolume,
+        record: &VmRecord,
+    ) -> Result<(Machine, RemovedFile), LaunchError> {
+        let config = self.write_config(&plan.id, &vm_config(&plan.vm, volume)?)?;
         let setup = MachineSetup {
             order: &plan.id,
             program: &self.config.vmm,
@@ -228,8 +295,7 @@ impl Launcher<'_> {
             log: &record.vmm_log_path(),
             max_log_bytes: self.config.max_log_bytes,
         };
-        let machine = Machine::start(&setup, self.wake)?;
-        Ok((machine, volume, config))
+        Ok((Machine::start(&setup, self.wake)?, config))
     }
 
     fn write_config(&self, order: &str, config: &VmConfig) -> Result<RemovedFile, LaunchError> {

@@ -62,6 +62,13 @@ pub enum ProverError {
     Nonce,
 }
 
+impl ProverError {
+    /// Whether the verifier may well say something else when it is asked again.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Client(error) if error.is_temporary())
+    }
+}
+
 fn list(reasons: &[Reason]) -> String {
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

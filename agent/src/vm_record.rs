@@ -36,8 +36,11 @@ pub enum VmState {
     Launching,
     /// Its process runs.
     Running,
-    /// Its process ended, or it was ended.
+    /// Its process ended, or it was ended, and its volume is closed.
     Ended,
+    /// Its process is gone, but its volume could not be closed: the key may still be in this host's memory. No receipt is sent,
+    /// so the volume is released to no other host until it is closed after all, or an operator has fenced this host.
+    Stuck,
     /// It never ran.
     Failed,
 }
@@ -124,6 +127,30 @@ impl VmRecord {
         }
     }
 
+    /// Writes down that its volume is closed, so that the receipt is owed.
+    pub fn closed(&mut self, state: VmState) {
+        self.status.state = state;
+        self.status.receipt_owed = true;
+        self.save_or_warn();
+    }
+
+    /// Writes down, and tells loudly, that its volume could not be closed.
+    pub fn stuck(&mut self, why: &str) {
+        let order = &self.status.order;
+        tracing::error!(
+            order,
+            why,
+            "the volume is still open, so no receipt is sent; if it stays so, cut this host off and run `portcullis host fence`"
+        );
+        if self.status.state != VmState::Stuck {
+            let told = self.status.reason.take().unwrap_or_default();
+            self.status.reason = Some(format!("{told}; its volume could not be closed: {why}"));
+        }
+        self.status.state = VmState::Stuck;
+        self.status.receipt_owed = false;
+        self.save_or_warn();
+    }
+
     /// The file for the guest's console.
     pub fn console_path(&self) -> PathBuf {
         self.dir.join("console.log")
@@ -145,9 +172,18 @@ impl VmRecord {
     }
 }
 
-/// Reads the VMs of earlier runs: marks those that were alive as ended (they died with their agent), removes the
-/// oldest directories beyond the number that is kept, and gives the VMs whose receipt is still owed.
-pub fn recover(vms_dir: &Path) -> Result<Vec<VmRecord>, StoreError> {
+/// VMs of earlier runs that are not settled.
+#[derive(Debug, Default)]
+pub struct Unsettled {
+    /// Those whose receipt is owed.
+    pub owed: Vec<VmRecord>,
+    /// Those whose process died with its agent, or whose volume could not be closed: what becomes of them depends on whether
+    /// their volume can be closed now.
+    pub unfinished: Vec<VmRecord>,
+}
+
+/// Reads the VMs of earlier runs and removes the oldest directories beyond the number that is kept.
+pub fn recover(vms_dir: &Path) -> Result<Unsettled, StoreError> {
     make_private_dir(vms_dir)?;
     let mut records: Vec<VmRecord> = Vec::new();
     for entry in std::fs::read_dir(vms_dir).into_iter().flatten().flatten() {
@@ -160,17 +196,15 @@ pub fn recover(vms_dir: &Path) -> Result<Vec<VmRecord>, StoreError> {
             tracing::warn!(path = %entry.path().display(), "no readable status.json in this VM's directory");
         }
     }
-    for record in &mut records {
-        if !record.status.state.is_over() {
-            record.status.state = VmState::Ended;
+    forget_oldest(&mut records);
+    let (over, mut unfinished): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|record| record.status.state.is_over());
+    for record in &mut unfinished {
+        if record.status.state != VmState::Stuck {
             record.status.reason = Some("the agent ended while the VM was alive, the VM with it".to_owned());
-            record.status.receipt_owed = true;
-            record.save_or_warn();
         }
     }
-    forget_oldest(&mut records);
-    records.retain(|record| record.status.receipt_owed);
-    Ok(records)
+    Ok(Unsettled { owed: over.into_iter().filter(|record| record.status.receipt_owed).collect(), unfinished })
 }
 
 /// Removes the oldest directories beyond the number that is kept; none of a VM that lives or whose receipt is owed. To be
@@ -223,12 +257,24 @@ mod tests {
         VmRecord::create(dir.path(), status(1, VmState::Running)).unwrap();
         VmRecord::create(dir.path(), status(2, VmState::Ended)).unwrap();
         std::fs::create_dir(dir.path().join("not-an-order")).unwrap();
-        let mut owed = recover(dir.path()).unwrap();
-        assert_eq!(owed.len(), 1);
-        assert_eq!((owed[0].status.order.as_str(), owed[0].status.state), (&*format!("{:032x}", 1), VmState::Ended));
-        owed[0].status.receipt_owed = false;
-        owed[0].save().unwrap();
-        assert!(recover(dir.path()).unwrap().is_empty());
+        let mut found = recover(dir.path()).unwrap();
+        assert_eq!((found.owed.len(), found.unfinished.len()), (0, 1));
+        let mut record = found.unfinished.remove(0);
+        assert_eq!(record.status.order, format!("{:032x}", 1));
+        // As long as its volume is open it owes no receipt, and it is found again.
+        record.stuck("a test");
+        let mut found = recover(dir.path()).unwrap();
+        assert_eq!((found.owed.len(), found.unfinished.len()), (0, 1));
+        let mut record = found.unfinished.remove(0);
+        record.closed(VmState::Ended);
+        let mut found = recover(dir.path()).unwrap();
+        assert_eq!((found.owed.len(), found.unfinished.len()), (1, 0));
+        let reason = found.owed[0].status.reason.clone().unwrap();
+        assert!(reason.contains("the agent ended") && reason.contains("could not be closed"), "{reason}");
+        found.owed[0].status.receipt_owed = false;
+        found.owed[0].save().unwrap();
+        let found = recover(dir.path()).unwrap();
+        assert!(found.owed.is_empty() && found.unfinished.is_empty());
     }
 
     #[test]
@@ -251,7 +297,7 @@ mod tests {
         let mut owing = status(KEPT + 9, VmState::Ended);
         owing.receipt_owed = true;
         VmRecord::create(dir.path(), owing).unwrap();
-        assert_eq!(recover(dir.path()).unwrap().len(), 1);
+        assert_eq!(recover(dir.path()).unwrap().owed.len(), 1);
         let count = || std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(count(), KEPT + 1);
         // While the agent runs on.

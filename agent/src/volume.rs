@@ -3,6 +3,9 @@
 //! The work with the key is cryptsetup's; it gets the key through a pipe, never as an argument or a file. As soon as
 //! the file system is mounted, the mapping is marked for removal on last use: when the agent dies without a word, its
 //! private mounts go with it and its VMs, and the kernel closes the mapping and forgets the key.
+//!
+//! One volume, one host: that a volume is closed is said only when its mapping is gone from the kernel. What is still in use
+//! stays an [`OpenVolume`], to be closed later.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,11 @@ const CRYPTSETUP_LIMIT: Duration = Duration::from_mins(2);
 const MAP_TRIES: u32 = 4;
 /// See [`MAP_TRIES`].
 const MAP_PAUSE: Duration = Duration::from_secs(1);
+/// How often closing is tried, and how long to wait between two tries: a process that was just killed may hold a file for
+/// a moment.
+const CLOSE_TRIES: u32 = 5;
+/// See [`CLOSE_TRIES`].
+const CLOSE_PAUSE: Duration = Duration::from_millis(200);
 /// Every mapping of ours is called so, followed by the order's id.
 const MAPPING_PREFIX: &str = "portcullis-";
 /// File systems that a volume may hold, tried in this order, and their mount options.
@@ -33,6 +41,10 @@ const FILE_SYSTEMS: [(&str, Option<&str>); 3] =
     [("ext4", Some("errors=remount-ro,nowarn_on_error,noload")), ("erofs", None), ("squashfs", None)];
 /// cryptsetup's exit code for a key that opens no slot.
 const NO_PERMISSION: i32 = 2;
+/// cryptsetup's exit code for a mapping that does not exist.
+const NO_DEVICE: i32 = 4;
+/// Present where the kernel has a device-mapper.
+const DEVICE_MAPPER: &str = "/sys/class/misc/device-mapper";
 
 /// Why a volume is not open.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +101,14 @@ pub enum VolumeError {
         /// The last refusal.
         source: nix::Error,
     },
+    /// The file system cannot be unmounted.
+    #[error("cannot unmount the volume from {root}: {source}")]
+    InUse {
+        /// Where it is mounted.
+        root: PathBuf,
+        /// What the system said.
+        source: nix::Error,
+    },
     /// cryptsetup cannot be run.
     #[error(transparent)]
     Child(#[from] ChildError),
@@ -105,13 +125,30 @@ pub struct Volumes {
     mounts: PathBuf,
 }
 
-/// An open volume: mounted read-only at [`OpenVolume::root`]. Closed when dropped.
+/// A volume that was not opened.
+#[derive(Debug)]
+pub struct NotOpened {
+    /// Why not.
+    pub error: VolumeError,
+    /// The volume, if it could not be closed again either.
+    pub still_open: Option<OpenVolume>,
+}
+
+impl<E: Into<VolumeError>> From<E> for NotOpened {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), still_open: None }
+    }
+}
+
+/// An open volume: mounted read-only at [`OpenVolume::root`]. Closed when dropped; whoever must know whether that worked
+/// calls [`OpenVolume::close`].
 #[derive(Debug)]
 pub struct OpenVolume {
     volumes: Volumes,
-    mapping: Option<String>,
+    mapping: String,
     root: PathBuf,
     mounted: bool,
+    closed: bool,
 }
 
 impl Volumes {
@@ -163,26 +200,34 @@ impl Volumes {
     }
 
     /// Opens a tenant's volume for one order and mounts its file system, read-only. On failure all is undone.
-    pub fn open(&self, order: &str, tenant: &str, volume: &str, key: &[u8]) -> Result<OpenVolume, VolumeError> {
+    pub fn open(&self, order: &str, tenant: &str, volume: &str, key: &[u8]) -> Result<OpenVolume, NotOpened> {
+        let mut opening = self.of_order(order)?;
+        let image = self.image(tenant, volume)?;
+        make_private_dir(&opening.root)?;
+        opening.closed = false;
+        match opening.map_and_mount(&image, key) {
+            Ok(()) => Ok(opening),
+            Err(error) => {
+                let still_open = opening.close().is_err().then_some(opening);
+                Err(NotOpened { error, still_open })
+            }
+        }
+    }
+
+    /// What an earlier agent may have left open for an order, to be closed.
+    pub fn left_open(&self, order: &str) -> Result<OpenVolume, VolumeError> {
+        let mut left = self.of_order(order)?;
+        left.closed = false;
+        Ok(left)
+    }
+
+    /// The volume of an order, nothing of it open yet.
+    fn of_order(&self, order: &str) -> Result<OpenVolume, VolumeError> {
         if !is_order_id(order) {
             return Err(VolumeError::Name { name: order.to_owned() });
         }
-        let image = self.image(tenant, volume)?;
-        let root = self.mounts.join(order);
-        make_private_dir(&root)?;
-        // From here on dropping `open` undoes what was done.
-        let mut open = OpenVolume { volumes: self.clone(), mapping: None, root, mounted: false };
-        let mapping = format!("{MAPPING_PREFIX}{order}");
-        self.map(&image, &mapping, key)?;
-        open.mapping = Some(mapping.clone());
-        mount_read_only(&Path::new("/dev/mapper").join(&mapping), &open.root)
-            .map_err(|source| VolumeError::FileSystem { source })?;
-        open.mounted = true;
-        let deferred = self.cryptsetup(["close", "--deferred"].map(OsStr::new), Path::new(&mapping), &[])?;
-        if deferred.code != Some(0) {
-            tracing::warn!(mapping, complaint = deferred.complaint, "the mapping would outlive a crash of the agent");
-        }
-        Ok(open)
+        let (mapping, root) = (format!("{MAPPING_PREFIX}{order}"), self.mounts.join(order));
+        Ok(OpenVolume { volumes: self.clone(), mapping, root, mounted: false, closed: true })
     }
 
     /// Maps the volume. A kernel that is still testing a cipher whose module was just loaded says that it has none (seen
@@ -230,12 +275,9 @@ impl Volumes {
         }
         for entry in std::fs::read_dir("/dev/mapper").into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if name.strip_prefix(MAPPING_PREFIX).is_some_and(is_order_id) {
-                match self.close_mapping(name) {
-                    Ok(()) => removed += 1,
-                    Err(error) => tracing::error!(mapping = name, %error, "a stale mapping stays"),
-                }
+            let order = name.to_str().and_then(|name| name.strip_prefix(MAPPING_PREFIX));
+            if let Some(Ok(mut left)) = order.map(|order| self.left_open(order)) {
+                removed += usize::from(left.close().is_ok());
             }
         }
         removed
@@ -243,18 +285,20 @@ impl Volumes {
 
     fn close_mapping(&self, mapping: &str) -> Result<(), VolumeError> {
         let done = self.cryptsetup([OsStr::new("close")], Path::new(mapping), &[])?;
-        let node = Path::new("/dev/mapper").join(mapping);
         if done.code == Some(0) || self.is_gone(mapping)? {
             // A removal by the kernel leaves the node behind where no udev runs.
-            let _ = std::fs::remove_file(node);
+            let _ = std::fs::remove_file(node(mapping));
             return Ok(());
         }
         Err(VolumeError::Cryptsetup { action: "close", path: mapping.into(), text: done.complaint })
     }
 
     fn is_gone(&self, mapping: &str) -> Result<bool, VolumeError> {
-        // 4: no such mapping.
-        Ok(self.cryptsetup([OsStr::new("status")], Path::new(mapping), &[])?.code == Some(4))
+        // Without a device-mapper nothing is mapped, and cryptsetup says only that it cannot know.
+        if !Path::new(DEVICE_MAPPER).exists() && !node(mapping).exists() {
+            return Ok(true);
+        }
+        Ok(self.cryptsetup([OsStr::new("status")], Path::new(mapping), &[])?.code == Some(NO_DEVICE))
     }
 
     fn command(&self) -> Command {
@@ -284,29 +328,78 @@ impl OpenVolume {
         &self.root
     }
 
-    fn close(&mut self) {
-        if self.mounted {
-            if let Err(error) = umount2(&self.root, MntFlags::empty()) {
-                tracing::error!(root = %self.root.display(), %error, "the volume is still in use, detaching it");
-                let _ = umount2(&self.root, MntFlags::MNT_DETACH);
+    fn map_and_mount(&mut self, image: &Path, key: &[u8]) -> Result<(), VolumeError> {
+        self.volumes.map(image, &self.mapping, key)?;
+        mount_read_only(&node(&self.mapping), &self.root).map_err(|source| VolumeError::FileSystem { source })?;
+        self.mounted = true;
+        let deferred =
+            self.volumes.cryptsetup(["close", "--deferred"].map(OsStr::new), Path::new(&self.mapping), &[])?;
+        if deferred.code != Some(0) {
+            let (mapping, complaint) = (&self.mapping, deferred.complaint);
+            tracing::warn!(mapping, complaint, "the mapping would outlive a crash of the agent");
+        }
+        Ok(())
+    }
+
+    /// Unmounts the volume and closes its mapping; tries for about a second.
+    ///
+    /// # Errors
+    /// The volume may still be open on this host, its key in the kernel's memory. It may be tried again.
+    pub fn close(&mut self) -> Result<(), VolumeError> {
+        for tries in 1.. {
+            match self.try_close() {
+                Err(VolumeError::InUse { .. } | VolumeError::Cryptsetup { .. }) if tries < CLOSE_TRIES => {
+                    std::thread::sleep(CLOSE_PAUSE);
+                }
+                Err(error) => {
+                    tracing::error!(mapping = self.mapping, %error, "the volume cannot be closed");
+                    self.detach();
+                    return Err(error);
+                }
+                Ok(()) => break,
             }
+        }
+        Ok(())
+    }
+
+    fn try_close(&mut self) -> Result<(), VolumeError> {
+        if self.closed {
+            return Ok(());
+        }
+        if self.mounted {
+            let in_use = |source| VolumeError::InUse { root: self.root.clone(), source };
+            umount2(&self.root, MntFlags::empty()).map_err(in_use)?;
             self.mounted = false;
         }
-        if let Some(mapping) = self.mapping.take()
-            && let Err(error) = self.volumes.close_mapping(&mapping)
-        {
-            tracing::error!(mapping, %error, "cannot close the volume");
+        self.volumes.close_mapping(&self.mapping)?;
+        self.closed = true;
+        match std::fs::remove_dir(&self.root) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(root = %self.root.display(), %error, "cannot remove the mount point");
+            }
+            _ => {}
         }
-        if let Err(error) = std::fs::remove_dir(&self.root) {
-            tracing::warn!(root = %self.root.display(), %error, "cannot remove the mount point");
+        Ok(())
+    }
+
+    /// Takes the file system out of everybody's sight. The kernel closes the mapping when its last user is gone.
+    fn detach(&mut self) {
+        if self.mounted && umount2(&self.root, MntFlags::MNT_DETACH).is_ok() {
+            self.mounted = false;
         }
     }
 }
 
 impl Drop for OpenVolume {
     fn drop(&mut self) {
-        self.close();
+        // What went wrong was logged.
+        let _ = self.close();
     }
+}
+
+/// The device of a mapping.
+fn node(mapping: &str) -> PathBuf {
+    Path::new("/dev/mapper").join(mapping)
 }
 
 /// Whether `text` is an order's id: 32 lower-case hex digits.

@@ -56,7 +56,7 @@ fn the_right_key_fits_and_a_wrong_one_does_not() {
 fn a_wrong_key_is_told_from_a_missing_kernel_module_and_leaves_nothing() {
     let place = place();
     place.format("acme.data.luks", &[]);
-    let error = place.volumes.open(ORDER, "acme", "data", &[8; 32]).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "data", &[8; 32]).unwrap_err().error;
     assert!(matches!(error, VolumeError::WrongKey { .. }), "{error}");
     place.nothing_is_left();
 }
@@ -65,7 +65,7 @@ fn a_wrong_key_is_told_from_a_missing_kernel_module_and_leaves_nothing() {
 fn a_volume_without_a_file_system_leaves_nothing() {
     let place = place();
     place.format("acme.data.luks", &[]);
-    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err().error;
     assert!(matches!(error, VolumeError::Mapping { .. } | VolumeError::FileSystem { .. }), "{error}");
     place.nothing_is_left();
 }
@@ -92,7 +92,7 @@ fn a_null_cipher_is_refused_before_the_key_is_used() {
     let image = place.format("acme.data.luks", &[]);
     place.volumes.image("acme", "data").unwrap();
     rewrite_header(&image, "\"aes-xts-plain64\",\"sector", "\"cipher_null-ecb\",\"sector");
-    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err().error;
     assert!(matches!(&error, VolumeError::Header { text, .. } if text.contains("cipher_null")), "{error}");
     place.nothing_is_left();
 }
@@ -108,12 +108,12 @@ fn damaged_and_missing_images_are_named() {
         file.seek(SeekFrom::Start(offset)).unwrap();
         file.write_all(&[0; 4096]).unwrap();
     }
-    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err().error;
     assert!(matches!(error, VolumeError::Header { .. }), "{error}");
-    let error = place.volumes.open(ORDER, "acme", "other", &KEY).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "other", &KEY).unwrap_err().error;
     assert!(error.to_string().contains("acme.other.luks"), "{error}");
     std::os::unix::fs::symlink(&path, place.volumes.images.join("acme.link.luks")).unwrap();
-    let error = place.volumes.open(ORDER, "acme", "link", &KEY).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "link", &KEY).unwrap_err().error;
     assert!(matches!(error, VolumeError::Image { .. }), "{error}");
     place.nothing_is_left();
 }
@@ -123,7 +123,7 @@ fn names_cannot_leave_the_directories() {
     let place = place();
     for (order, tenant, volume) in [("../x", "a", "b"), (ORDER, "../a", "b"), (ORDER, "a", "b/../c"), (ORDER, "", "b")]
     {
-        let error = place.volumes.open(order, tenant, volume, &KEY).unwrap_err();
+        let error = place.volumes.open(order, tenant, volume, &KEY).unwrap_err().error;
         assert!(matches!(error, VolumeError::Name { .. }), "{error}");
     }
     place.nothing_is_left();
@@ -135,7 +135,7 @@ fn a_missing_cryptsetup_is_named() {
     let mut place = place();
     place.format("acme.data.luks", &[]);
     place.volumes.cryptsetup = "/nonexistent/cryptsetup".into();
-    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err();
+    let error = place.volumes.open(ORDER, "acme", "data", &KEY).unwrap_err().error;
     assert!(error.to_string().contains("/nonexistent/cryptsetup"), "{error}");
 }
 

@@ -176,6 +176,69 @@ fn after_kill_9_nothing_is_stuck() {
     assert!(agent.terminate().success());
 }
 
+/// A VM whose volume could not be closed; the verifier knows no end of it.
+fn stuck(scene: &Scene, order: &str) {
+    let status =
+        wait_for("a VM that is stuck", || scene.host.status(order).filter(|status| status["state"] == "stuck"));
+    assert_eq!(status["receipt_owed"], false, "{status}");
+    assert!(status["reason"].as_str().unwrap().contains("could not be closed"), "{status}");
+    // Through a few rounds of the agent, which attests every second.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!(scene.vm(order).state, OrderState::Running, "the end of a VM was told whose volume is open");
+}
+
+#[test]
+fn the_end_of_a_vm_is_told_only_when_its_volume_is_closed() {
+    let scene = Scene::new();
+    let mut agent = scene.run();
+    std::fs::write(scene.host.path("refuse-close"), "").unwrap();
+    let order = scene.running();
+    std::fs::write(scene.host.path("power-off"), "").unwrap();
+    stuck(&scene, &order);
+    agent.says("portcullis host fence");
+    // The next agent does not take it for closed either.
+    agent.kill9();
+    let agent = scene.run();
+    stuck(&scene, &order);
+    std::fs::remove_file(scene.host.path("refuse-close")).unwrap();
+    let vm = scene.wait_until(&order, OrderState::Ended);
+    assert!(vm.detail.contains("powered off") && vm.detail.contains("could not be closed"), "{vm:?}");
+    scene.host.nothing_is_left(&order);
+    std::fs::remove_file(scene.host.path("power-off")).unwrap();
+    assert_ne!(scene.running(), order);
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn a_volume_that_something_still_uses_is_not_closed() {
+    let scene = Scene::new();
+    let agent = scene.run();
+    std::fs::write(scene.host.path("hold"), "").unwrap();
+    let order = scene.running();
+    std::fs::write(scene.host.path("power-off"), "").unwrap();
+    stuck(&scene, &order);
+    let holder = std::fs::read_to_string(scene.host.path("holder")).unwrap();
+    assert!(std::process::Command::new("kill").arg(holder.trim()).status().unwrap().success());
+    scene.wait_until(&order, OrderState::Ended);
+    scene.host.nothing_is_left(&order);
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn a_launch_that_fails_with_its_volume_stuck_is_not_told_as_ended() {
+    let scene = Scene::new();
+    std::fs::write(scene.host.path("refuse-close"), "").unwrap();
+    let _agent = scene.run();
+    let order = scene.launch("data", b"what the tenant believes is there").order_id;
+    let status =
+        wait_for("a VM that is stuck", || scene.host.status(&order).filter(|status| status["state"] == "stuck"));
+    assert!(status["reason"].as_str().unwrap().contains("boot/vmlinuz"), "{status}");
+    assert_eq!(scene.vm(&order).state, OrderState::Released);
+    std::fs::remove_file(scene.host.path("refuse-close")).unwrap();
+    scene.wait_until(&order, OrderState::Ended);
+    scene.host.nothing_is_left(&order);
+}
+
 #[test]
 fn a_volume_made_with_another_key_is_told_and_undone() {
     let scene = Scene::new();
@@ -265,5 +328,31 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     let agent = scene.host.run_logging_to("/dev/full".into());
     wait_for("trust", || (scene.trust() == Some(Trust::Trusted)).then_some(()));
     scene.running();
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn an_order_and_receipts_outlast_a_verifier_that_fails() {
+    let scene = Scene::new();
+    // The volume's key cannot be read: every release is an internal error.
+    scene.verifier.sql("CREATE TABLE kept AS SELECT * FROM volumes; UPDATE volumes SET sealed_key = x'00'");
+    // Nor can a receipt be written down.
+    let refuse = "CREATE TRIGGER broken BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'broken'); END";
+    scene.verifier.sql(refuse);
+    let mut agent = scene.run();
+    let order = scene.launch("data", KERNEL).order_id;
+    agent.says("the launch failed");
+    assert_eq!(scene.vm(&order).state, OrderState::Placed);
+    scene.verifier.sql("UPDATE volumes SET sealed_key = (SELECT sealed_key FROM kept)");
+    scene.wait_until(&order, OrderState::Released);
+    agent.says("the receipt was not taken");
+    scene.verifier.sql("DROP TRIGGER broken");
+    scene.wait_until(&order, OrderState::Running);
+    scene.verifier.sql(refuse);
+    std::fs::write(scene.host.path("power-off"), "").unwrap();
+    agent.says("a receipt is still owed");
+    scene.verifier.sql("DROP TRIGGER broken");
+    scene.wait_until(&order, OrderState::Ended);
+    scene.host.nothing_is_left(&order);
     assert!(agent.terminate().success());
 }

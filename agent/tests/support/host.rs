@@ -15,10 +15,12 @@ use super::wait_for;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portcullis-agent");
 
 /// Stands in for device-mapper's part of cryptsetup, which not every kernel has: headers and keys are checked by the real
-/// program, the mapped device is a loop device over the plain file system that lies beside the image.
+/// program, the mapped device is a loop device over the plain file system that lies beside the image. As the real one it
+/// fails to close what is in use; with a file `refuse-close` beside it, it always fails.
 const CRYPTSETUP: &str = r#"#!/bin/sh
 real=/usr/sbin/cryptsetup
 memory=$(dirname "$0")/mapped
+active() { [ -n "$(losetup -j "$(cat "$memory/$1" 2>/dev/null)" 2>/dev/null)" ]; }
 case "$1 $2" in
 "open --type")
     image=$8 name=$9
@@ -27,11 +29,16 @@ case "$1 $2" in
     loop=$(losetup --find --show --read-only "$image.plain") || exit 1
     ln -s "$loop" "/dev/mapper/$name"
     echo "$image.plain" > "$memory/$name" ;;
-"close --deferred") losetup -d "$(readlink "/dev/mapper/$3")" ;;
+"close --deferred")
+    [ ! -e "$(dirname "$0")/refuse-close" ] || exit 5
+    losetup -d "$(readlink "/dev/mapper/$3")" ;;
 close*)
-    [ -n "$(losetup -j "$(cat "$memory/$2" 2>/dev/null)" 2>/dev/null)" ] || exit 4
-    losetup -d "$(readlink "/dev/mapper/$2")" && rm "/dev/mapper/$2" ;;
-status*) [ -n "$(losetup -j "$(cat "$memory/$2" 2>/dev/null)" 2>/dev/null)" ] || exit 4 ;;
+    active "$2" || exit 4
+    [ ! -e "$(dirname "$0")/refuse-close" ] || { echo "Device $2 is still in use." >&2; exit 5; }
+    losetup -d "$(readlink "/dev/mapper/$2")"
+    ! active "$2" || { echo "Device $2 is still in use." >&2; exit 5; }
+    rm "/dev/mapper/$2" ;;
+status*) active "$2" || exit 4 ;;
 *) exec $real "$@" ;;
 esac
 "#;
@@ -44,7 +51,10 @@ echo "arguments: $*"
 echo "process: $$"
 cat "$config"
 echo
-cat "$(sed -n 's/.*"kernel_image_path": "\(.*\)".*/\1/p' "$config")"
+kernel=$(sed -n 's/.*"kernel_image_path": "\(.*\)".*/\1/p' "$config")
+cat "$kernel"
+# With a file `hold`, something outlives the VM and keeps one of the volume's files open.
+[ ! -e "$(dirname "$0")/hold" ] || setsid sh -c 'echo $$ >"$0"; exec sleep 600' "$(dirname "$0")/holder" <"$kernel" >/dev/null 2>&1 &
 echo "Linux version 6.1.0-test (made up)"
 echo '{"timestamp":"t","level":"INFO","event":"guest-boot","source":"port80","value":1,"boot_us":1234567,"cpu_us":1}' >&2
 while [ ! -e "$(dirname "$0")/power-off" ]; do sleep 0.1; done

@@ -74,6 +74,13 @@ impl Verifier {
         format!("https://{}", self.address)
     }
 
+    /// Runs SQL on the service's database, behind its back.
+    pub fn sql(&self, statements: &str) {
+        let database = rusqlite::Connection::open(self.dir.path().join("state/verifier.db")).unwrap();
+        database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        database.execute_batch(statements).unwrap();
+    }
+
     /// What the measured initrd lays into the trust directory.
     pub fn trust(&self) -> PathBuf {
         self.dir.path().join("state/trust")

@@ -88,6 +88,15 @@ impl ClientError {
         }
     }
 
+    /// Whether the same call may work later: nobody answered, or the service says that the fault is its own.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } => true,
+            Self::Refused { status, .. } => matches!(status, 408 | 429 | 500..),
+            _ => false,
+        }
+    }
+
     /// The reasons, if this is a denial.
     pub fn reasons(&self) -> &[Reason] {
         match self {
@@ -318,6 +327,11 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
     }
     match serde_json::from_slice::<api::ErrorBody>(bytes) {
         Ok(body) => ClientError::Refused { status: status.as_u16(), code: body.error.code, text: body.error.text },
+        Err(_) if status.is_server_error() => ClientError::Refused {
+            status: status.as_u16(),
+            code: "http.error".to_owned(),
+            text: "something between here and the verifier fails".to_owned(),
+        },
         Err(_) => ClientError::Protocol(format!("HTTP {status} with a body that is no error of a verifier")),
     }
 }
