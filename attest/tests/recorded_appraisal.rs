@@ -7,7 +7,7 @@ mod software_tpm;
 use std::collections::BTreeMap;
 
 use portcullis_attest::appraise::{Appraisal, Context, Policy, STATIC_PCRS, appraise};
-use portcullis_attest::eventlog::EventLog;
+use portcullis_attest::eventlog::{CertificateCache, EventLog};
 use portcullis_attest::evidence::{Evidence, PcrValues};
 use portcullis_attest::ima::{Entry, ExtendRule, ImaList};
 use portcullis_attest::key::Bank;
@@ -63,6 +63,7 @@ fn judge(boot: &RecordedBoot) -> Result<Appraisal, Vec<Reason>> {
         ek: [1; 32],
         references: &[reference()],
         policy: &Policy::from_toml(policy).unwrap(),
+        certificates: &CertificateCache::new(),
         previous: None,
     };
     appraise(&evidence, &context).map_err(|denial| denial.reasons)

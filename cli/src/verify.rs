@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use portcullis_attest::appraise::{Context, Policy, appraise};
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose, is_valid_id};
+use portcullis_attest::eventlog::CertificateCache;
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::{EnrolledAk, PublicArea};
 use portcullis_attest::reference::ReferenceValues;
@@ -91,6 +92,7 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         ek: ek_fingerprint,
         references: &references,
         policy: &policy,
+        certificates: &CertificateCache::new(),
         previous: None,
     };
     let good = appraise(&evidence, &context).map_err(|denial| denied(denial.reasons))?;

@@ -23,7 +23,7 @@ pub(super) fn policy<'r>(
     if !policy.is_for(host) {
         reasons.push(Reason::new(ReasonCode::PolicyHost).expected(policy.hosts.join(" | ")).found(host));
     }
-    let secure_boot_denied = policy.secure_boot && claims.secure_boot() != Some(true);
+    let secure_boot_denied = policy.secure_boot && claims.secure_boot().is_none_or(|claim| !claim.value);
     if secure_boot_denied {
         let (code, event, found) = match claims.secure_boot() {
             Some(_) => (ReasonCode::SecureBootDisabled, "Secure Boot off", "off"),

@@ -8,7 +8,7 @@
 //! the stages behind it are not reached, for what they would look at is not proved.
 
 mod boot;
-mod claims;
+pub mod claims;
 mod compare;
 mod name_pattern;
 mod policy;
@@ -27,6 +27,7 @@ pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRules
 pub use replayed::ReplayedLog;
 
 use crate::binding::Binding;
+use crate::eventlog::CertificateCache;
 use crate::evidence::Evidence;
 use crate::ima::ImaState;
 use crate::key::{Bank, EnrolledAk};
@@ -53,6 +54,8 @@ pub struct Context<'a> {
     pub references: &'a [ReferenceValues],
     /// What is required.
     pub policy: &'a Policy,
+    /// Databases of keys that were read before: give the same one each time.
+    pub certificates: &'a CertificateCache,
     /// What was judged of this host before, if anything was: time does not go backwards, and within one boot the IMA
     /// list only grows.
     pub previous: Option<&'a Judged>,
@@ -128,7 +131,7 @@ pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal,
     let Some(bank) = context.policy.bank_if_any() else {
         return Err(Denial::new(vec![Reason::new(ReasonCode::PolicyEmpty)]));
     };
-    let claims = Claims::read(replayed, bank).map_err(Denial::new)?;
+    let claims = Claims::read(replayed, bank, context.certificates).map_err(Denial::new)?;
     let appraisal = claims.appraise(context.ek, context.policy, context.references).map_err(Denial::new)?;
     match same_boot.map(|previous| appraisal.same_static_pcrs(previous)) {
         Some(reasons) if !reasons.is_empty() => Err(Denial::new(reasons)),
@@ -158,8 +161,8 @@ impl Claims<'_> {
             bank,
             policy: policy.name.clone(),
             reference: reference.name().to_owned(),
-            secure_boot: self.secure_boot(),
-            command_line: self.command_line().map(str::to_owned),
+            secure_boot: self.secure_boot().map(|claim| claim.value),
+            command_line: self.command_line().and_then(|claim| claim.value.text),
             ima,
             ima_judged: policy.ima,
             continued: replayed.continued().cloned(),

@@ -3,9 +3,8 @@
 //! Words are for people and for choosing what to compare. Only what [`Coverage`] says is covered may be believed,
 //! and that only after the log was replayed against a quote.
 
-use super::signers;
 use super::variable::utf16;
-use super::{Cursor, Event, EventLog, EventType, Guid, Variable};
+use super::{Cursor, Event, EventLog, EventType, Guid, SignatureDatabase, Variable};
 use crate::key::Bank;
 
 /// Longest text that a description repeats, in bytes of the event.
@@ -123,7 +122,7 @@ impl EventLog<'_> {
     }
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
     /// What the event means, with its coverage by the digest of one bank.
     pub fn describe(&self, bank: Bank) -> Description {
         let (kind, words, text) = self.meaning();
@@ -154,9 +153,30 @@ impl Event<'_> {
     }
 
     /// For text measured by GRUB: the text that its digest is made of, without prefix and terminator.
-    pub fn grub_text(&self) -> Option<&str> {
-        let (_, text) = grub_text(self.data).filter(|_| self.event_type == EventType::IPL)?;
-        core::str::from_utf8(text).ok()
+    pub fn grub_text(&self) -> Option<&'a str> {
+        self.grub_text_of_kind().map(|(_, text)| text)
+    }
+
+    /// The same with what kind of text it is.
+    pub(crate) fn grub_text_of_kind(&self) -> Option<(EventKind, &'a str)> {
+        let (kind, text) = grub_text(self.data).filter(|_| self.event_type == EventType::IPL)?;
+        core::str::from_utf8(text).ok().map(|text| (kind, text))
+    }
+
+    /// The text of the event's data, in either encoding.
+    pub(crate) fn label(&self) -> Option<String> {
+        text_of(self.data)
+    }
+
+    /// The file that an image's device path names.
+    pub(crate) fn image_path(&self) -> Option<String> {
+        image_path(self.data)
+    }
+
+    /// What a tagged event names, and its text.
+    pub(crate) fn tagged(&self) -> Option<(EventKind, Option<String>)> {
+        let (kind, _, text) = tagged(self.data);
+        (self.event_type == EventType::EVENT_TAG).then_some((kind, text))
     }
 
     fn meaning(&self) -> (EventKind, String, Option<String>) {
@@ -214,8 +234,9 @@ impl Event<'_> {
         if self.event_type == EventType::EFI_VARIABLE_AUTHORITY {
             return authority(&variable);
         }
-        let keys = |kind, words: &str| (kind, words.to_owned(), Some(signers::of_list(variable.data)));
-        match (variable.guid, variable.name.as_str()) {
+        let name = variable.name();
+        let keys = |kind, words: &str| (kind, words.to_owned(), Some(database_words(variable.data)));
+        match (variable.guid, name.as_str()) {
             (Guid::GLOBAL, "SecureBoot") => {
                 let words = match variable.data {
                     [1] => "Secure Boot on",
@@ -298,7 +319,8 @@ fn action(data: &[u8]) -> (EventKind, String, Option<String>) {
 
 /// By what an image was verified: one entry of the firmware's db, or of shim's own lists.
 fn authority(variable: &Variable<'_>) -> (EventKind, String, Option<String>) {
-    let words = match variable.name.as_str() {
+    let name = variable.name();
+    let words = match name.as_str() {
         "SbatLevel" => {
             let words = "shim's minimum boot loader generation (SBAT)";
             return (EventKind::SbatLevel, words.to_owned(), ascii(variable.data));
@@ -306,8 +328,8 @@ fn authority(variable: &Variable<'_>) -> (EventKind, String, Option<String>) {
         "MokListTrusted" | "MokListRT" | "MokList" | "Shim" => "image verified by shim",
         _ => "image verified by Secure Boot",
     };
-    let signer = signers::of_entry(variable.data);
-    (EventKind::Authority, words.to_owned(), Some(format!("{}: {signer}", variable.name)))
+    let signer = SignatureDatabase::from_entry(variable.data);
+    (EventKind::Authority, words.to_owned(), Some(format!("{name}: {signer}")))
 }
 
 /// Tagged events (`TCG_PCClientTaggedEvent`): the kernel's EFI stub names in them what it measured.
@@ -322,6 +344,11 @@ fn tagged(data: &[u8]) -> (EventKind, String, Option<String>) {
         LOAD_OPTIONS => (EventKind::StubCommandLine, "kernel command line".to_owned(), text),
         _ => (EventKind::BootLoaderText, format!("tagged event {id:#010x}"), text),
     }
+}
+
+/// What is in a database of keys.
+fn database_words(content: &[u8]) -> String {
+    SignatureDatabase::from_lists(content).map_or_else(|_| "unreadable".to_owned(), |database| database.to_string())
 }
 
 fn boot_order(data: &[u8]) -> String {

@@ -9,20 +9,24 @@
 //! the same values may its digests be believed, and its texts only where a digest covers them
 //! ([`Event::describe`]). [`crate::appraise`] does all of that in the right order.
 
+mod certificate_cache;
 mod cursor;
 mod describe;
 mod event_type;
 mod parse;
 mod replay;
+mod signature_database;
 mod signature_list;
-mod signers;
 mod variable;
 
+pub use certificate_cache::CertificateCache;
+pub(crate) use certificate_cache::Form;
 pub(crate) use cursor::{Cursor, Short};
 pub use describe::{Coverage, Description, EventKind};
 pub use event_type::EventType;
 pub use parse::{EventLogError, MAX_BYTES, MAX_EVENTS};
 pub use replay::initial_value;
+pub use signature_database::{SignatureDatabase, SignerCertificate};
 pub use signature_list::{Signature, SignatureListError, SignatureType, signature_lists};
 pub use variable::{Guid, Variable, VariableError};
 

@@ -11,7 +11,7 @@ const MAX_SIGNATURES: usize = 65_536;
 const LIST_HEADER: u64 = 28;
 
 /// Size of a signature's owner.
-const OWNER: u64 = 16;
+pub(super) const OWNER_SIZE: usize = 16;
 
 const CERT_SHA256: Guid =
     Guid([0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43, 0x28]);
@@ -96,7 +96,7 @@ pub fn signature_lists(data: &[u8]) -> Result<Vec<Signature<'_>>, SignatureListE
         cursor.take(header_size)?;
         let mut list = Cursor::new(cursor.take(body)?);
         let wrong = SignatureListError::SignatureSize { list: body, signature: signature_size };
-        let Some(content) = u64::from(signature_size).checked_sub(OWNER).filter(|size| *size > 0) else {
+        let Some(content) = u64::from(signature_size).checked_sub(OWNER_SIZE as u64).filter(|size| *size > 0) else {
             return Err(wrong);
         };
         if body % u64::from(signature_size) != 0 {

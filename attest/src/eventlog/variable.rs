@@ -59,12 +59,12 @@ impl fmt::Debug for Guid {
 }
 
 /// A variable that was measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variable<'a> {
     /// Whose variable it is.
     pub guid: Guid,
-    /// Its name.
-    pub name: String,
+    /// Little-endian UTF-16 without NUL.
+    name: &'a [u8],
     /// Its content; empty for a variable that is not there.
     pub data: &'a [u8],
 }
@@ -117,22 +117,33 @@ impl<'a> Variable<'a> {
             return Err(VariableError::NameTooLong(name_units));
         }
         let name = cursor.take(name_units.saturating_mul(2))?;
-        let name = utf16(name).filter(|name| !name.contains('\0')).ok_or(VariableError::Name)?;
+        if !units(name).all(|unit| unit != 0) || char::decode_utf16(units(name)).any(|char| char.is_err()) {
+            return Err(VariableError::Name);
+        }
         let data = cursor.take(data_size)?;
         Ok((Self { guid, name, data }, cursor.rest()))
     }
 
     /// Whether this is the variable of that owner and name. Names are compared exactly: firmware does too.
     pub fn is(&self, guid: Guid, name: &str) -> bool {
-        self.guid == guid && self.name == name
+        self.guid == guid && units(self.name).eq(name.encode_utf16())
     }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        char::decode_utf16(units(self.name)).map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    }
+}
+
+/// The units of little-endian UTF-16.
+fn units(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
+    bytes.as_chunks::<2>().0.iter().copied().map(u16::from_le_bytes)
 }
 
 /// Little-endian UTF-16; `None` if it is none.
 pub(super) fn utf16(bytes: &[u8]) -> Option<String> {
-    let (units, rest) = bytes.as_chunks::<2>();
-    if !rest.is_empty() {
+    if !bytes.len().is_multiple_of(2) {
         return None;
     }
-    char::decode_utf16(units.iter().copied().map(u16::from_le_bytes)).collect::<Result<_, _>>().ok()
+    char::decode_utf16(units(bytes)).collect::<Result<_, _>>().ok()
 }

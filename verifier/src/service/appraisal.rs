@@ -129,6 +129,7 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         ek,
         references: &service.rules.references,
         policy: &service.rules.policy,
+        certificates: &service.certificates,
         previous: previous.as_ref(),
     };
     let appraisal = match appraise(evidence, &context) {

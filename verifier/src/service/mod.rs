@@ -24,6 +24,7 @@ use std::time::SystemTime;
 
 use portcullis_attest::appraise::Policy;
 use portcullis_attest::endorsement::EkRoots;
+use portcullis_attest::eventlog::CertificateCache;
 use portcullis_attest::reference::ReferenceValues;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -53,6 +54,7 @@ pub struct Service {
     id: String,
     config: Config,
     rules: Rules,
+    certificates: CertificateCache,
     store: Store,
     vault: Vault,
     token_signer: Signer,
@@ -120,6 +122,7 @@ impl Ready {
             id: state.id.clone(),
             config,
             rules,
+            certificates: CertificateCache::new(),
             store,
             vault,
             token_signer: state.token_signer.clone(),

@@ -7,7 +7,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 
 use crate::appraise::{Appraisal, Context, Judged, Policy, STATIC_PCRS, appraise};
 use crate::binding::{Binding, Purpose};
-use crate::eventlog::EventLog;
+use crate::eventlog::{CertificateCache, EventLog};
 use crate::eventlog::log_builder::LogBuilder;
 use crate::evidence::{Evidence, PcrValues, SignedQuote};
 use crate::ima::list_builder::ListBuilder;
@@ -194,6 +194,7 @@ impl Host {
             ek: [0xee; 32],
             references: &self.references,
             policy: &self.policy,
+            certificates: &CertificateCache::new(),
             previous,
         };
         appraise(evidence, &context).map_err(|denial| denial.reasons)

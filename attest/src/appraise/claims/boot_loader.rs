@@ -1,0 +1,178 @@
+//! What boot loaders measured: commands, files and command lines.
+
+use super::covered::Covered;
+use super::{Claim, Claims};
+use crate::eventlog::{Coverage, EventKind, EventType};
+use crate::key::Bank;
+
+/// The PCR of GRUB's commands.
+const COMMANDS: u32 = 8;
+
+/// The PCR of files that GRUB read, and of what the kernel's EFI stub was given.
+const FILES: u32 = 9;
+
+/// The PCR of a unified kernel image's sections.
+const UKI: u32 = 11;
+
+/// The PCR of what was given to a unified kernel image beside itself.
+const UKI_PARAMETERS: u32 = 12;
+
+/// Who measured something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measurer {
+    /// GRUB, into PCRs 8 and 9.
+    Grub,
+    /// The Linux kernel's EFI stub, into PCR 9.
+    KernelStub,
+    /// systemd-boot or systemd-stub, into PCR 12 (old versions: 8).
+    Systemd,
+    /// The firmware or a boot loader that had it load an image, into PCR 4.
+    Firmware,
+}
+
+/// A command line given to a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// Who measured it.
+    pub measurer: Measurer,
+    /// The text, where a digest covers it. GRUB's begins with the kernel's path. The kernel's stub logs no text.
+    pub text: Option<String>,
+}
+
+/// A text that a digest covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasuredText<'a>(pub &'a str);
+
+/// A file, of which the log has only the digest: [`Ground::digest`](super::Ground::digest).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeasuredFile {
+    /// Who measured it.
+    pub measurer: Measurer,
+    /// The path that it has in the log. A label: no digest covers it.
+    pub label: Option<String>,
+}
+
+/// A section of a unified kernel image. The claim rests on the digest of its content; that the event before it has the
+/// digest of its name proves which section it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UkiSection {
+    /// Its name: `.linux`, `.initrd`, `.cmdline`.
+    pub name: String,
+}
+
+impl CommandLine {
+    /// Whether this claim's digest is that of the text, as the kernel's stub and systemd measure it: UTF-16 with its
+    /// terminator.
+    pub fn is_digest_of(text: &str, digest: &[u8], bank: Bank) -> bool {
+        let utf16: Vec<u8> = text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+        bank.hash(&utf16) == digest
+    }
+}
+
+impl<'a> Claims<'a> {
+    /// The commands that GRUB ran, in their order.
+    pub fn grub_commands(&self) -> Vec<Claim<'a, MeasuredText<'a>>> {
+        let command = |covered: Covered<'_, 'a>| {
+            let (kind, text) = covered.event.grub_text_of_kind()?;
+            let is_command = kind == EventKind::GrubCommand && covered.coverage == Coverage::Text;
+            is_command.then(|| covered.claim(MeasuredText(text)))
+        };
+        self.log().of_pcr(COMMANDS).filter_map(command).collect()
+    }
+
+    /// Every command line that was measured, whoever did so. A boot loader that loads several kernels starts the last
+    /// one; a rule on arguments should hold for all.
+    pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
+        self.log().iter().filter_map(|covered| command_line(&covered)).collect()
+    }
+
+    /// The command line of the kernel that was started: the last whose text a digest covers; without any, the last.
+    pub fn command_line(&self) -> Option<Claim<'a, CommandLine>> {
+        let all = self.command_lines();
+        let with_text = all.iter().rposition(|claim| claim.value.text.is_some());
+        with_text.or(all.len().checked_sub(1)).and_then(|index| all.into_iter().nth(index))
+    }
+
+    /// What may be the kernel: files that GRUB read under a kernel's name, the last image that was loaded, and a unified
+    /// kernel image's `.linux`. A rule on kernels should hold for all.
+    pub fn kernel(&self) -> Vec<Claim<'a, MeasuredFile>> {
+        let file = |measurer, label| MeasuredFile { measurer, label };
+        let mut kernels = self.grub_files("kernel file");
+        let image = self.images().pop();
+        kernels.extend(image.map(|claim| Claim {
+            value: file(Measurer::Firmware, claim.value.label),
+            ground: claim.ground,
+        }));
+        let sections = self.uki().into_iter().filter(|claim| claim.value.name == ".linux");
+        kernels.extend(
+            sections.map(|claim| Claim { value: file(Measurer::Systemd, Some(claim.value.name)), ground: claim.ground }),
+        );
+        kernels
+    }
+
+    /// What may be the initrd: files that GRUB read under an initrd's name, what the kernel's stub was given, and a
+    /// unified kernel image's `.initrd`. A rule on initrds should hold for all.
+    pub fn initrd(&self) -> Vec<Claim<'a, MeasuredFile>> {
+        let mut initrds = self.grub_files("initrd");
+        let stub = |covered: Covered<'_, 'a>| {
+            let (kind, label) = covered.event.tagged()?;
+            let value = MeasuredFile { measurer: Measurer::KernelStub, label };
+            (kind == EventKind::StubInitrd).then(|| covered.claim(value))
+        };
+        initrds.extend(self.log().of_pcr(FILES).filter_map(stub));
+        let sections = self.uki().into_iter().filter(|claim| claim.value.name == ".initrd");
+        let section = |claim: Claim<'a, UkiSection>| Claim {
+            value: MeasuredFile { measurer: Measurer::Systemd, label: Some(claim.value.name) },
+            ground: claim.ground,
+        };
+        initrds.extend(sections.map(section));
+        initrds
+    }
+
+    /// The sections of a unified kernel image, in the order in which its stub measured them.
+    pub fn uki(&self) -> Vec<Claim<'a, UkiSection>> {
+        let mut sections = Vec::new();
+        let mut name: Option<String> = None;
+        for covered in self.log().of_pcr(UKI).filter(|covered| covered.is(EventType::IPL)) {
+            let label = covered.event.label().filter(|label| label.starts_with('.'));
+            match (name.take(), label) {
+                (Some(name), Some(label)) if label == name => sections.push(covered.claim(UkiSection { name })),
+                (_, Some(label)) if self.bank().hash_parts(&[label.as_bytes(), b"\0"]) == covered.digest => {
+                    name = Some(label);
+                }
+                _ => {}
+            }
+        }
+        sections
+    }
+
+    fn grub_files(&self, words: &str) -> Vec<Claim<'a, MeasuredFile>> {
+        let file = |covered: Covered<'_, 'a>| {
+            let description = covered.event.describe(self.bank());
+            let is_file = description.kind == EventKind::GrubFile && description.words == words;
+            let value = MeasuredFile { measurer: Measurer::Grub, label: description.text };
+            is_file.then(|| covered.claim(value))
+        };
+        self.log().of_pcr(FILES).filter_map(file).collect()
+    }
+}
+
+fn command_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>> {
+    let event = covered.event;
+    let (measurer, text) = match event.pcr {
+        COMMANDS | UKI_PARAMETERS if event.grub_text().is_none() && covered.is(EventType::IPL) => {
+            (Measurer::Systemd, event.label().filter(|_| covered.coverage.covers_text()))
+        }
+        COMMANDS => {
+            let (kind, text) = event.grub_text_of_kind()?;
+            let covered = covered.coverage == Coverage::Text && kind == EventKind::KernelCommandLine;
+            (Measurer::Grub, Some(covered.then(|| text.to_owned())?))
+        }
+        FILES => {
+            let (kind, _) = event.tagged()?;
+            (kind == EventKind::StubCommandLine).then_some((Measurer::KernelStub, None))?
+        }
+        _ => return None,
+    };
+    Some(covered.claim(CommandLine { measurer, text }))
+}

@@ -1,0 +1,43 @@
+//! What no honest firmware or boot loader logs, event by event.
+
+use super::covered::CoveredLog;
+use crate::eventlog::{Coverage, Event, EventType};
+use crate::reason::{Reason, ReasonCode};
+
+/// Types whose digest is that of the event's data (PC Client Platform Firmware Profile, section 10.4.1).
+const DIGEST_OF_DATA: [EventType; 7] = [
+    EventType::SEPARATOR,
+    EventType::ACTION,
+    EventType::EFI_ACTION,
+    EventType::EFI_VARIABLE_DRIVER_CONFIG,
+    EventType::EFI_VARIABLE_BOOT2,
+    EventType::EFI_GPT_EVENT,
+    EventType::S_CRTM_VERSION,
+];
+
+/// Every event that contradicts itself.
+pub(super) fn check(log: CoveredLog<'_, '_>) -> Vec<Reason> {
+    let about = |code, event: &Event<'_>| Reason::new(code).pcr(event.pcr).event(event.describe(log.bank).words);
+    let number = |event: &Event<'_>| format!("event {}", event.number);
+    let mut reasons = Vec::new();
+    // Renaming an event to this type would take it out of the replay while its text still reads as before.
+    for event in log.all().iter().filter(|event| !event.extends()) {
+        if event.digests.iter().any(|(_, digest)| digest.iter().any(|byte| *byte != 0)) {
+            reasons.push(about(ReasonCode::EventlogForgedNoAction, event).found(number(event)));
+        }
+    }
+    for covered in log.iter() {
+        let event = covered.event;
+        if covered.is(EventType::UNUSED) {
+            reasons.push(about(ReasonCode::EventlogUnknownEvent, event).found(event.event_type.to_string()));
+        } else if covered.coverage != Coverage::Data && DIGEST_OF_DATA.contains(&event.event_type) {
+            reasons.push(about(ReasonCode::EventlogDigestMismatch, event).found(number(event)));
+        } else if !covered.coverage.covers_text()
+            && let Some(text) = event.grub_text()
+        {
+            // Only believed with the digest of exactly that text; beside another digest it would mislead.
+            reasons.push(about(ReasonCode::EventlogTextNotCovered, event).found(text));
+        }
+    }
+    reasons
+}

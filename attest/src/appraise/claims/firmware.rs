@@ -1,0 +1,74 @@
+//! The firmware: its versions and parts, and how it protects the boot.
+
+use super::covered::Covered;
+use super::{Claim, Claims};
+use crate::eventlog::{Coverage, EventType, Guid, Variable};
+
+/// What the firmware said its version is. A digest covers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirmwareVersion {
+    /// The text, or the GUID that stands for it.
+    pub text: String,
+}
+
+/// A part of the firmware or of its tables, of which the log has only the digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// What the firmware calls it. No digest covers that.
+    pub label: Option<String>,
+}
+
+impl<'a> Claims<'a> {
+    /// The version of the firmware's root of trust (S-CRTM), where the firmware measured one.
+    pub fn firmware_version(&self) -> Option<Claim<'a, FirmwareVersion>> {
+        self.log().of_pcr(0).find_map(|covered| {
+            let is_version = covered.is(EventType::S_CRTM_VERSION) && covered.coverage == Coverage::Data;
+            let text = is_version.then(|| covered.event.describe(self.bank()).text)??;
+            Some(covered.claim(FirmwareVersion { text }))
+        })
+    }
+
+    /// The parts of the firmware: volumes, microcode and whatever else it calls code of its own (PCR 0).
+    pub fn firmware_code(&self) -> Vec<Claim<'a, Label>> {
+        const CODE: [EventType; 8] = [
+            EventType::S_CRTM_CONTENTS,
+            EventType::POST_CODE,
+            EventType::POST_CODE2,
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB,
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB2,
+            EventType::EFI_HCRTM_EVENT,
+            EventType::NONHOST_CODE,
+            EventType::CPU_MICROCODE,
+        ];
+        let label = |covered: Covered<'_, 'a>| {
+            CODE.contains(&covered.event.event_type)
+                .then(|| covered.claim(Label { label: covered.event.describe(self.bank()).text }))
+        };
+        self.log().of_pcr(0).filter_map(label).collect()
+    }
+
+    /// Whether the firmware kept devices from reading and writing memory during the boot. It measures only that it did
+    /// not: `None` says nothing.
+    pub fn dma_protection(&self) -> Option<Claim<'a, bool>> {
+        let texts = [&b"DMA Protection Disabled"[..], b"DMA Protection Disabled\0"].map(|text| self.bank().hash(text));
+        let disabled = self.log().of_pcr(7).find(|covered| texts.iter().any(|text| text == covered.digest));
+        disabled.map(|covered| covered.claim(false))
+    }
+
+    /// The order of boot options. The digest covers the order, and not that this is what it is.
+    pub fn boot_order(&self) -> Option<Claim<'a, Vec<u16>>> {
+        self.log().of_pcr(1).find_map(|covered| {
+            let is_variable = matches!(
+                covered.event.event_type,
+                EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2 | EventType::EFI_VARIABLE_DRIVER_CONFIG
+            );
+            if !is_variable || !matches!(covered.coverage, Coverage::Data | Coverage::Value) {
+                return None;
+            }
+            let variable = Variable::parse(covered.event.data).ok()?;
+            let (options, rest) = variable.data.as_chunks::<2>();
+            let is_order = variable.is(Guid::GLOBAL, "BootOrder") && rest.is_empty();
+            is_order.then(|| covered.claim(options.iter().copied().map(u16::from_le_bytes).collect()))
+        })
+    }
+}

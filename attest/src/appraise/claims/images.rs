@@ -1,0 +1,128 @@
+//! What the firmware and the boot loaders started, and by what that was verified.
+
+use std::sync::Arc;
+
+use super::covered::Covered;
+use super::{Claim, Claims};
+use crate::eventlog::{Coverage, EventType, Form, Guid, SignatureDatabase, Variable};
+
+/// The PCR of drivers that are not the platform's own.
+const OPTION_ROMS: u32 = 2;
+
+/// The PCR of boot loaders and other applications.
+const APPLICATIONS: u32 = 4;
+
+/// The PCR of Secure Boot.
+const SECURE_BOOT: u32 = 7;
+
+/// An image that was loaded. What was measured is its Authenticode digest: [`Ground::digest`](super::Ground::digest).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// As what it was loaded.
+    pub kind: ImageKind,
+    /// The file that its device path names. A label: no digest covers it.
+    pub label: Option<String>,
+}
+
+/// As what an image was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A boot loader, a kernel, or another application.
+    Application,
+    /// A driver that is gone when the operating system runs.
+    BootServicesDriver,
+    /// A driver that stays.
+    RuntimeServicesDriver,
+}
+
+/// By what an image was verified: an entry of the firmware's db or of shim's lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// The variable of which it is an entry: `db`, or shim's `Shim`, `MokListRT`, `vendor_db`.
+    pub variable: String,
+    /// Whether the firmware's db vouches, and not a list of shim's own.
+    pub is_db: bool,
+    /// The entry: one certificate, or one digest of an image.
+    pub entry: Arc<SignatureDatabase>,
+}
+
+/// What digests let one say of who verified an image.
+///
+/// Each authority is measured once, before the first image that it verified; the order in which PCR 4 and PCR 7 were
+/// extended is covered by nothing. So an image that is not itself listed was verified by one of the authorities, and if
+/// there is only one, by that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedBy<'a> {
+    /// The image.
+    pub image: Claim<'a, Image>,
+    /// One of these verified it. Empty if nothing verified anything, as without Secure Boot.
+    pub authorities: Vec<Claim<'a, Authority>>,
+}
+
+impl<'a> Claims<'a> {
+    /// Boot loaders, kernels and other applications, in the order in which they were loaded. A boot loader that has shim
+    /// verify what it loads may show the same image twice.
+    pub fn images(&self) -> Vec<Claim<'a, Image>> {
+        self.images_of(APPLICATIONS)
+    }
+
+    /// Drivers that are not the platform's own, such as those of network cards.
+    pub fn option_roms(&self) -> Vec<Claim<'a, Image>> {
+        self.images_of(OPTION_ROMS)
+    }
+
+    fn images_of(&self, pcr: u32) -> Vec<Claim<'a, Image>> {
+        let image = |covered: Covered<'_, 'a>| {
+            let kind = match covered.event.event_type {
+                EventType::EFI_BOOT_SERVICES_APPLICATION => ImageKind::Application,
+                EventType::EFI_BOOT_SERVICES_DRIVER => ImageKind::BootServicesDriver,
+                EventType::EFI_RUNTIME_SERVICES_DRIVER => ImageKind::RuntimeServicesDriver,
+                _ => return None,
+            };
+            Some(covered.claim(Image { kind, label: covered.event.image_path() }))
+        };
+        self.log().of_pcr(pcr).filter_map(image).collect()
+    }
+
+    /// What verified images, in the order in which it did so first.
+    pub fn authorities(&self) -> Vec<Claim<'a, Authority>> {
+        let authority = |covered: Covered<'_, 'a>| {
+            if !covered.is(EventType::EFI_VARIABLE_AUTHORITY) || covered.coverage != Coverage::Data {
+                return None;
+            }
+            let variable = Variable::parse(covered.event.data).ok()?;
+            let entry = self.certificates.database(Form::Entry, self.bank(), covered.digest, variable.data).ok()?;
+            // Shim measures its settings and generations as events of this type too.
+            let is_authority = entry.others() == 0 && !entry.is_empty();
+            let is_db = variable.is(Guid::IMAGE_SECURITY, "db");
+            is_authority.then(|| covered.claim(Authority { variable: variable.name(), is_db, entry }))
+        };
+        self.log().of_pcr(SECURE_BOOT).filter_map(authority).collect()
+    }
+
+    /// For each image, drivers first, by what it may have been verified.
+    pub fn verified_by(&self) -> Vec<VerifiedBy<'a>> {
+        let authorities = self.authorities();
+        let mut first_application = true;
+        let mut verified = Vec::new();
+        for image in self.option_roms().into_iter().chain(self.images()) {
+            let by_digest: Vec<_> =
+                authorities.iter().filter(|claim| claim.value.entry.has_sha256(image.ground.digest)).cloned().collect();
+            let is_application = image.value.kind == ImageKind::Application;
+            // Drivers and the first boot loader are loaded by the firmware, which knows only db.
+            let only_db = !is_application || std::mem::take(&mut first_application);
+            let candidates = || {
+                let by_certificate = |claim: &&Claim<'a, Authority>| !claim.value.entry.certificates().is_empty();
+                authorities
+                    .iter()
+                    .filter(by_certificate)
+                    .filter(|claim| !only_db || claim.value.is_db)
+                    .cloned()
+                    .collect()
+            };
+            let authorities = if by_digest.is_empty() { candidates() } else { by_digest };
+            verified.push(VerifiedBy { image, authorities });
+        }
+        verified
+    }
+}

@@ -1,0 +1,171 @@
+//! From replayed logs to claims: what may be said of the boot, because digests cover it.
+//!
+//! An event is believed only as far as its digest covers what it says; its type is never covered, and neither is the
+//! order in which events of different PCRs stand in the log. So each claim says on which event and digest it rests
+//! ([`Ground`]), labels that no digest covers are called labels, and what a log says in a way that no honest firmware
+//! would is a denial.
+//!
+//! | room | what it claims |
+//! |---|---|
+//! | `secure_boot` | state, PK, KEK, db, dbx |
+//! | `images` | what firmware and boot loaders started, and what verified it; option ROMs |
+//! | `boot_loader` | commands of GRUB, kernel, initrd, command line, sections of a unified kernel image |
+//! | `shim` | shim's own lists and generations |
+//! | `firmware` | versions and parts of the firmware, DMA protection, boot order |
+//!
+//! A claim is computed when it is asked for: reading checks only what would contradict it.
+
+mod boot_loader;
+mod contradictions;
+mod covered;
+mod firmware;
+mod images;
+mod secure_boot;
+mod shim;
+
+use std::sync::Arc;
+
+pub use boot_loader::{CommandLine, MeasuredFile, MeasuredText, Measurer, UkiSection};
+pub use firmware::{FirmwareVersion, Label};
+pub use images::{Authority, Image, ImageKind, VerifiedBy};
+pub use shim::{SbatLevel, ShimList};
+
+use covered::CoveredLog;
+use secure_boot::SecureBoot;
+
+use super::replayed::ReplayedLog;
+use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs, separators};
+use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
+use crate::evidence::PCR_COUNT;
+use crate::key::Bank;
+use crate::reason::{Reason, ReasonCode};
+
+/// Something that a digest proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim<'a, T> {
+    /// What is claimed.
+    pub value: T,
+    /// On what it rests.
+    pub ground: Ground<'a>,
+}
+
+/// The event and digest on which a claim rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ground<'a> {
+    /// The event's number in the log, from 1.
+    pub event: usize,
+    /// The PCR that it extended.
+    pub pcr: u32,
+    /// Its digest in the judged bank. It is part of the quoted PCR.
+    pub digest: &'a [u8],
+    /// What of the event the digest covers.
+    pub coverage: Coverage,
+}
+
+/// What the logs prove of a boot.
+///
+/// Made only by [`Claims::read`].
+#[derive(Clone, Debug)]
+pub struct Claims<'a> {
+    replayed: ReplayedLog<'a>,
+    bank: Bank,
+    coverage: Vec<Coverage>,
+    certificates: &'a CertificateCache,
+    secure_boot: SecureBoot<'a>,
+}
+
+impl<'a> Claims<'a> {
+    /// Reads the claims, resting on the digests of one bank. Databases of keys that were seen before are taken from the
+    /// cache.
+    ///
+    /// # Errors
+    /// Everything that contradicts how firmware measures, and PCRs of the bank that were not quoted.
+    pub fn read(
+        replayed: ReplayedLog<'a>,
+        bank: Bank,
+        certificates: &'a CertificateCache,
+    ) -> Result<Self, Vec<Reason>> {
+        let missing = not_quoted(&replayed, bank);
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        let events = replayed.log().events();
+        let coverage: Vec<Coverage> = events.iter().map(|event| event.coverage(bank)).collect();
+        let log = CoveredLog::new(events, &coverage, bank);
+        let mut reasons = contradictions::check(log);
+        reasons.extend(separators::check(events, bank));
+        let secure_boot = SecureBoot::read(log, certificates, &mut reasons);
+        reasons.extend(programs::check(&replayed, bank));
+        if reasons.is_empty() {
+            Ok(Self { replayed, bank, coverage, certificates, secure_boot })
+        } else {
+            Err(reasons)
+        }
+    }
+
+    fn log(&self) -> CoveredLog<'_, 'a> {
+        CoveredLog::new(self.replayed.log().events(), &self.coverage, self.bank)
+    }
+
+    /// The replayed logs.
+    pub const fn replayed(&self) -> &ReplayedLog<'a> {
+        &self.replayed
+    }
+
+    /// The bank on whose digests the claims rest.
+    pub const fn bank(&self) -> Bank {
+        self.bank
+    }
+
+    /// How far the digest of an event, given by its number, covers what it says.
+    pub fn coverage(&self, event: usize) -> Coverage {
+        event.checked_sub(1).and_then(|index| self.coverage.get(index)).copied().unwrap_or(Coverage::Nothing)
+    }
+
+    /// Whether Secure Boot was on; `None` if the firmware did not measure that.
+    pub fn secure_boot(&self) -> Option<Claim<'a, bool>> {
+        self.secure_boot.state()
+    }
+
+    /// Secure Boot's platform key (PK), where the firmware measured it.
+    pub fn platform_key(&self) -> Option<Claim<'a, Arc<SignatureDatabase>>> {
+        self.secure_boot.platform_key()
+    }
+
+    /// Secure Boot's key exchange keys (KEK): who may change db and dbx.
+    pub fn exchange_keys(&self) -> Option<Claim<'a, Arc<SignatureDatabase>>> {
+        self.secure_boot.exchange_keys()
+    }
+
+    /// Whom Secure Boot trusts (db).
+    pub fn db(&self) -> Option<Claim<'a, Arc<SignatureDatabase>>> {
+        self.secure_boot.db()
+    }
+
+    /// Whom Secure Boot trusts no more (dbx).
+    pub fn dbx(&self) -> Option<Claim<'a, Arc<SignatureDatabase>>> {
+        self.secure_boot.dbx()
+    }
+}
+
+/// PCRs that must be quoted in this bank: the static ones, and all that the log tells of, for another bank proves other
+/// digests.
+fn not_quoted(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
+    if bank == Bank::Sha1 || !replayed.quote().banks().any(|quoted| quoted == bank) {
+        let quoted: Vec<_> = replayed.quote().banks().map(Bank::name).collect();
+        let expected = if bank == Bank::Sha1 { "sha256 or stronger" } else { bank.name() };
+        return vec![Reason::new(ReasonCode::PolicyBank).expected(expected).found(quoted.join(", "))];
+    }
+    let is_extended = |pcr: u8| {
+        pcr != RUNTIME_PCR
+            && replayed.log().events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr))
+    };
+    (0..PCR_COUNT)
+        .filter(|pcr| replayed.quote().pcr(bank, *pcr).is_none())
+        .filter(|pcr| STATIC_PCRS.contains(pcr) || is_extended(*pcr))
+        .map(|pcr| Reason::new(ReasonCode::PolicyPcr).pcr(pcr.into()).expected(format!("a quoted {bank} value")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
