@@ -45,6 +45,13 @@ impl Scene {
         Self { verifier, host, _alone: alone }
     }
 
+    /// Runs SQL on the verifier's database, behind its back.
+    fn sql(&self, statements: &str) {
+        let database = rusqlite::Connection::open(self.verifier.database()).unwrap();
+        database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        database.execute_batch(statements).unwrap();
+    }
+
     fn trust(&self) -> Option<Trust> {
         Some(self.verifier.person("olga").host("honest").ok()?.trust)
     }
@@ -335,23 +342,23 @@ fn a_log_that_cannot_be_written_ends_nothing() {
 fn an_order_and_receipts_outlast_a_verifier_that_fails() {
     let scene = Scene::new();
     // The volume's key cannot be read: every release is an internal error.
-    scene.verifier.sql("CREATE TABLE kept AS SELECT * FROM volumes; UPDATE volumes SET sealed_key = x'00'");
+    scene.sql("CREATE TABLE kept AS SELECT * FROM volumes; UPDATE volumes SET sealed_key = x'00'");
     // Nor can a receipt be written down.
     let refuse = "CREATE TRIGGER broken BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'broken'); END";
-    scene.verifier.sql(refuse);
+    scene.sql(refuse);
     let mut agent = scene.run();
     let order = scene.launch("data", KERNEL).order_id;
     agent.says("the launch failed");
     assert_eq!(scene.vm(&order).state, OrderState::Placed);
-    scene.verifier.sql("UPDATE volumes SET sealed_key = (SELECT sealed_key FROM kept)");
+    scene.sql("UPDATE volumes SET sealed_key = (SELECT sealed_key FROM kept)");
     scene.wait_until(&order, OrderState::Released);
     agent.says("the receipt was not taken");
-    scene.verifier.sql("DROP TRIGGER broken");
+    scene.sql("DROP TRIGGER broken");
     scene.wait_until(&order, OrderState::Running);
-    scene.verifier.sql(refuse);
+    scene.sql(refuse);
     std::fs::write(scene.host.path("power-off"), "").unwrap();
     agent.says("a receipt is still owed");
-    scene.verifier.sql("DROP TRIGGER broken");
+    scene.sql("DROP TRIGGER broken");
     scene.wait_until(&order, OrderState::Ended);
     scene.host.nothing_is_left(&order);
     assert!(agent.terminate().success());

@@ -74,11 +74,9 @@ impl Verifier {
         format!("https://{}", self.address)
     }
 
-    /// Runs SQL on the service's database, behind its back.
-    pub fn sql(&self, statements: &str) {
-        let database = rusqlite::Connection::open(self.dir.path().join("state/verifier.db")).unwrap();
-        database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
-        database.execute_batch(statements).unwrap();
+    /// The service's database.
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("state/verifier.db")
     }
 
     /// What the measured initrd lays into the trust directory.
