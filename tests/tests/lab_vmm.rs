@@ -120,7 +120,6 @@ impl Lab {
         let mut spec = HostSpec::new("vmm", &image);
         spec.firmware = Firmware::Direct;
         spec.memory_mib = 1536;
-        spec.cpus = 2;
         spec.disks = vec![Disk { image: disk, read_only: true }];
         let host = Host::boot(spec).unwrap_or_else(|error| panic!("{error}"));
         let mut lab = Self { host };

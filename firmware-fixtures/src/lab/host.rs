@@ -35,8 +35,6 @@ pub struct HostSpec {
     pub firmware: Firmware,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Processors.
-    pub cpus: u32,
     /// The port on this machine's loopback that the host reaches as 10.0.2.100:7000; no other place is reachable.
     pub verifier_port: Option<u16>,
     /// Disks beside boot disk and root: `/dev/vdc` and on.
@@ -57,7 +55,6 @@ impl HostSpec {
             image: image.clone(),
             firmware: image.firmware,
             memory_mib: 1024,
-            cpus: 1,
             verifier_port: None,
             disks: Vec::new(),
             files: Vec::new(),
@@ -68,7 +65,7 @@ impl HostSpec {
 
     /// What firmware sees of this host.
     pub fn machine(&self) -> Machine {
-        Machine { firmware: self.firmware, memory_mib: self.memory_mib, cpus: self.cpus, extra_disks: self.disks.len() }
+        Machine { firmware: self.firmware, memory_mib: self.memory_mib, extra_disks: self.disks.len() }
     }
 }
 
