@@ -111,6 +111,7 @@ impl ShownEvent {
         let description = event.describe(bank);
         let covered = match description.coverage {
             Coverage::Data => "data",
+            Coverage::DataButLastByte => "data but its last byte",
             Coverage::Text => "text",
             Coverage::Value => "value",
             Coverage::Nothing => "nothing",

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{SignatureDatabase, SignatureListError};
-use crate::key::Bank;
+use crate::key::{Bank, MAX_DIGEST};
 
 /// Most bytes of databases that are kept in parsed form. A machine's own have some tens of kilobytes.
 const MAX_BYTES: usize = 4 << 20;
@@ -15,9 +15,6 @@ const MAX_KEPT: usize = 128 << 10;
 
 /// What an entry is counted for beside its own bytes, so that very small ones are bounded too.
 const ENTRY_BYTES: usize = 512;
-
-/// Longest digest of any bank.
-const MAX_DIGEST: usize = 64;
 
 /// Databases and certificates that were parsed before, by the digest of the event that showed them.
 ///

@@ -3,6 +3,7 @@
 //! Words are for people and for choosing what to compare. Only what [`Coverage`] says is covered may be believed,
 //! and that only after the log was replayed against a quote.
 
+use super::coverage::{Coverage, grub_text};
 use super::variable::utf16;
 use super::{Cursor, Event, EventLog, EventType, Guid, SignatureDatabase, Variable};
 use crate::key::Bank;
@@ -21,26 +22,6 @@ pub struct Description {
     pub text: Option<String>,
     /// How far the event's digest covers what the event says.
     pub coverage: Coverage,
-}
-
-/// How far an event's digest covers what the event says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Coverage {
-    /// The digest is that of all the event's data.
-    Data,
-    /// The digest is that of the text behind the prefix that GRUB puts before it.
-    Text,
-    /// The digest is that of the variable's content, not of its name.
-    Value,
-    /// The digest is of something that is not in the log, such as a file: what the event says is a label.
-    Nothing,
-}
-
-impl Coverage {
-    /// Whether the digest covers the event's text.
-    pub const fn covers_text(self) -> bool {
-        matches!(self, Self::Data | Self::Text)
-    }
 }
 
 /// What kind of thing an event tells of.
@@ -127,29 +108,6 @@ impl<'a> Event<'a> {
     pub fn describe(&self, bank: Bank) -> Description {
         let (kind, words, text) = self.meaning();
         Description { kind, words, text, coverage: self.coverage(bank) }
-    }
-
-    /// How far the digest of one bank covers what the event says. Computed from the digest, never taken from the type.
-    pub fn coverage(&self, bank: Bank) -> Coverage {
-        let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return Coverage::Nothing };
-        let is = |data: &[u8]| bank.hash(data) == digest;
-        if is(self.data) {
-            return Coverage::Data;
-        }
-        match self.event_type {
-            EventType::IPL => match grub_text(self.data) {
-                // Red Hat's GRUB hashes the terminator too.
-                Some((_, text)) if is(text) || is(&[text, b"\0"].concat()) => Coverage::Text,
-                _ => Coverage::Nothing,
-            },
-            EventType::EFI_VARIABLE_DRIVER_CONFIG
-            | EventType::EFI_VARIABLE_BOOT
-            | EventType::EFI_VARIABLE_AUTHORITY => match Variable::parse_prefix(self.data) {
-                Ok((variable, _)) if is(variable.data) => Coverage::Value,
-                _ => Coverage::Nothing,
-            },
-            _ => Coverage::Nothing,
-        }
     }
 
     /// For text measured by GRUB: the text that its digest is made of, without prefix and terminator.
@@ -276,23 +234,6 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What GRUB wrote before the text that it measured. Older versions wrote no colon.
-const GRUB_PREFIXES: [(&[u8], EventKind); 6] = [
-    (b"grub_cmd: ", EventKind::GrubCommand),
-    (b"kernel_cmdline: ", EventKind::KernelCommandLine),
-    (b"module_cmdline: ", EventKind::ModuleCommandLine),
-    (b"grub_cmd ", EventKind::GrubCommand),
-    (b"kernel_cmdline ", EventKind::KernelCommandLine),
-    (b"module_cmdline ", EventKind::ModuleCommandLine),
-];
-
-/// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator;
-/// what follows the terminator, as some old versions log it, no digest covers.
-fn grub_text(data: &[u8]) -> Option<(EventKind, &[u8])> {
-    let data = data.split(|byte| *byte == 0).next().unwrap_or_default();
-    GRUB_PREFIXES.iter().find_map(|(prefix, kind)| Some((*kind, data.strip_prefix(*prefix)?)))
-}
-
 /// GRUB logs a file's name only; what it is can be guessed from that, for words.
 fn file_words(path: &str) -> &'static str {
     let name = path.rsplit('/').next().unwrap_or(path);
@@ -390,7 +331,7 @@ fn blob2_name(data: &[u8]) -> Option<String> {
 }
 
 /// Text in whichever of the two encodings firmware and boot loaders use.
-fn text_of(data: &[u8]) -> Option<String> {
+pub(crate) fn text_of(data: &[u8]) -> Option<String> {
     ascii(data).or_else(|| utf16_until_nul(data).filter(|text| text.chars().all(|c| !c.is_control())))
 }
 

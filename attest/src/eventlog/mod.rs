@@ -10,6 +10,7 @@
 //! ([`Event::describe`]). [`crate::appraise`] does all of that in the right order.
 
 mod certificate_cache;
+mod coverage;
 mod cursor;
 mod describe;
 mod event_type;
@@ -21,8 +22,10 @@ mod variable;
 
 pub use certificate_cache::CertificateCache;
 pub(crate) use certificate_cache::Form;
+pub use coverage::Coverage;
 pub(crate) use cursor::{Cursor, Short};
-pub use describe::{Coverage, Description, EventKind};
+pub(crate) use describe::text_of;
+pub use describe::{Description, EventKind};
 pub use event_type::EventType;
 pub use parse::{EventLogError, MAX_BYTES, MAX_EVENTS};
 pub use replay::initial_value;

@@ -19,7 +19,7 @@ impl EventLog<'_> {
         for event in &self.events {
             let Some((pcr, digest)) = extended_by(event, bank) else { continue };
             let value = pcrs.entry(pcr).or_insert_with(|| self.start(bank, pcr));
-            *value = bank.extend(value, digest);
+            bank.extend_in_place(value, digest);
         }
         pcrs
     }
@@ -37,7 +37,7 @@ impl EventLog<'_> {
         }
         for event in &self.events {
             match extended_by(event, bank) {
-                Some((index, digest)) if index == pcr => value = bank.extend(&value, digest),
+                Some((index, digest)) if index == pcr => bank.extend_in_place(&mut value, digest),
                 _ => continue,
             }
             if value == wanted {

@@ -6,6 +6,7 @@ mod public;
 mod signature;
 mod spki;
 
+pub(crate) use bank::MAX_DIGEST;
 pub use bank::{Bank, UnknownBank};
 pub use enrolled::EnrolledAk;
 pub(crate) use enrolled::{curve_weakness, rsa_weakness};

@@ -125,7 +125,7 @@ fn recorded_slot(log: &EventLog<'_>, event: &Event<'_>, pcr: u8, banks: &[Bank])
     let covered = match description.coverage {
         Coverage::Text => event.grub_text(),
         Coverage::Data => core::str::from_utf8(event.data).ok(),
-        Coverage::Value | Coverage::Nothing => None,
+        Coverage::DataButLastByte | Coverage::Value | Coverage::Nothing => None,
     };
     // Written as text only where a reader sees every character of it.
     let text = covered.filter(|text| {

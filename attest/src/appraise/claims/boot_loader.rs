@@ -2,7 +2,7 @@
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventKind, EventType};
+use crate::eventlog::{Coverage, EventKind, EventType, text_of};
 use crate::key::Bank;
 
 /// The PCR of GRUB's commands.
@@ -161,7 +161,7 @@ fn command_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>>
     let event = covered.event;
     let (measurer, text) = match event.pcr {
         COMMANDS | UKI_PARAMETERS if event.grub_text().is_none() && covered.is(EventType::IPL) => {
-            (Measurer::Systemd, event.label().filter(|_| covered.coverage.covers_text()))
+            (Measurer::Systemd, text_of(event.covered_data(covered.coverage)))
         }
         COMMANDS => {
             let (kind, text) = event.grub_text_of_kind()?;

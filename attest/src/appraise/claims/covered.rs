@@ -1,7 +1,7 @@
 //! Events together with what was found once for each: how far its digest of the judged bank covers what it says.
 
 use super::{Claim, Ground};
-use crate::eventlog::{Coverage, Event, EventType};
+use crate::eventlog::{Coverage, Event, EventType, Variable};
 use crate::key::Bank;
 
 /// All events of a log that extend a PCR, with their coverage.
@@ -46,6 +46,12 @@ impl<'l, 'a> CoveredLog<'l, 'a> {
 impl<'a> Covered<'_, 'a> {
     pub fn is(&self, event_type: EventType) -> bool {
         self.event.event_type == event_type
+    }
+
+    /// The variable that a digest covers in full, with its name, whatever the type says that it is for.
+    pub fn variable(&self) -> Option<Variable<'a>> {
+        let data = self.event.covered_data(self.coverage);
+        Variable::parse_prefix(data).ok().map(|(variable, _)| variable)
     }
 
     pub const fn ground(&self) -> Ground<'a> {

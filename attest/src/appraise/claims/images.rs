@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventType, Form, Guid, SignatureDatabase, Variable};
+use crate::eventlog::{EventType, Form, Guid, SignatureDatabase};
 
 /// The PCR of drivers that are not the platform's own.
 const OPTION_ROMS: u32 = 2;
@@ -87,10 +87,7 @@ impl<'a> Claims<'a> {
     /// What verified images, in the order in which it did so first.
     pub fn authorities(&self) -> Vec<Claim<'a, Authority>> {
         let authority = |covered: Covered<'_, 'a>| {
-            if !covered.is(EventType::EFI_VARIABLE_AUTHORITY) || covered.coverage != Coverage::Data {
-                return None;
-            }
-            let variable = Variable::parse(covered.event.data).ok()?;
+            let variable = covered.is(EventType::EFI_VARIABLE_AUTHORITY).then(|| covered.variable())??;
             let entry = self.certificates.database(Form::Entry, self.bank(), covered.digest, variable.data).ok()?;
             // Shim measures its settings and generations as events of this type too.
             let is_authority = entry.others() == 0 && !entry.is_empty();

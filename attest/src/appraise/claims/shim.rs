@@ -1,10 +1,14 @@
 //! Shim's own lists of keys, and the generation of boot loaders below which it starts none.
 
+use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventType, Guid, Variable};
+use crate::eventlog::{EventType, Guid};
 
 /// The PCR of shim's lists.
 const PCR: u32 = 14;
+
+/// The PCR of Secure Boot, into which shim measures what it verifies by.
+const SECURE_BOOT: u32 = 7;
 
 /// One of shim's lists, of which the log has only the digest: [`Ground::digest`](super::Ground::digest) is that of its
 /// content.
@@ -46,24 +50,22 @@ impl<'a> Claims<'a> {
 
     /// What shim says of SBAT.
     pub fn sbat_level(&self) -> Option<Claim<'a, SbatLevel<'a>>> {
-        self.log().of_pcr(7).find_map(|covered| {
-            let variable = shim_variable(&covered.event.data, covered.coverage)?;
-            let text = variable.is(Guid::SHIM_LOCK, "SbatLevel").then_some(variable.data)?;
-            let text = core::str::from_utf8(text).ok()?.trim_end_matches('\0');
-            covered.is(EventType::EFI_VARIABLE_AUTHORITY).then(|| covered.claim(SbatLevel { text }))
-        })
+        let (covered, content) = self.shim_variable("SbatLevel")?;
+        let text = core::str::from_utf8(content).ok()?.trim_end_matches('\0');
+        Some(covered.claim(SbatLevel { text }))
     }
 
     /// Whether the kernel is asked to trust the keys in shim's lists.
     pub fn mok_list_trusted(&self) -> Option<Claim<'a, bool>> {
-        self.log().of_pcr(7).find_map(|covered| {
-            let variable = shim_variable(&covered.event.data, covered.coverage)?;
-            let trusted = variable.is(Guid::SHIM_LOCK, "MokListTrusted") && covered.is(EventType::EFI_VARIABLE_AUTHORITY);
-            trusted.then(|| covered.claim(variable.data == [1]))
+        let (covered, content) = self.shim_variable("MokListTrusted")?;
+        Some(covered.claim(content == [1]))
+    }
+
+    /// A variable that shim measured with its content.
+    fn shim_variable(&self, name: &str) -> Option<(Covered<'_, 'a>, &'a [u8])> {
+        self.log().of_pcr(SECURE_BOOT).filter(|covered| covered.is(EventType::EFI_VARIABLE_AUTHORITY)).find_map(|covered| {
+            let variable = covered.variable()?;
+            variable.is(Guid::SHIM_LOCK, name).then_some((covered, variable.data))
         })
     }
-}
-
-fn shim_variable<'a>(data: &&'a [u8], coverage: Coverage) -> Option<Variable<'a>> {
-    (coverage == Coverage::Data).then(|| Variable::parse(data).ok())?
 }

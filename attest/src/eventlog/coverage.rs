@@ -1,0 +1,98 @@
+//! How far an event's digest covers what the event says: computed from the digest, never taken from the type.
+
+use super::{Event, EventKind, EventType, Variable};
+use crate::key::Bank;
+
+/// How far an event's digest covers what the event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Coverage {
+    /// The digest is that of all the event's data.
+    Data,
+    /// The digest is that of the event's data without its last byte: some boot loaders log one more than they measure.
+    DataButLastByte,
+    /// The digest is that of the text behind the prefix that GRUB puts before it.
+    Text,
+    /// The digest is that of the variable's content, not of its name.
+    Value,
+    /// The digest is of something that is not in the log, such as a file: what the event says is a label.
+    Nothing,
+}
+
+impl Coverage {
+    /// Whether the digest covers the event's text.
+    pub const fn covers_text(self) -> bool {
+        matches!(self, Self::Data | Self::DataButLastByte | Self::Text)
+    }
+}
+
+impl<'a> Event<'a> {
+    /// How far the digest of one bank covers what the event says.
+    ///
+    /// Hashes the data once, or twice where the type allows more than one rule. The data of an image that was loaded
+    /// only say where it came from, so they are not hashed at all.
+    pub fn coverage(&self, bank: Bank) -> Coverage {
+        let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return Coverage::Nothing };
+        let is = |data: &[u8]| bank.is_digest_of(data, digest);
+        let is_all = || if is(self.data) { Coverage::Data } else { Coverage::Nothing };
+        match self.event_type {
+            EventType::IPL => match grub_text(self.data) {
+                Some((_, text)) if is(text) => Coverage::Text,
+                // Red Hat's GRUB hashes the terminator too.
+                Some((_, text)) if bank.hash_parts(&[text, b"\0"]) == digest => Coverage::Text,
+                _ if is(self.data) => Coverage::Data,
+                // systemd-boot logs its UTF-16 text with one byte more.
+                _ if self.data.len() % 2 == 1 && is(self.without_last_byte()) => Coverage::DataButLastByte,
+                _ => Coverage::Nothing,
+            },
+            EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2 => {
+                match Variable::parse_prefix(self.data) {
+                    _ if is(self.data) => Coverage::Data,
+                    Ok((variable, _)) if is(variable.data) => Coverage::Value,
+                    _ => Coverage::Nothing,
+                }
+            }
+            EventType::EFI_VARIABLE_AUTHORITY => match Variable::parse_prefix(self.data) {
+                _ if is(self.data) => Coverage::Data,
+                // Old versions of shim log some bytes behind the variable, and measure all of them but the last.
+                Ok((_, [_, ..])) if is(self.without_last_byte()) => Coverage::DataButLastByte,
+                _ => Coverage::Nothing,
+            },
+            EventType::EFI_BOOT_SERVICES_APPLICATION
+            | EventType::EFI_BOOT_SERVICES_DRIVER
+            | EventType::EFI_RUNTIME_SERVICES_DRIVER => Coverage::Nothing,
+            _ => is_all(),
+        }
+    }
+
+    /// The part of the data that the digest covers, of an event with this coverage; empty if it covers none of it as it
+    /// stands.
+    pub(crate) fn covered_data(&self, coverage: Coverage) -> &'a [u8] {
+        match coverage {
+            Coverage::Data => self.data,
+            Coverage::DataButLastByte => self.without_last_byte(),
+            Coverage::Text | Coverage::Value | Coverage::Nothing => &[],
+        }
+    }
+
+    fn without_last_byte(&self) -> &'a [u8] {
+        self.data.split_last().map_or(&[], |(_, rest)| rest)
+    }
+}
+
+/// What GRUB wrote before the text that it measured. Older versions wrote no colon.
+const GRUB_PREFIXES: [(&[u8], EventKind); 7] = [
+    (b"grub_cmd: ", EventKind::GrubCommand),
+    (b"kernel_cmdline: ", EventKind::KernelCommandLine),
+    (b"module_cmdline: ", EventKind::ModuleCommandLine),
+    (b"grub_cmd ", EventKind::GrubCommand),
+    (b"kernel_cmdline ", EventKind::KernelCommandLine),
+    (b"module_cmdline ", EventKind::ModuleCommandLine),
+    (b"grub_kernel_cmdline ", EventKind::KernelCommandLine),
+];
+
+/// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator;
+/// what follows the terminator, as some old versions log it, no digest covers.
+pub(super) fn grub_text(data: &[u8]) -> Option<(EventKind, &[u8])> {
+    let data = data.split(|byte| *byte == 0).next().unwrap_or_default();
+    GRUB_PREFIXES.iter().find_map(|(prefix, kind)| Some((*kind, data.strip_prefix(*prefix)?)))
+}
