@@ -139,6 +139,11 @@ fn n25_public_areas_must_end_where_they_end() {
         assert!(PublicArea::parse_tpm2b(&[whole.as_slice(), &[0]].concat()).is_err());
         assert!(PublicArea::parse_tpm2b(&whole[..whole.len() - 1]).is_err());
         assert!(PublicArea::parse_tpm2b(&public).is_err());
+        for bytes in [&public, &whole] {
+            assert_eq!(PublicArea::parse_either(bytes).unwrap().bytes(), public);
+            assert!(PublicArea::parse_either(&bytes[..bytes.len() - 1]).is_err());
+            assert!(PublicArea::parse_either(&[bytes.as_slice(), &[0]].concat()).is_err());
+        }
     }
     let (ak, ek) = (SoftTpm::new().ak.bytes(), ek().bytes());
     let longer = [ak.as_slice(), &[0]].concat();

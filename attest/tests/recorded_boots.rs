@@ -4,14 +4,23 @@ use std::time::SystemTime;
 
 use portcullis_attest::endorsement::{EkRoots, EndorsementKey};
 use portcullis_attest::evidence::SignedQuote;
-use portcullis_attest::key::{EnrolledAk, PublicArea};
-use portcullis_attest::quote::check_unbound;
-use portcullis_attest::reason::ReasonCode;
+use portcullis_attest::key::{EnrolledAk, PublicArea, QuotingKey};
+use portcullis_attest::quote::{CheckedQuote, PcrFile};
+use portcullis_attest::reason::{Reason, ReasonCode};
 use portcullis_firmware_fixtures::recorded::{ALL, NONCE, RecordedBoot};
 use serde_json::json;
 
 fn area(tpm2b: &[u8]) -> Vec<u8> {
     PublicArea::parse_tpm2b(tpm2b).unwrap().bytes().to_vec()
+}
+
+/// The attestation key of one boot under the endorsement key of another, or the same.
+fn key(ak: &RecordedBoot, ek: &RecordedBoot) -> QuotingKey {
+    QuotingKey::parse(ak.ak_public).unwrap().under(&PublicArea::parse_tpm2b(ek.ek_public).unwrap()).unwrap()
+}
+
+fn check(quote: &SignedQuote, key: &QuotingKey, nonce: &[u8]) -> Result<CheckedQuote, Vec<Reason>> {
+    CheckedQuote::check(key, &quote.message, &quote.signature, &PcrFile::Named(quote.pcrs.clone()), nonce)
 }
 
 fn quote(boot: &RecordedBoot) -> SignedQuote {
@@ -36,8 +45,9 @@ fn recorded_quotes_and_endorsement_keys_hold() {
         let ek = area(boot.ek_public);
         let ak = EnrolledAk::new(&area(boot.ak_public), &ek).unwrap();
         assert_eq!(ak.name(), boot.ak_name, "{}", boot.name);
-        let clock = check_unbound(&quote(boot), &ak, NONCE).unwrap_or_else(|bad| panic!("{}: {bad:?}", boot.name));
-        assert!(clock.reset_count > 0);
+        let quote = check(&quote(boot), &key(boot, boot), NONCE).unwrap_or_else(|bad| panic!("{}: {bad:?}", boot.name));
+        assert!(quote.clock().reset_count > 0);
+        assert_eq!(quote.caveats(), []);
 
         let roots = EkRoots::from_dir_files([("vendor.pem", boot.vendor_pem)]).unwrap();
         let ek = EndorsementKey::check(&ek, Some(boot.ek_certificate), &[], &roots, SystemTime::now()).unwrap();
@@ -48,16 +58,15 @@ fn recorded_quotes_and_endorsement_keys_hold() {
 #[test]
 fn recorded_quotes_hold_for_nothing_else() {
     let [one, other, ..] = ALL;
-    let enrolled = |boot: &RecordedBoot| EnrolledAk::new(&area(boot.ak_public), &area(boot.ek_public)).unwrap();
-    let codes = |quote: &SignedQuote, ak: &EnrolledAk, nonce: &[u8]| {
-        check_unbound(quote, ak, nonce).unwrap_err().iter().map(|reason| reason.code).collect::<Vec<_>>()
+    let codes = |quote: &SignedQuote, key: &QuotingKey, nonce: &[u8]| {
+        check(quote, key, nonce).unwrap_err().iter().map(|reason| reason.code).collect::<Vec<_>>()
     };
-    assert_eq!(codes(&quote(&one), &enrolled(&one), b"another nonce"), [ReasonCode::QuoteNonceMismatch]);
-    assert_eq!(codes(&quote(&one), &enrolled(&other), NONCE), [ReasonCode::QuoteSignatureInvalid]);
+    let own = key(&one, &one);
+    assert_eq!(codes(&quote(&one), &own, b"another nonce"), [ReasonCode::QuoteNonceMismatch]);
+    assert_eq!(codes(&quote(&one), &key(&other, &other), NONCE), [ReasonCode::QuoteSignatureInvalid]);
     // One boot's values under the other's quote.
     let swapped = SignedQuote { pcrs: quote(&other).pcrs, ..quote(&one) };
-    assert_eq!(codes(&swapped, &enrolled(&one), NONCE), [ReasonCode::QuotePcrDigestMismatch]);
+    assert_eq!(codes(&swapped, &own, NONCE), [ReasonCode::QuotePcrDigestMismatch]);
     // The attestation key under another host's endorsement key.
-    let mixed = EnrolledAk::new(&area(one.ak_public), &area(other.ek_public)).unwrap();
-    assert_eq!(codes(&quote(&one), &mixed, NONCE), [ReasonCode::QuoteSignerMismatch]);
+    assert_eq!(codes(&quote(&one), &key(&one, &other), NONCE), [ReasonCode::QuoteSignerMismatch]);
 }

@@ -9,6 +9,7 @@ mod files;
 mod fleet;
 mod ima;
 mod output;
+mod quote;
 mod verify;
 
 use std::process::ExitCode;
@@ -61,6 +62,9 @@ enum Command {
                             --nonce 00ff… --ak ak.tpmt --ek ek.tpmt --reference good.toml --policy policy.toml"
     )]
     Verify(verify::VerifyArguments),
+    /// Check single quotes, as `tpm2_quote` makes them
+    #[command(subcommand)]
+    Quote(quote::QuoteCommand),
     /// Read a firmware event log
     #[command(subcommand)]
     Eventlog(eventlog::EventLogCommand),
@@ -87,6 +91,7 @@ fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> R
         Command::Volume(command) => fleet::volume(command, &connection.connect()?, out),
         Command::Vm(command) => fleet::vm(command, &connection.connect()?, out),
         Command::Verify(arguments) => verify::verify(&arguments, out),
+        Command::Quote(command) => quote::quote(command, out),
         Command::Eventlog(command) => eventlog::run(command, out),
         Command::Ima(command) => ima::run(command, out),
     }

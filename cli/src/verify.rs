@@ -113,11 +113,13 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
     })
 }
 
-fn content(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+/// A file that is not what it should be.
+pub fn content(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::Content { path: path.to_owned(), text: error.to_string() }
 }
 
-fn denied(reasons: Vec<portcullis_attest::reason::Reason>) -> Failure {
+/// What was found against evidence.
+pub fn denied(reasons: Vec<portcullis_attest::reason::Reason>) -> Failure {
     Failure::NotTrusted(reasons.into_iter().map(Into::into).collect())
 }
 

@@ -2,8 +2,8 @@
 
 use super::HIERARCHY_ENDORSEMENT;
 use super::bank::Bank;
-use super::public::{Attributes, Curve, KeyKind, PublicArea, Scheme, SchemeKind};
-use super::signature::{Signature, SignatureError, VerifyingKey, scheme_name};
+use super::public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind};
+use super::signature::{Sha1, Signature, SignatureError, VerifyingKey, scheme_name};
 use crate::reason::{Reason, ReasonCode};
 
 /// An attestation key whose signatures mean that a TPM made what they sign, under a known endorsement key.
@@ -27,12 +27,7 @@ impl EnrolledAk {
             .map_err(|error| reasons.push(Reason::new(ReasonCode::EkMalformed).found(error.to_string())))
             .ok();
         let ak = PublicArea::parse(ak_public).map_err(|error| reasons.push(unreadable(&error))).ok();
-        let verifying = ak.as_ref().and_then(|ak| {
-            check_attributes(ak, &mut reasons);
-            check_name_algorithm(ak, &mut reasons);
-            check_strength(ak, &mut reasons);
-            check_scheme(ak, &mut reasons)
-        });
+        let verifying = ak.as_ref().and_then(|ak| check_attestation_key(ak, Sha1::Refused, &mut reasons));
         match (ak, ek, verifying) {
             (Some(public), Some(ek), Some(verifying)) if reasons.is_empty() => {
                 let name = public.name();
@@ -73,8 +68,15 @@ impl EnrolledAk {
     }
 }
 
-fn unreadable(error: &super::public::KeyError) -> Reason {
-    use super::public::KeyError;
+/// What an attestation key must be, whoever its parent is.
+pub(super) fn check_attestation_key(ak: &PublicArea, sha1: Sha1, reasons: &mut Vec<Reason>) -> Option<VerifyingKey> {
+    check_attributes(ak, reasons);
+    check_name_algorithm(ak, reasons);
+    reasons.extend(attestation_key_weakness(ak.kind()));
+    check_scheme(ak, sha1, reasons)
+}
+
+pub(super) fn unreadable(error: &KeyError) -> Reason {
     let code = match error {
         KeyError::NameAlgorithm(_) => ReasonCode::AkNameAlgorithm,
         KeyError::Kind(_) => ReasonCode::AkWeakKey,
@@ -116,14 +118,12 @@ fn check_name_algorithm(ak: &PublicArea, reasons: &mut Vec<Reason>) {
     }
 }
 
-fn check_strength(ak: &PublicArea, reasons: &mut Vec<Reason>) {
-    let weak = match ak.kind() {
+pub(super) fn attestation_key_weakness(key: &KeyKind) -> Option<Reason> {
+    let weak = match key {
         KeyKind::Rsa { bits, exponent, .. } => rsa_weakness(*bits, *exponent),
         KeyKind::Ecc { curve, .. } => curve_weakness(*curve),
     };
-    if let Some(found) = weak {
-        reasons.push(Reason::new(ReasonCode::AkWeakKey).found(found));
-    }
+    weak.map(|found| Reason::new(ReasonCode::AkWeakKey).found(found))
 }
 
 /// Why an RSA key of this size and exponent is refused.
@@ -147,15 +147,17 @@ pub(crate) fn curve_weakness(curve: Curve) -> Option<String> {
 }
 
 /// The key must be bound to one signing scheme: a restricted key always is, and the scheme's hash must be sound.
-fn check_scheme(ak: &PublicArea, reasons: &mut Vec<Reason>) -> Option<VerifyingKey> {
+fn check_scheme(ak: &PublicArea, sha1: Sha1, reasons: &mut Vec<Reason>) -> Option<VerifyingKey> {
     let mut refuse = |found: String| {
         reasons.push(Reason::new(ReasonCode::AkScheme).found(found));
         None
     };
     match ak.scheme() {
         Scheme::Sign(SchemeKind::Sm2, _) => refuse("SM2".to_owned()),
-        Scheme::Sign(kind, Some(hash)) if hash == Bank::Sha1 => refuse(scheme_name(kind, hash)),
-        Scheme::Sign(kind, Some(hash)) => match VerifyingKey::new(ak, kind, hash) {
+        Scheme::Sign(kind, Some(hash)) if hash == Bank::Sha1 && sha1 == Sha1::Refused => {
+            refuse(scheme_name(kind, hash))
+        }
+        Scheme::Sign(kind, Some(hash)) => match VerifyingKey::new(ak.kind(), kind, hash, sha1) {
             Ok(key) => Some(key),
             Err(SignatureError::Key(error)) => {
                 reasons.push(Reason::new(ReasonCode::AkWeakKey).found(error));

@@ -3,6 +3,7 @@
 mod bank;
 mod enrolled;
 mod public;
+mod quoting;
 mod signature;
 mod spki;
 
@@ -11,6 +12,7 @@ pub use bank::{Bank, UnknownBank};
 pub use enrolled::EnrolledAk;
 pub(crate) use enrolled::{curve_weakness, rsa_weakness};
 pub use public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind, Symmetric};
+pub use quoting::QuotingKey;
 pub use signature::{Signature, SignatureError};
 
 /// TPM_RH_ENDORSEMENT: what an endorsement key's qualified name begins with.

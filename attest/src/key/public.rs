@@ -7,6 +7,7 @@ use crate::wire::{self, Reader, WireError};
 
 const ALG_RSA: u16 = 0x0001;
 const ALG_AES: u16 = 0x0006;
+const ALG_KEYED_HASH: u16 = 0x0008;
 const ALG_NULL: u16 = 0x0010;
 const ALG_SM4: u16 = 0x0013;
 const ALG_RSASSA: u16 = 0x0014;
@@ -17,6 +18,7 @@ const ALG_ECDSA: u16 = 0x0018;
 const ALG_ECDH: u16 = 0x0019;
 const ALG_SM2: u16 = 0x001B;
 const ALG_ECC: u16 = 0x0023;
+const ALG_SYMCIPHER: u16 = 0x0025;
 const ALG_CAMELLIA: u16 = 0x0026;
 const ALG_CFB: u16 = 0x0043;
 
@@ -54,8 +56,8 @@ pub enum KeyError {
     /// Modulus, exponent or coordinates that no key has.
     #[error("TPMT_PUBLIC: {0}")]
     Unique(&'static str),
-    /// The key's parameters cannot be written as a SubjectPublicKeyInfo.
-    #[error("no SubjectPublicKeyInfo can be written for this key: {0}")]
+    /// The key's parameters cannot be written as a SubjectPublicKeyInfo, or none can be read.
+    #[error("SubjectPublicKeyInfo: {0}")]
     Spki(&'static str),
 }
 
@@ -252,6 +254,15 @@ impl PublicArea {
         let area = reader.sized("TPM2B_PUBLIC")?;
         reader.finish()?;
         Self::parse(area)
+    }
+
+    /// Reads a TPMT_PUBLIC or a TPM2B_PUBLIC. The first begins with the type of an object; as the length of the second these
+    /// numbers would be too small.
+    pub fn parse_either(bytes: &[u8]) -> Result<Self, KeyError> {
+        match Reader::new(bytes).u16("type or length")? {
+            ALG_RSA | ALG_KEYED_HASH | ALG_ECC | ALG_SYMCIPHER => Self::parse(bytes),
+            _ => Self::parse_tpm2b(bytes),
+        }
     }
 
     /// The TPMT_PUBLIC, as read.

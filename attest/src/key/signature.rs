@@ -96,8 +96,16 @@ impl Signature {
     /// Checks the signature of `message` with `key`. Says only that the key made the signature: whether the key is one
     /// whose signatures mean anything is for [`EnrolledAk`](super::EnrolledAk) to say.
     pub fn verify(&self, key: &PublicArea, message: &[u8]) -> Result<(), SignatureError> {
-        VerifyingKey::new(key, self.kind, self.hash)?.verify(self, message)
+        VerifyingKey::new(key.kind(), self.kind, self.hash, Sha1::Refused)?.verify(self, message)
     }
+}
+
+/// Whether SHA-1 will do: collisions of it are practical, but old attestation keys are bound to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sha1 {
+    Refused,
+    /// RSASSA only, and only where whoever reads the answer is told.
+    Legacy,
 }
 
 /// A public key that is ready to check signatures of one scheme and hash: parsed once, used for every quote.
@@ -112,11 +120,11 @@ pub(crate) struct VerifyingKey {
 }
 
 impl VerifyingKey {
-    pub(crate) fn new(key: &PublicArea, kind: SchemeKind, hash: Bank) -> Result<Self, SignatureError> {
+    pub(crate) fn new(key: &KeyKind, kind: SchemeKind, hash: Bank, sha1: Sha1) -> Result<Self, SignatureError> {
         let unsupported = |what: &str| SignatureError::Unsupported(format!("{} with {what}", scheme_name(kind, hash)));
-        let (size, algorithms): (usize, Vec<&'static dyn VerificationAlgorithm>) = match (key.kind(), kind) {
+        let (size, algorithms): (usize, Vec<&'static dyn VerificationAlgorithm>) = match (key, kind) {
             (KeyKind::Rsa { modulus, .. }, SchemeKind::RsaSsa | SchemeKind::RsaPss) => {
-                (modulus.len(), rsa_algorithms(kind, hash).ok_or_else(|| unsupported("an RSA key"))?)
+                (modulus.len(), rsa_algorithms(kind, hash, sha1).ok_or_else(|| unsupported("an RSA key"))?)
             }
             (KeyKind::Ecc { curve, .. }, SchemeKind::Ecdsa) => {
                 let size = curve.field_size().ok_or_else(|| unsupported("this curve"))?;
@@ -125,13 +133,17 @@ impl VerifyingKey {
             (KeyKind::Rsa { .. }, _) => return Err(unsupported("an RSA key")),
             (KeyKind::Ecc { .. }, _) => return Err(unsupported("an elliptic-curve key")),
         };
-        let spki = key.spki_der().map_err(|error| SignatureError::Key(error.to_string()))?;
+        let spki = super::spki::encode(key).map_err(|error| SignatureError::Key(error.to_string()))?;
         let keys = algorithms
             .into_iter()
             .map(|algorithm| ParsedPublicKey::new(algorithm, &spki))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| SignatureError::Key(error.to_string()))?;
         Ok(Self { kind, hash, size, keys: keys.into() })
+    }
+
+    pub(crate) fn kind(&self) -> SchemeKind {
+        self.kind
     }
 
     pub(crate) fn hash(&self) -> Bank {
@@ -150,7 +162,16 @@ impl VerifyingKey {
             [r, s] if r.len() <= self.size && s.len() <= self.size => ecdsa_der(r, s)?,
             numbers => return Err(SignatureError::Number(numbers.iter().map(Vec::len).max().unwrap_or(0))),
         };
-        if self.keys.iter().any(|key| key.verify_sig(message, &bytes).is_ok()) {
+        self.check(message, &bytes)
+    }
+
+    /// A signature as other programs write it: RSA's number, or the DER of ECDSA's two.
+    pub(crate) fn verify_plain(&self, signature: &[u8], message: &[u8]) -> Result<(), SignatureError> {
+        self.check(message, signature)
+    }
+
+    fn check(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+        if self.keys.iter().any(|key| key.verify_sig(message, signature).is_ok()) {
             Ok(())
         } else {
             Err(SignatureError::Invalid)
@@ -179,8 +200,11 @@ static PSS_MAX_SHA256: RsaParameters = aws::RSA_PSS_2048_8192_SHA256.with_pss_sa
 static PSS_MAX_SHA384: RsaParameters = aws::RSA_PSS_2048_8192_SHA384.with_pss_salt_length(RsaPssSaltLength::Max);
 static PSS_MAX_SHA512: RsaParameters = aws::RSA_PSS_2048_8192_SHA512.with_pss_salt_length(RsaPssSaltLength::Max);
 
-fn rsa_algorithms(kind: SchemeKind, hash: Bank) -> Option<Vec<&'static dyn VerificationAlgorithm>> {
+fn rsa_algorithms(kind: SchemeKind, hash: Bank, sha1: Sha1) -> Option<Vec<&'static dyn VerificationAlgorithm>> {
     Some(match (kind, hash) {
+        (SchemeKind::RsaSsa, Bank::Sha1) if sha1 == Sha1::Legacy => {
+            vec![&aws::RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY]
+        }
         (SchemeKind::RsaSsa, Bank::Sha256) => vec![&aws::RSA_PKCS1_2048_8192_SHA256],
         (SchemeKind::RsaSsa, Bank::Sha384) => vec![&aws::RSA_PKCS1_2048_8192_SHA384],
         (SchemeKind::RsaSsa, Bank::Sha512) => vec![&aws::RSA_PKCS1_2048_8192_SHA512],

@@ -2,6 +2,8 @@
 //! values that came along.
 
 mod attest;
+mod checked;
+mod pcr_file;
 mod values;
 
 use std::collections::BTreeMap;
@@ -10,6 +12,8 @@ use subtle::ConstantTimeEq as _;
 
 pub use attest::{AttestError, ClockInfo};
 pub(crate) use attest::{Certify, Header};
+pub use checked::{Caveat, CheckedQuote};
+pub use pcr_file::{PcrFile, PcrFileError};
 
 use crate::binding::Binding;
 use crate::evidence::{Evidence, MAX_QUOTES, PcrValues, SignedQuote};
@@ -114,19 +118,6 @@ impl VerifiedQuote {
     }
 }
 
-/// Checks one quote over any extraData, such as `tpm2_quote` makes: everything that [`VerifiedQuote::verify`] checks, but
-/// for the binding. What comes out says that this key signed these values for this nonce, and nothing of who asked or
-/// what for; so no [`VerifiedQuote`] can be made of it.
-pub fn check_unbound(quote: &SignedQuote, ak: &EnrolledAk, extra_data: &[u8]) -> Result<ClockInfo, Vec<Reason>> {
-    let is_nonce = |found: &[u8]| {
-        let same = bool::from(found.ct_eq(extra_data));
-        let reason =
-            || Reason::new(ReasonCode::QuoteNonceMismatch).expected(hex::encode(extra_data)).found(hex::encode(found));
-        if same { Vec::new() } else { vec![reason()] }
-    };
-    check_one(quote, ak, is_nonce).map(|checked| checked.clock)
-}
-
 /// `check_extra_data` says what is wrong with the quote's extraData.
 fn check_one<'a>(
     quote: &'a SignedQuote,
@@ -135,22 +126,27 @@ fn check_one<'a>(
 ) -> Result<Checked<'a>, Vec<Reason>> {
     ak.verify(&quote.message, &quote.signature).map_err(|error| vec![signature_reason(&error)])?;
     let parsed = attest::Quote::parse(&quote.message).map_err(|error| vec![structure_reason(&error)])?;
-    let mut reasons = Vec::new();
-    if parsed.header.qualified_signer != ak.qualified_name() {
-        reasons.push(
-            Reason::new(ReasonCode::QuoteSignerMismatch)
-                .expected(hex::encode(ak.qualified_name()))
-                .found(hex::encode(parsed.header.qualified_signer)),
-        );
-    }
+    let mut reasons = check_signed(&parsed, &quote.pcrs, ak.scheme_hash(), Some(ak.qualified_name()));
     reasons.extend(check_extra_data(parsed.header.extra_data));
-    reasons.extend(values::check(&parsed, &quote.pcrs, ak.scheme_hash()));
     if reasons.is_empty() {
         let Header { clock, firmware_version, .. } = parsed.header;
         Ok(Checked { clock, firmware_version, pcrs: &quote.pcrs })
     } else {
         Err(reasons)
     }
+}
+
+/// Checks what a quote, whose signature holds, says of its signer and its values. `signer` is the qualified name, if it is
+/// known; `hash` is that of the signature.
+fn check_signed(quote: &attest::Quote<'_>, pcrs: &PcrValues, hash: Bank, signer: Option<&[u8]>) -> Vec<Reason> {
+    let found = quote.header.qualified_signer;
+    let mut reasons = Vec::new();
+    if let Some(expected) = signer.filter(|expected| *expected != found) {
+        let reason = Reason::new(ReasonCode::QuoteSignerMismatch);
+        reasons.push(reason.expected(hex::encode(expected)).found(hex::encode(found)));
+    }
+    reasons.extend(values::check(quote, pcrs, hash));
+    reasons
 }
 
 /// Whether a quote that this machine's TPM just made covers exactly these values.

@@ -1,0 +1,114 @@
+//! `portcullis quote check`: whether a given key signed given PCR values for a nonce. Reads what `tpm2_quote` writes.
+//!
+//! That a quote holds is less than trust: it does not say whose TPM the key is in, nor whether the values are those of a
+//! good boot. `portcullis verify` does.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use portcullis_attest::evidence::PcrValues;
+use portcullis_attest::key::{PublicArea, QuotingKey};
+use portcullis_attest::quote::{CheckedQuote, PcrFile};
+use portcullis_attest::reason::{Reason, ReasonCode};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::files::{self, SMALL};
+use crate::output::Output;
+use crate::verify::{content, denied};
+
+/// `portcullis quote …`.
+#[derive(Subcommand, Debug)]
+pub enum QuoteCommand {
+    /// Check one quote with a given key.
+    #[command(
+        after_help = "Example:\n  tpm2_quote -c ak.ctx -l sha256:0,1,7 -q 00ff… -m message -s signature -o pcrs\n  \
+                      portcullis quote check --ak ak.pub --message message --signature signature --pcrs pcrs --nonce 00ff…"
+    )]
+    Check(QuoteCheck),
+}
+
+/// Arguments of `portcullis quote check`.
+#[derive(Args, Debug)]
+pub struct QuoteCheck {
+    /// The key that should have signed: TPM2B_PUBLIC, TPMT_PUBLIC, or PEM, which does not say what the key may sign.
+    #[arg(long, value_name = "FILE")]
+    ak: PathBuf,
+    /// The endorsement key that is the key's parent (TPM2B_PUBLIC or TPMT_PUBLIC): the quote must name it so.
+    #[arg(long, value_name = "FILE")]
+    ek: Option<PathBuf>,
+    /// The quote: TPMS_ATTEST (`tpm2_quote -m`).
+    #[arg(long, value_name = "FILE")]
+    message: PathBuf,
+    /// The signature: TPMT_SIGNATURE, or plain (`tpm2_quote -s`).
+    #[arg(long, value_name = "FILE")]
+    signature: PathBuf,
+    /// The PCR values (`tpm2_quote -o`, in either of its forms).
+    #[arg(long, value_name = "FILE")]
+    pcrs: PathBuf,
+    /// The nonce, the whole of the quote's extraData; "" for a quote that answers none.
+    #[arg(long, value_name = "HEX")]
+    nonce: String,
+}
+
+/// Runs `portcullis quote …`.
+pub fn quote(command: QuoteCommand, out: Output) -> Result<(), Failure> {
+    let QuoteCommand::Check(arguments) = command;
+    let nonce = hex::decode(&arguments.nonce)
+        .ok()
+        .filter(|nonce| nonce.len() <= 64)
+        .ok_or_else(|| Failure::Usage("--nonce needs at most 64 bytes in hex".to_owned()))?;
+    let key = key(&arguments.ak, arguments.ek.as_deref())?;
+    let values =
+        PcrFile::parse(&files::read(&arguments.pcrs, SMALL)?).map_err(|error| content(&arguments.pcrs, &error))?;
+    let message = files::read(&arguments.message, SMALL)?;
+    let signature = files::read(&arguments.signature, SMALL)?;
+    let quote = CheckedQuote::check(&key, &message, &signature, &values, &nonce).map_err(denied)?;
+    out.show(&as_json(&quote), || as_text(&quote))
+}
+
+fn key(ak: &Path, ek: Option<&Path>) -> Result<QuotingKey, Failure> {
+    let key = QuotingKey::parse(&files::read(ak, SMALL)?).map_err(|reasons| match reasons.as_slice() {
+        [Reason { code: ReasonCode::AkMalformed, found, .. }] => content(ak, &found.as_deref().unwrap_or("no key")),
+        _ => denied(reasons),
+    })?;
+    let Some(path) = ek else { return Ok(key) };
+    let ek = PublicArea::parse_either(&files::read(path, SMALL)?).map_err(|error| content(path, &error))?;
+    key.under(&ek).ok_or_else(|| Failure::Usage("--ek needs an --ak with its attributes, not a PEM".to_owned()))
+}
+
+fn as_json(quote: &CheckedQuote) -> Value {
+    let clock = quote.clock();
+    let caveats: Vec<Value> =
+        quote.caveats().iter().map(|caveat| json!({ "code": caveat.as_str(), "text": caveat.sentence() })).collect();
+    json!({
+        "holds": true, "reasons": [], "caveats": caveats, "hash": quote.hash().to_string(), "pcrs": pcrs(quote.pcrs()),
+        "clock_ms": clock.clock_ms, "reset_count": clock.reset_count, "restart_count": clock.restart_count,
+        "safe": clock.safe, "firmware_version": format!("{:016x}", quote.firmware_version()),
+    })
+}
+
+fn pcrs(values: &PcrValues) -> Value {
+    let bank = |pcrs: &std::collections::BTreeMap<u8, Vec<u8>>| -> Value {
+        pcrs.iter().map(|(pcr, value)| (pcr.to_string(), Value::from(hex::encode(value)))).collect()
+    };
+    values.iter().map(|(name, pcrs)| (name.to_string(), bank(pcrs))).collect()
+}
+
+fn as_text(quote: &CheckedQuote) -> String {
+    let clock = quote.clock();
+    let mut lines = vec![format!(
+        "the quote holds (resetCount {}, restartCount {}, clock {} ms{}, TPM firmware {:016x})",
+        clock.reset_count,
+        clock.restart_count,
+        clock.clock_ms,
+        if clock.safe { "" } else { ", which is not safe" },
+        quote.firmware_version(),
+    )];
+    lines.extend(quote.caveats().iter().map(|caveat| format!("WARNING: {}", caveat.sentence())));
+    for (bank, pcrs) in quote.pcrs() {
+        lines.push(format!("{bank}:"));
+        lines.extend(pcrs.iter().map(|(pcr, value)| format!("  {pcr:2}: {}", hex::encode(value))));
+    }
+    lines.join("\n")
+}
