@@ -16,6 +16,14 @@ pub enum Failure {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A file is larger than anything of its kind.
     #[error("{path} is larger than the {limit} bytes that are read")]
     TooLarge {
@@ -56,7 +64,12 @@ impl Failure {
             Self::NotTrusted(_) => 1,
             Self::Client(error) => error.exit_code(),
             Self::Output(_) => 3,
-            Self::Read { .. } | Self::TooLarge { .. } | Self::Content { .. } | Self::Usage(_) | Self::Identity(_) => 2,
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::TooLarge { .. }
+            | Self::Content { .. }
+            | Self::Usage(_)
+            | Self::Identity(_) => 2,
         }
     }
 }

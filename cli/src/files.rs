@@ -1,4 +1,4 @@
-//! Reads the files that commands are given: whole, and never more than their kind may have.
+//! Reads the files that commands are given, whole and never more than their kind may have; writes those they are asked for.
 
 use std::fs::File;
 use std::io::{Read, stdin};
@@ -22,6 +22,11 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
         return Err(Failure::TooLarge { path: path.to_owned(), limit });
     }
     Ok(bytes)
+}
+
+/// Writes a file, in place of what may be there.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    std::fs::write(path, bytes).map_err(|source| Failure::Write { path: path.to_owned(), source })
 }
 
 /// Reads a text file of at most `limit` bytes.

@@ -25,6 +25,17 @@ pub enum HostCommand {
         /// The host's name.
         host: String,
     },
+    /// Print the verifier's signed word on which attestation key is the host's, for `portcullis verify --enrolment`.
+    #[command(
+        after_help = "Example:\n  portcullis host enrolment honest --keys-out verifier-keys.json >honest.enrolment"
+    )]
+    Enrolment {
+        /// The host's name.
+        host: String,
+        /// Where to write the verifier's public keys (JWKS), by which the statement is checked.
+        #[arg(long, value_name = "FILE")]
+        keys_out: Option<PathBuf>,
+    },
     /// Admit a TPM: its host may get work once its evidence is good.
     #[command(after_help = "Example:\n  portcullis host admit 3f5a… --note 'rack 4, read off its console'")]
     Admit {
@@ -166,6 +177,13 @@ pub fn host(command: HostCommand, client: &Client, out: Output) -> Result<(), Fa
         HostCommand::Show { host } => {
             let host = client.host(&host)?;
             out.show(&host, || host_in_words(&host))
+        }
+        HostCommand::Enrolment { host, keys_out } => {
+            let answer = client.enrolment(&host)?;
+            if let Some(path) = keys_out {
+                files::write(&path, format!("{:#}\n", client.jwks()?).as_bytes())?;
+            }
+            out.show(&json!({ "host": host, "enrolment": answer.enrolment }), || answer.enrolment.clone())
         }
         HostCommand::Admit { ek_fingerprint, note } => {
             client.admit(&ek_fingerprint, &note)?;

@@ -4,6 +4,7 @@ mod support;
 
 use std::path::Path;
 
+use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
 use support::verifier::Verifier;
 use support::{Host, config_of, json, run};
 
@@ -44,6 +45,14 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
     let (text, _) = run(dir, &["--config", olga, "host", "show", "honest"], 0);
     assert!(text.contains(&fingerprint) && text.contains("trust           trusted"), "{text}");
     assert_eq!(json(dir, &["--config", olga, "host", "show", "honest"], 0)["trust"], "trusted");
+
+    let (jws, _) = run(dir, &["--config", olga, "host", "enrolment", "honest", "--keys-out", "keys.json"], 0);
+    let keys = VerifierKeys::from_jwks(&std::fs::read(dir.join("keys.json")).unwrap()).unwrap();
+    assert_eq!(EnrolmentStatement::verify(&jws, &keys).unwrap().ak_public, host.session.prover.ak_public());
+    let value = json(dir, &["--config", olga, "host", "enrolment", "honest"], 0);
+    assert_eq!(value["host"], "honest", "{value}");
+    run(dir, &["--config", olga, "host", "enrolment", "honest", "--keys-out", "/nonexistent/keys"], 2);
+    run(dir, &["--config", alice, "host", "enrolment", "honest"], 1);
 
     let placed = json(dir, &launch(alice, &["--cmdline", "console=ttyS0", "--mem-mib", "64"]), 0);
     assert_eq!(placed["host"], "honest", "{placed}");

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | anyone | `GET /healthz`, `GET /.well-known/jwks.json` |
 //! | a host's key | `POST /v1/enrol`, `POST /v1/enrol/{enrolment}/activate`, `POST /v1/challenges`, `POST /v1/attest`, `GET /v1/hosts/{host}/orders`, `POST /v1/orders/{id}/release`, `POST /v1/orders/{id}/receipt` |
-//! | an operator | `GET /v1/hosts`, `GET /v1/hosts/{host}`, `DELETE /v1/hosts/{host}`, `PUT /v1/hosts/{host}/cordon`, `POST /v1/orders/{id}/fence`, `GET /v1/admissions`, `POST /v1/admissions`, `DELETE /v1/admissions/{ek_fingerprint}` |
+//! | an operator | `GET /v1/hosts`, `GET /v1/hosts/{host}`, `GET /v1/hosts/{host}/enrolment`, `DELETE /v1/hosts/{host}`, `PUT /v1/hosts/{host}/cordon`, `POST /v1/orders/{id}/fence`, `GET /v1/admissions`, `POST /v1/admissions`, `DELETE /v1/admissions/{ek_fingerprint}` |
 //! | a tenant | `PUT /v1/volumes/{name}`, `GET /v1/volumes`, `POST /v1/vms`, `GET /v1/vms` |
 //!
 //! Refusals are HTTP 403 with [`Denied`]; a placement that finds no host is 409 with [`NotPlaced`]; everything else
@@ -298,6 +298,15 @@ pub struct HostView {
 pub struct HostsResponse {
     /// Every enrolled host, by name.
     pub hosts: Vec<HostView>,
+}
+
+/// Answer to `GET /v1/hosts/{host}/enrolment`.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolmentResponse {
+    /// An [`EnrolmentStatement`](portcullis_attest::endorsement::EnrolmentStatement) as a JWS (ES256) by the key that
+    /// signs results: with it whoever has `/.well-known/jwks.json` judges this host's evidence offline.
+    pub enrolment: String,
 }
 
 /// `PUT /v1/volumes/{name}`: the key that opens the tenant's volume.

@@ -3,6 +3,7 @@
 mod support;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
+use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
 use portcullis_verifier::api::{Admission, OrderState, Trust};
 use portcullis_verifier::client::ClientError;
 use portcullis_verifier::order::{OrderKeys, VerifiedOrder};
@@ -86,6 +87,33 @@ fn from_enrolment_to_the_last_receipt() {
     let log = setup.log();
     assert!(log.contains("volume key released"), "{log}");
     assert!(!log.contains(&hex::encode(KEY)) && !log.contains("0123456789abcdef"), "the key is in the log");
+}
+
+#[test]
+fn an_enrolment_statement_anchors_evidence_for_whoever_has_the_verifiers_keys() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let operator = service.person("olga");
+    let mut host = Host::new("h1");
+    assert_eq!(refusal(operator.enrolment("h1")).0, 404);
+    let enrolled = host.enrol(&service).unwrap();
+    assert_eq!(codes(operator.enrolment("h1")), ["endorsement.not-admitted"]);
+    operator.admit(&enrolled.ek_fingerprint, "rack 2").unwrap();
+    let jws = operator.enrolment("h1").unwrap().enrolment;
+    let jwks = serde_json::to_vec(&service.client(None).jwks().unwrap()).unwrap();
+    let keys = VerifierKeys::from_jwks(&jwks).unwrap();
+    let statement = EnrolmentStatement::verify(&jws, &keys).unwrap();
+    assert_eq!((statement.verifier.as_str(), statement.host.as_str()), (VERIFIER, "h1"));
+    assert_eq!((hex::encode(statement.ek), &statement.ak_public), (enrolled.ek_fingerprint, &host.ak.public));
+    // Nothing else that the verifier signs is one, and it is nothing else.
+    operator.admit(&hex::encode(statement.ek), "again").unwrap();
+    let token = host.attest(&service).unwrap().token;
+    assert!(EnrolmentStatement::verify(&token, &keys).is_err());
+    let order_keys = OrderKeys::from_jwks(&std::fs::read(setup.path("state/trust/order-keys.json")).unwrap()).unwrap();
+    assert!(VerifiedOrder::verify(&jws, &order_keys, "h1", std::time::SystemTime::now()).is_err());
+    // A host whose admission was taken back is nobody's word any more.
+    operator.withdraw(&hex::encode(statement.ek)).unwrap();
+    assert_eq!(codes(operator.enrolment("h1")), ["endorsement.not-admitted"]);
 }
 
 #[test]

@@ -193,7 +193,8 @@ fn each_role_has_its_calls_and_no_others() {
     let key = Identity::new_for_host("h1").unwrap();
     let (operator, tenant) = (service.person("olga"), service.person("alice"));
     let callers = [("nobody", service.client(None)), ("a host", service.client(Some(&key)))];
-    let of_operators: [Call; 8] = [
+    let of_operators: [Call; 9] = [
+        ("enrolment", |client| client.enrolment("h1").map(drop)),
         ("cordon", |client| client.cordon("h1", None).map(drop)),
         ("fence", |client| client.fence("00", "x").map(drop)),
         ("hosts", |client| client.hosts().map(drop)),

@@ -227,6 +227,11 @@ impl Client {
         self.call("GET", &format!("/v1/hosts/{}", segment(host)?), None::<&()>)
     }
 
+    /// The verifier's signed word that a host's attestation key is in the TPM that was admitted (operators).
+    pub fn enrolment(&self, host: &str) -> Result<api::EnrolmentResponse, ClientError> {
+        self.call("GET", &format!("/v1/hosts/{}/enrolment", segment(host)?), None::<&()>)
+    }
+
     /// Forgets a host, so that it can enrol anew (operators). Refused while it holds a volume.
     pub fn remove_host(&self, host: &str) -> Result<api::Done, ClientError> {
         self.call("DELETE", &format!("/v1/hosts/{}", segment(host)?), None::<&()>)

@@ -1,6 +1,7 @@
 //! What operators and tenants ask for, except for placement.
 
 use axum::http::StatusCode;
+use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use subtle::ConstantTimeEq;
 
 use super::Service;
@@ -51,6 +52,22 @@ pub fn host(service: &Service, host: &str) -> Answer<api::HostView> {
     let now = Service::now();
     let row = service.store.host(host, now)?.ok_or_else(|| Refusal::not_found("no host of this name is enrolled"))?;
     view(&row, now)
+}
+
+/// `GET /v1/hosts/{host}/enrolment`: only of a host whose TPM an operator admitted, for only then its name is more than
+/// what somebody called it.
+pub fn enrolment(service: &Service, who: &str, host: &str) -> Answer<api::EnrolmentResponse> {
+    let now = Service::now();
+    let row = service.store.host(host, now)?.ok_or_else(|| Refusal::not_found("no host of this name is enrolled"))?;
+    if !row.admitted {
+        return Err(Refusal::code(ServiceCode::NotAdmitted));
+    }
+    let statement = EnrolmentStatement::new(&service.id, &row.host, &row.ek_public, &row.ak_public, now)
+        .map_err(|e| Refusal::Internal(e.to_string()))?;
+    let enrolment =
+        service.token_signer.sign(ENROLMENT_TYP, &statement).map_err(|e| Refusal::Internal(e.to_string()))?;
+    tracing::info!(operator = who, host, "enrolment statement issued");
+    Ok(api::EnrolmentResponse { enrolment })
 }
 
 /// `DELETE /v1/hosts/{host}`.

@@ -34,6 +34,7 @@ pub fn router(service: &Arc<Service>) -> Router {
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/{host}", get(host).delete(remove_host))
         .route("/v1/hosts/{host}/cordon", put(cordon))
+        .route("/v1/hosts/{host}/enrolment", get(enrolment))
         .route("/v1/orders/{id}/fence", post(fence))
         .route("/v1/admissions", get(admissions).post(admit))
         .route("/v1/admissions/{ek}", delete(withdraw))
@@ -160,6 +161,10 @@ async fn hosts(State(service): App, request: Request) -> Answer<Response> {
 
 async fn host(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
     bare(&service, peer(&request), Role::Operator, move |service, _| people::host(service, &host)).await
+}
+
+async fn enrolment(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, move |service, who| people::enrolment(service, who, &host)).await
 }
 
 async fn remove_host(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
