@@ -218,6 +218,13 @@ reason_codes! {
     PolicyBank = "policy.bank", "The evidence has no quote over the PCR bank that the policy demands.";
     PolicyPcr = "policy.pcr-not-quoted", "The quote leaves out a PCR that the policy needs.";
     PolicyHost = "policy.host", "The policy is for other hosts.";
+    PolicyBootSigner = "policy.boot-signer", "Something was verified by other than the policy's signers.";
+    PolicyKernel = "policy.kernel", "The kernel is none of those that the policy names.";
+    PolicyCommandLine = "policy.command-line", "The kernel's command line is not as the policy requires.";
+    PolicyDbx = "policy.dbx", "Secure Boot has not revoked what the policy requires.";
+    PolicyDmaProtection = "policy.dma-protection", "The firmware let devices read and write memory during the boot.";
+    PolicyFirmwareVersion = "policy.firmware-version", "The firmware is another version than the policy names.";
+    PolicyOptionRom = "policy.option-rom", "A driver was loaded from an option ROM that the policy does not name.";
     ReferenceMissing = "reference.missing", "No reference values are there for this host, so nothing can be compared.";
     ReferenceUnsigned = "reference.unsigned", "The reference values are not signed, and the policy does not take them unsigned.";
     ReferenceSignerUnknown = "reference.signer-unknown", "The reference values are signed by a key that the policy does not name.";

@@ -1,7 +1,7 @@
 //! Compares claims with what the policy and the reference values say.
 
 use super::claims::Claims;
-use super::policy::Policy;
+use super::policy::{Policy, demands};
 use super::{MAX_REASONS, RUNTIME_PCR, programs};
 use crate::eventlog::{Coverage, Event, EventKind};
 use crate::evidence::PCR_COUNT;
@@ -18,24 +18,8 @@ pub(super) fn policy<'r>(
     policy: &Policy,
     references: &'r [ReferenceValues],
 ) -> Result<&'r ReferenceValues, Vec<Reason>> {
-    let mut reasons = Vec::new();
-    let host = &claims.replayed().quote().binding().host;
-    if !policy.is_for(host) {
-        reasons.push(Reason::new(ReasonCode::PolicyHost).expected(policy.hosts.join(" | ")).found(host));
-    }
-    let secure_boot_denied = policy.secure_boot && claims.secure_boot().is_none_or(|claim| !claim.value);
-    if secure_boot_denied {
-        let (code, event, found) = match claims.secure_boot() {
-            Some(_) => (ReasonCode::SecureBootDisabled, "Secure Boot off", "off"),
-            None => (ReasonCode::SecureBootUnknown, "Secure Boot state", "not measured"),
-        };
-        reasons.push(Reason::new(code).pcr(7).event(event).expected("on").found(found));
-    }
-    if policy.ima && claims.replayed().ima_bank().is_none() {
-        reasons.push(Reason::new(ReasonCode::PolicyPcr).pcr(RUNTIME_PCR.into()));
-    } else if policy.ima && claims.replayed().ima().is_empty() && claims.replayed().ima_from() == 0 {
-        reasons.push(Reason::new(ReasonCode::ImaMissing).pcr(RUNTIME_PCR.into()));
-    }
+    let mut reasons = demands::check(claims, policy);
+    let secure_boot_denied = demands::secure_boot_denied(claims, policy);
     match best(claims, policy, references) {
         Ok(values) if reasons.is_empty() => return Ok(values),
         Ok(_) => {}

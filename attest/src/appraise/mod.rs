@@ -21,8 +21,11 @@ use std::collections::BTreeMap;
 
 pub use boot::{BootInstance, Judged, static_digest};
 pub use claims::Claims;
+pub use policy::{
+    Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, MAX_POLICY, Policy, PolicyError,
+    SCHEMA as POLICY_SCHEMA, STATIC_PCRS, arguments,
+};
 pub use name_pattern::{NamePattern, NamePatternError};
-pub use policy::{MAX_POLICY, Policy, PolicyError, SCHEMA as POLICY_SCHEMA, STATIC_PCRS};
 pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
 pub use replayed::ReplayedLog;
 

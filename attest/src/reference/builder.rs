@@ -9,6 +9,9 @@ use crate::key::Bank;
 /// Highest PCR that a boot extends.
 const MAX_PCR: u8 = 23;
 
+/// PCRs that any program can reset and extend anew: debug and application.
+const RESETTABLE: [u8; 2] = [16, 23];
+
 /// Longest text in a slot; a longer one is told by its digest.
 const MAX_TEXT: usize = 4096;
 
@@ -105,6 +108,12 @@ fn problem_of(slot: &Slot, before: usize) -> Option<String> {
     if slot.pcr > MAX_PCR {
         return Some(format!("there is no PCR {}", slot.pcr));
     }
+    if RESETTABLE.contains(&slot.pcr) {
+        return Some(format!(
+            "any program can reset PCR {}, so nothing that it holds says anything of the boot",
+            slot.pcr
+        ));
+    }
     if before >= MAX_SLOTS {
         return Some(format!("PCR {} has more than {MAX_SLOTS} slots", slot.pcr));
     }
@@ -125,7 +134,7 @@ fn recorded_slot(log: &EventLog<'_>, event: &Event<'_>, pcr: u8, banks: &[Bank])
     let covered = match description.coverage {
         Coverage::Text => event.grub_text(),
         Coverage::Data => core::str::from_utf8(event.data).ok(),
-        Coverage::DataButLastByte | Coverage::Value | Coverage::Nothing => None,
+        Coverage::Beginning(_) | Coverage::Value | Coverage::Nothing => None,
     };
     // Written as text only where a reader sees every character of it.
     let text = covered.filter(|text| {

@@ -2,6 +2,9 @@
 
 use super::host::Host;
 use crate::appraise::Policy;
+use crate::eventlog::log_builder::{LogBuilder, signature_list, variable};
+use crate::eventlog::{EventType, Guid};
+use crate::key::Bank;
 use crate::reason::ReasonCode as Code;
 use crate::reference::ReferenceValues;
 use crate::reference::signature::{ReferenceSigner, SignerKey};
@@ -78,4 +81,195 @@ fn a_digest_is_of_what_is_said_and_not_of_how_it_is_written() {
     let later = ReferenceValues::from_toml(&text.replacen("name =", "version = 1\nname =", 1)).unwrap();
     assert_ne!(values.digest(), later.digest());
     assert_eq!((values.version(), later.version()), (0, 1));
+}
+
+/// The host's policy with these lines more.
+fn demand(host: &mut Host, more: &str) {
+    host.policy = Policy::from_toml(&format!("{}{more}\n", super::host::POLICY)).unwrap();
+}
+
+/// The good host in another firmware or boot, with reference values that accept it: only the policy can object.
+fn host_with(change: impl FnOnce(&mut LogBuilder)) -> Host {
+    let mut host = Host::good();
+    change(&mut host.log);
+    host.accept_log();
+    host
+}
+
+/// Replaces the event that has `needle` in it by the first event of another log.
+fn replace(log: &mut LogBuilder, needle: &[u8], build: impl FnOnce(&mut LogBuilder)) {
+    let mut other = LogBuilder::new(&super::host::BANKS);
+    build(&mut other);
+    let at = log.position(needle);
+    log.events[at] = other.events.remove(0);
+}
+
+fn sha256(content: &[u8]) -> String {
+    hex::encode(Bank::Sha256.hash(content))
+}
+
+/// DER enough to be told from other content.
+const CERTIFICATE: &[u8] = &[0x30, 0x03, 0x02, 0x01, 0x05];
+
+fn authority(log: &mut LogBuilder, name: &str, entry: &[u8]) {
+    let content = variable(Guid::IMAGE_SECURITY, name, &[&[7; 16], entry].concat());
+    log.event(7, EventType::EFI_VARIABLE_AUTHORITY, &content);
+}
+
+#[test]
+fn only_the_policys_signers_may_have_verified_anything() {
+    let good = || host_with(|log| replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE)));
+    let mut host = good();
+    demand(&mut host, &format!("boot_signers = [\"{}\"]", sha256(CERTIFICATE)));
+    host.appraise().unwrap();
+    let policy = host.policy.clone();
+
+    demand(&mut host, &format!("boot_signers = [\"{}\"]", sha256(b"another certificate")));
+    assert_eq!(host.codes(), [Code::PolicyBootSigner]);
+    assert!(host.denied()[0].found.as_ref().unwrap().contains(&sha256(CERTIFICATE)));
+    // One more beside the right one.
+    for entry in [&[0x30, 0x03, 0x02, 0x01, 0x06][..], &[9; 32], b"no certificate"] {
+        let mut host = host_with(|log| {
+            replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
+            authority(log, "db", entry);
+        });
+        host.policy = policy.clone();
+        assert_eq!(host.codes(), [Code::PolicyBootSigner], "{entry:02x?}");
+    }
+    // Nothing that can be read, and nothing at all.
+    let mut host = Host::good();
+    host.policy = policy.clone();
+    assert_eq!(host.codes(), [Code::PolicyBootSigner]);
+    let mut host = host_with(|log| {
+        replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
+        replace(log, &variable(Guid::GLOBAL, "SecureBoot", &[1]), |log| {
+            log.event(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::GLOBAL, "SecureBoot", &[0]));
+        });
+    });
+    host.policy = Policy { secure_boot: false, ..policy };
+    assert_eq!(host.codes(), [Code::PolicyBootSigner]);
+}
+
+#[test]
+fn a_kernel_is_one_of_the_policys() {
+    let mut host = Host::good();
+    let (file, image) = (sha256(b"the kernel"), sha256(b"kernel image"));
+    demand(&mut host, &format!("kernels = [\"{file}\", \"{image}\"]"));
+    host.appraise().unwrap();
+    demand(&mut host, &format!("kernels = [\"{image}\"]"));
+    assert_eq!(host.codes(), [Code::PolicyKernel]);
+    let reason = &host.denied()[0];
+    assert_eq!((reason.pcr, reason.expected.as_deref()), (Some(9), Some(&*image)));
+    demand(&mut host, &format!("kernels = [\"{file}\"]"));
+    assert_eq!(host.denied()[0].pcr, Some(4));
+    for wrong in [&file[..62], ""] {
+        assert!(Policy::from_toml(&format!("{}kernels = [\"{wrong}\"]", super::host::POLICY)).is_err());
+    }
+}
+
+#[test]
+fn the_command_line_is_judged_argument_by_argument() {
+    let mut host = Host::good();
+    for rules in ["require = [\"quiet\"]", "allow = [\"console\", \"quiet\"]", "forbid = [\"init\", \"/vmlinuz\"]"] {
+        demand(&mut host, &format!("[command_line]\n{rules}"));
+        host.appraise().unwrap();
+    }
+    for rules in ["require = [\"lockdown=integrity\"]", "allow = [\"console\"]", "forbid = [\"console=ttyS0\"]"] {
+        demand(&mut host, &format!("[command_line]\n{rules}"));
+        assert_eq!(host.codes(), [Code::PolicyCommandLine], "{rules}");
+        assert_eq!(host.denied()[0].pcr, Some(8));
+    }
+    // Of several lines each must hold, whichever kernel was started.
+    let mut host = host_with(|log| {
+        log.grub("kernel_cmdline", "/vmlinuz init=/bin/sh");
+    });
+    demand(&mut host, "[command_line]\nforbid = [\"init\"]");
+    assert_eq!(host.codes(), [Code::PolicyCommandLine]);
+    // Without any, nothing shows that what is required is there.
+    let mut host = host_with(|log| {
+        let at = log.position(b"kernel_cmdline");
+        log.events.remove(at);
+    });
+    demand(&mut host, "[command_line]\nforbid = [\"init\"]");
+    assert_eq!(host.codes(), [Code::PolicyCommandLine]);
+}
+
+#[test]
+fn n61_what_the_policy_wants_revoked_is_revoked() {
+    let revoked: Vec<u8> = [1_u8, 2].iter().flat_map(|image| [*image; 32]).collect();
+    let lists = |digests: &[u8]| {
+        let kind = [0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43, 0x28];
+        let entries: Vec<u8> = digests.chunks(32).flat_map(|digest| [&[7; 16], digest].concat()).collect();
+        let size = u32::try_from(entries.len() + 28).unwrap().to_le_bytes();
+        [&kind[..], &size, &[0; 4], &48_u32.to_le_bytes(), &entries].concat()
+    };
+    let with = |digests: &[u8]| {
+        let content = [lists(digests), signature_list(CERTIFICATE)].concat();
+        host_with(|log| {
+            replace(log, &variable(Guid::IMAGE_SECURITY, "dbx", &[]), |log| {
+                log.event(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::IMAGE_SECURITY, "dbx", &content));
+            });
+        })
+    };
+    let demands =
+        format!("[dbx]\nminimum = [\"{}\", \"{}\", \"{}\"]", "01".repeat(32), "02".repeat(32), sha256(CERTIFICATE));
+    let mut host = with(&revoked);
+    demand(&mut host, &demands);
+    host.appraise().unwrap();
+    let mut host = with(&revoked[..32]);
+    demand(&mut host, &demands);
+    assert_eq!(host.codes(), [Code::PolicyDbx]);
+    assert!(host.denied()[0].expected.as_ref().unwrap().contains(&"02".repeat(32)));
+    let mut host = Host::good();
+    demand(&mut host, &demands);
+    assert_eq!(host.denied()[0].found.as_deref(), Some("3 of 3 are not revoked"));
+}
+
+#[test]
+fn firmware_is_what_the_policy_says() {
+    let mut host = Host::good();
+    demand(&mut host, "[firmware]\ndma_protection = true\nversions = [\"EDK II 2022.11\"]\noption_roms = []");
+    host.appraise().unwrap();
+    demand(&mut host, "[firmware]\nversions = [\"EDK II 2023.05\"]");
+    assert_eq!(host.codes(), [Code::PolicyFirmwareVersion]);
+
+    let mut host = host_with(|log| {
+        log.event(7, EventType::EFI_ACTION, b"DMA Protection Disabled");
+    });
+    host.appraise().unwrap();
+    demand(&mut host, "[firmware]\ndma_protection = true");
+    assert_eq!(host.codes(), [Code::PolicyDmaProtection]);
+
+    let mut host = host_with(|log| {
+        log.measure(2, EventType::EFI_BOOT_SERVICES_DRIVER, &[0; 32], b"network card");
+    });
+    host.appraise().unwrap();
+    demand(&mut host, &format!("[firmware]\noption_roms = [\"{}\"]", sha256(b"network card")));
+    host.appraise().unwrap();
+    demand(&mut host, "[firmware]\noption_roms = []");
+    assert_eq!(host.codes(), [Code::PolicyOptionRom]);
+}
+
+/// The quote covers PCRs 16 and 23, which any program can reset: what stands in them says nothing of the boot.
+#[test]
+fn n15_resettable_pcrs_prove_nothing() {
+    let mut host = Host::good();
+    for pcr in [16, 23] {
+        host.selection.get_mut(&Bank::Sha256).unwrap().push(pcr);
+    }
+    host.appraise().unwrap();
+    // Reference values cannot rest on them, though the log leads to what was quoted.
+    for pcr in [16, 23] {
+        let mut host = host_with(|log| {
+            log.measure(pcr, EventType::IPL, b"good state", b"good state");
+        });
+        host.selection.get_mut(&Bank::Sha256).unwrap().push(u8::try_from(pcr).unwrap());
+        host.selection.insert(Bank::Sha384, vec![pcr as u8].into_iter().chain(crate::appraise::STATIC_PCRS).collect());
+        assert!(host.appraise().is_err(), "PCR {pcr}");
+        let slot = format!(
+            "schema = \"portcullis/reference/1\"\nname = \"x\"\n[[event]]\npcr = {pcr}\ntype = \"EV_IPL\"\nwhat = \"state\"\n\
+             text = [\"good state\"]\n"
+        );
+        assert!(ReferenceValues::from_toml(&slot).is_err(), "PCR {pcr}");
+    }
 }

@@ -2,10 +2,17 @@
 //!
 //! A policy says what must be; it cannot say what may be overlooked. Whatever it leaves out makes it trust less.
 
+mod command_line;
+pub(super) mod demands;
+
 use serde::{Deserialize, Serialize};
+use serde_with::{hex::Hex, serde_as};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub use command_line::{Argument, ArgumentRule, CommandLineRules, arguments};
+
+use super::program_rules::ProgramRules;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::ReferenceValues;
@@ -22,6 +29,7 @@ pub const STATIC_PCRS: [u8; 11] = crate::release::RELEASE_PCRS;
 pub const MAX_POLICY: usize = 1 << 20;
 
 /// What is required of a host.
+#[serde_as]
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
@@ -49,6 +57,55 @@ pub struct Policy {
     /// Whether reference values that nobody signed count: whoever can write their file then says what a good boot is.
     #[serde(default)]
     pub unsigned_references: bool,
+    /// What may have verified boot loaders, kernels and drivers: SHA-256 of certificates (DER), or of images that
+    /// Secure Boot's own lists name by digest. With an empty list whatever the firmware and shim trust.
+    #[serde_as(as = "Vec<Hex>")]
+    #[serde(default)]
+    pub boot_signers: Vec<[u8; 32]>,
+    /// Digests, of the policy's bank, of all that may be the kernel: the file that GRUB read, the last image that the
+    /// firmware loaded, a unified kernel image's `.linux`. With an empty list whatever the reference values accept.
+    #[serde_as(as = "Vec<Hex>")]
+    #[serde(default)]
+    pub kernels: Vec<Vec<u8>>,
+    /// What the kernel's command line must, must not and may have.
+    #[serde(default)]
+    pub command_line: CommandLineRules,
+    /// What is accepted of measured programs beside what the reference values list.
+    #[serde(default)]
+    pub programs: ProgramRules,
+    /// What Secure Boot must have revoked.
+    #[serde(default)]
+    pub dbx: DbxRules,
+    /// What the firmware must be.
+    #[serde(default)]
+    pub firmware: FirmwareRules,
+}
+
+/// What Secure Boot must have revoked.
+#[serde_as]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(deny_unknown_fields)]
+pub struct DbxRules {
+    /// Entries that dbx must have at least: SHA-256 digests of images, or of certificates (DER).
+    #[serde_as(as = "Vec<Hex>")]
+    pub minimum: Vec<[u8; 32]>,
+}
+
+/// What the firmware must be. That it runs in debug mode is refused always.
+#[serde_as]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareRules {
+    /// Whether firmware is refused that says that devices could read and write memory during the boot.
+    #[serde(default)]
+    pub dma_protection: bool,
+    /// Accepted versions of the firmware's root of trust (S-CRTM), as it measures them. Empty: all.
+    #[serde(default)]
+    pub versions: Vec<String>,
+    /// Digests, of the policy's bank, of the only drivers that may be loaded from option ROMs. Absent: all.
+    #[serde_as(as = "Option<Vec<Hex>>")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub option_roms: Option<Vec<Vec<u8>>>,
 }
 
 /// Why a text is no policy.
@@ -66,6 +123,9 @@ pub enum PolicyError {
     /// A pattern that cannot be meant.
     #[error("hosts: {0:?} is neither a host's id nor one that ends in `*`")]
     Host(String),
+    /// A digest that nothing of the policy's bank can have.
+    #[error("{0}: a digest has another length than those of bank {1}")]
+    Digest(&'static str, Bank),
     /// A bank whose hash can be forged.
     #[error("bank {0} proves nothing: SHA-1 collisions can be made; use sha256 or stronger")]
     WeakBank(Bank),
@@ -92,6 +152,14 @@ impl Policy {
         }
         if let Some(wrong) = policy.hosts.iter().find(|host| !is_host_pattern(host)) {
             return Err(PolicyError::Host(wrong.chars().take(64).collect()));
+        }
+        let bank = policy.bank.unwrap_or(Bank::Sha256);
+        for (what, digests) in
+            [("kernels", &policy.kernels), ("option_roms", policy.firmware.option_roms.as_ref().unwrap_or(&Vec::new()))]
+        {
+            if digests.iter().any(|digest| digest.len() != bank.digest_size()) {
+                return Err(PolicyError::Digest(what, bank));
+            }
         }
         Ok(policy)
     }

@@ -1,0 +1,205 @@
+//! What a policy demands of the claims, whatever the reference values accept.
+
+use super::super::claims::{Claim, Claims, CommandLine, Measurer};
+use super::super::{RUNTIME_PCR, policy::Policy};
+use crate::eventlog::{Event, EventType, Guid, SignatureDatabase, Variable};
+use crate::reason::{Reason, ReasonCode};
+
+/// The PCR of Secure Boot.
+const SECURE_BOOT: u32 = 7;
+
+/// Whether Secure Boot is not on although the policy demands it.
+pub(in super::super) fn secure_boot_denied(claims: &Claims<'_>, policy: &Policy) -> bool {
+    policy.secure_boot && claims.secure_boot().is_none_or(|claim| !claim.value)
+}
+
+/// Everything that the policy demands and the claims do not show.
+pub(in super::super) fn check(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let host = &claims.replayed().quote().binding().host;
+    if !policy.is_for(host) {
+        reasons.push(Reason::new(ReasonCode::PolicyHost).expected(policy.hosts.join(" | ")).found(host));
+    }
+    if secure_boot_denied(claims, policy) {
+        let (code, event, found) = match claims.secure_boot() {
+            Some(_) => (ReasonCode::SecureBootDisabled, "Secure Boot off", "off"),
+            None => (ReasonCode::SecureBootUnknown, "Secure Boot state", "not measured"),
+        };
+        reasons.push(Reason::new(code).pcr(SECURE_BOOT).event(event).expected("on").found(found));
+    }
+    reasons.extend(ima(claims, policy));
+    if !policy.boot_signers.is_empty() {
+        reasons.extend(boot_signers(claims, policy));
+    }
+    if !policy.kernels.is_empty() {
+        reasons.extend(kernels(claims, policy));
+    }
+    if !policy.command_line.is_empty() {
+        reasons.extend(command_lines(claims, policy));
+    }
+    reasons.extend(dbx(claims, policy));
+    reasons.extend(firmware(claims, policy));
+    reasons
+}
+
+fn ima(claims: &Claims<'_>, policy: &Policy) -> Option<Reason> {
+    let about = |code| Some(Reason::new(code).pcr(RUNTIME_PCR.into()));
+    let replayed = claims.replayed();
+    if policy.ima && replayed.ima_bank().is_none() {
+        about(ReasonCode::PolicyPcr)
+    } else if policy.ima && replayed.ima().is_empty() && replayed.ima_from() == 0 {
+        about(ReasonCode::ImaMissing)
+    } else {
+        None
+    }
+}
+
+/// Whatever verified anything must be one of the policy's signers. Which of several it was that verified an image no
+/// digest says; so the rule is for all.
+fn boot_signers(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+    let expected = || policy.boot_signers.iter().map(hex::encode).collect::<Vec<_>>().join(" | ");
+    let reason = |found: String| Reason::new(ReasonCode::PolicyBootSigner).pcr(SECURE_BOOT).found(found);
+    if claims.secure_boot().is_none_or(|claim| !claim.value) {
+        return vec![reason("Secure Boot is not on: nothing was verified".to_owned()).expected(expected())];
+    }
+    let authorities = claims.authorities();
+    if authorities.is_empty() {
+        return vec![reason("nothing that a digest covers".to_owned()).expected(expected())];
+    }
+    let unknown = authorities.iter().filter(|claim| !is_known(&claim.value.entry, policy));
+    let mut reasons: Vec<_> = unknown.map(|claim| reason(shown(&claim.value.entry))).collect();
+    // What verified something in a way that cannot be read must not be overlooked.
+    let events = claims.replayed().log().events().iter();
+    let unread =
+        events.filter(|event| event.pcr == SECURE_BOOT && event.event_type == EventType::EFI_VARIABLE_AUTHORITY);
+    let unread = unread.filter(|event| authorities.iter().all(|claim| claim.ground.event != event.number));
+    reasons.extend(unread.filter(|event| !is_state_of_shim(event)).map(|event| {
+        reason(format!("event {}, which is neither a certificate nor the digest of an image", event.number))
+    }));
+    reasons.into_iter().map(|reason| reason.expected(expected())).collect()
+}
+
+/// Shim measures with the type of an authority what verifies nothing: its own revocations, and whether it trusts the
+/// machine owner's keys.
+fn is_state_of_shim(event: &Event<'_>) -> bool {
+    const STATE: [&str; 2] = ["SbatLevel", "MokListTrusted"];
+    Variable::parse(event.data).is_ok_and(|variable| STATE.iter().any(|name| variable.is(Guid::SHIM_LOCK, name)))
+}
+
+fn shown(entry: &SignatureDatabase) -> String {
+    let certificates = entry.certificates().iter().map(|certificate| {
+        let subject = certificate.subject.as_deref().unwrap_or("no subject");
+        format!("{} ({subject})", hex::encode(certificate.fingerprint))
+    });
+    certificates.chain(entry.sha256().iter().map(hex::encode)).collect::<Vec<_>>().join(", ")
+}
+
+fn is_known(entry: &SignatureDatabase, policy: &Policy) -> bool {
+    let certificates = entry.certificates().iter().map(|certificate| &certificate.fingerprint);
+    !entry.is_empty()
+        && entry.others() == 0
+        && certificates.chain(entry.sha256()).all(|digest| policy.boot_signers.contains(digest))
+}
+
+/// All that may be the kernel must be one of the policy's.
+fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+    let kernels = claims.kernel();
+    let reason = || {
+        let expected: Vec<_> = policy.kernels.iter().map(hex::encode).collect();
+        Reason::new(ReasonCode::PolicyKernel).event("kernel").expected(expected.join(" | "))
+    };
+    if kernels.is_empty() {
+        return vec![reason().found("no kernel was measured")];
+    }
+    let others = kernels.iter().filter(|claim| !policy.kernels.iter().any(|known| known == claim.ground.digest));
+    others
+        .map(|claim| {
+            let label = claim.value.label.as_deref().unwrap_or("no label");
+            let found = format!("{} (labelled {label})", hex::encode(claim.ground.digest));
+            reason().pcr(claim.ground.pcr).found(found)
+        })
+        .collect()
+}
+
+/// The rules hold for every command line that was measured: of several kernels only one was started.
+fn command_lines(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+    let lines = claims.command_lines();
+    let reason = |found: &str| Reason::new(ReasonCode::PolicyCommandLine).event("kernel command line").found(found);
+    if lines.is_empty() {
+        return vec![reason("no command line was measured")];
+    }
+    let mut reasons = Vec::new();
+    for claim in &lines {
+        match kernel_arguments(&claim.value) {
+            Some(arguments) => {
+                let found = policy.command_line.check(arguments);
+                reasons.extend(found.into_iter().map(|reason| reason.pcr(claim.ground.pcr)));
+            }
+            None if is_digest_of_another(claims, &lines, claim) => {}
+            None => reasons.push(reason("a command line of which no digest covers the text").pcr(claim.ground.pcr)),
+        }
+    }
+    reasons
+}
+
+/// What the kernel reads of a measured line: GRUB puts the kernel's path before it.
+fn kernel_arguments(line: &CommandLine) -> Option<&str> {
+    let text = line.text.as_deref()?;
+    Some(match line.measurer {
+        Measurer::Grub => text.split_once(' ').map_or("", |(_, arguments)| arguments),
+        Measurer::KernelStub | Measurer::Systemd | Measurer::Firmware => text,
+    })
+}
+
+/// The kernel's stub logs no text, but measures what the boot loader measured, too.
+fn is_digest_of_another(claims: &Claims<'_>, lines: &[Claim<'_, CommandLine>], claim: &Claim<'_, CommandLine>) -> bool {
+    let texts = lines.iter().filter_map(|line| line.value.text.as_deref().zip(kernel_arguments(&line.value)));
+    texts.flat_map(|(whole, arguments)| [whole, arguments]).any(|text| {
+        let with_image = text.split_once(' ').map(|(path, arguments)| format!("BOOT_IMAGE={path} {arguments}"));
+        let same = |text: &str| CommandLine::is_digest_of(text, claim.ground.digest, claims.bank());
+        same(text) || with_image.is_some_and(|text| same(&text))
+    })
+}
+
+fn dbx(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+    if policy.dbx.minimum.is_empty() {
+        return Vec::new();
+    }
+    let reason = |found: &str| Reason::new(ReasonCode::PolicyDbx).pcr(SECURE_BOOT).event("dbx").found(found);
+    let Some(dbx) = claims.dbx() else { return vec![reason("not measured")] };
+    let is_revoked = |digest: &&[u8; 32]| {
+        dbx.value.has_sha256(&digest[..]) || dbx.value.certificates().iter().any(|known| known.fingerprint == **digest)
+    };
+    let missing: Vec<_> = policy.dbx.minimum.iter().filter(|digest| !is_revoked(digest)).collect();
+    let Some(first) = missing.first() else { return Vec::new() };
+    let found = format!("{} of {} are not revoked", missing.len(), policy.dbx.minimum.len());
+    vec![reason(&found).expected(format!("{}, among others", hex::encode(first)))]
+}
+
+fn firmware(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+    let rules = &policy.firmware;
+    let mut reasons = Vec::new();
+    // Firmware measures only that it did not protect memory.
+    if let Some(claim) = claims.dma_protection().filter(|claim| rules.dma_protection && !claim.value) {
+        let reason = Reason::new(ReasonCode::PolicyDmaProtection).pcr(claim.ground.pcr);
+        reasons.push(reason.event("DMA protection").found(format!("disabled, event {}", claim.ground.event)));
+    }
+    if !rules.versions.is_empty() {
+        let version = claims.firmware_version().map(|claim| claim.value.text);
+        if !version.as_ref().is_some_and(|version| rules.versions.contains(version)) {
+            let reason = Reason::new(ReasonCode::PolicyFirmwareVersion).pcr(0).event("firmware version");
+            let found = version.unwrap_or_else(|| "not measured".to_owned());
+            reasons.push(reason.expected(rules.versions.join(" | ")).found(found));
+        }
+    }
+    if let Some(accepted) = &rules.option_roms {
+        let roms = claims.option_roms();
+        let others = roms.iter().filter(|claim| !accepted.iter().any(|known| known == claim.ground.digest));
+        reasons.extend(others.map(|claim| {
+            let label = claim.value.label.as_deref().unwrap_or("no label");
+            let reason = Reason::new(ReasonCode::PolicyOptionRom).pcr(claim.ground.pcr).event("option ROM");
+            reason.found(format!("{} (labelled {label})", hex::encode(claim.ground.digest)))
+        }));
+    }
+    reasons
+}
