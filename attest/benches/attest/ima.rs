@@ -1,0 +1,121 @@
+//! IMA lists: entries a second, and what a check costs that goes on from an earlier one.
+
+use std::hint::black_box;
+
+use portcullis_attest::appraise::{Claims, ReplayedLog};
+use portcullis_attest::eventlog::CertificateCache;
+use portcullis_attest::evidence::Evidence;
+use portcullis_attest::ima::{ExtendRule, ImaList, ImaState};
+use portcullis_attest::key::Bank;
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_firmware_fixtures::recorded;
+
+use crate::boots::{self, Boot};
+use crate::report::{Report, Row};
+use crate::rounds::{self, Contender, Summary};
+use crate::software_tpm::binding;
+
+/// Entries of the list whose replay is measured.
+const ENTRIES: u64 = 100_000;
+
+/// Entries that were judged before, and new ones.
+const OLD: u64 = 1_000_000;
+const NEW: u64 = 10;
+
+const PCR: u8 = 10;
+
+pub fn run(report: &mut Report, rounds: usize) {
+    report.section("IMA: lists with one SHA-256 bank");
+    replay(report, rounds);
+    goes_on(report, rounds);
+}
+
+fn replay(report: &mut Report, rounds: usize) {
+    let list = list(0, ENTRIES);
+    let parsed = ImaList::parse_binary(&list).expect("a list as Linux writes it");
+    let whole = || ImaList::parse_binary(&list).expect("a list").replay(Bank::Sha256, ExtendRule::Digest);
+    let digests_hold = || parsed.entries().iter().all(|entry| entry.template_digest_holds());
+    let mut contenders = [
+        Contender::new("read and replay", 1, || drop(black_box(whole()))),
+        Contender::new("SHA-1 template digests", 1, || assert!(digests_hold())),
+    ];
+    rounds::run(&mut contenders, rounds.min(31));
+    for contender in &contenders {
+        let about = format!("{ENTRIES} entries, {} bytes", list.len());
+        report.row(Row::figure(&about, contender.name, per_second(contender.micros()), "million entries/s"));
+    }
+}
+
+fn per_second(micros: Summary) -> Summary {
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+    let millions = |micros: f64| ENTRIES as f64 / micros;
+    Summary { median: millions(micros.median), low: millions(micros.high), high: millions(micros.low) }
+}
+
+/// The whole check of a quote with the recorded log: without any new entry, and with ten new ones after a million.
+fn goes_on(report: &mut Report, rounds: usize) {
+    let mut pcr = vec![0; 32];
+    // In parts, so that the million need not be held at once.
+    for from in (0..OLD).step_by(usize::try_from(ENTRIES).expect("small")) {
+        pcr = extended(&pcr, &list(from, ENTRIES));
+    }
+    let state = |pcr: &[u8]| ImaState { entries: OLD, pcrs: [(Bank::Sha256, pcr.to_vec())].into(), rules: [0; 32] };
+    let new = list(OLD, NEW);
+    let (before, after) = (state(&pcr), extended(&pcr, &new));
+    let boot = Boot::new("recorded", boots::recorded_log(), &[Bank::Sha256]);
+    let evidence = |pcr: &[u8], ima: Vec<u8>| {
+        let mut quoted = boot.evidence.quotes[0].pcrs.clone();
+        quoted.get_mut(&Bank::Sha256).expect("quoted").insert(PCR, pcr.to_vec());
+        let evidence = boot.tpm.evidence(&binding(), &quoted);
+        Evidence { eventlog: boot.evidence.eventlog.clone(), ima, ima_from: OLD, ..evidence }
+    };
+    let (unchanged, grown) = (evidence(&pcr, Vec::new()), evidence(&after, new));
+    let cache = CertificateCache::new();
+    let check = |evidence: &Evidence| {
+        let quote = VerifiedQuote::verify(evidence, &boot.ak, &binding()).expect("a quote that holds");
+        let replayed = ReplayedLog::replay(quote, evidence, Some(&before)).expect("a list that goes on");
+        black_box(Claims::read(replayed, Bank::Sha256, &cache).expect("claims"));
+    };
+    let mut contenders = [
+        Contender::new("check, no new entry", 20, || check(&unchanged)),
+        Contender::new("check, 10 new entries", 20, || check(&grown)),
+    ];
+    rounds::run(&mut contenders, rounds);
+    let [none, ten] = &contenders;
+    let about = format!("after {OLD} entries");
+    report.row(Row::of(&about, none));
+    report.row(Row::of(&about, ten));
+    report.row(Row::figure(&about, "10 new entries cost", ten.difference(none), "µs"));
+}
+
+fn extended(pcr: &[u8], list: &[u8]) -> Vec<u8> {
+    let list = ImaList::parse_binary(list).expect("a list as Linux writes it");
+    list.entries()
+        .iter()
+        .fold(pcr.to_vec(), |pcr, entry| Bank::Sha256.hash_parts(&[&pcr, &Bank::Sha256.hash(entry.template_data())]))
+}
+
+/// A list as Linux writes it (`binary_runtime_measurements`, template ima-ng), with the names of a recorded one.
+fn list(from: u64, entries: u64) -> Vec<u8> {
+    let recorded = ImaList::parse(recorded::SECURE_BOOT.ima).expect("a recorded list");
+    let names: Vec<_> = recorded.entries().iter().skip(1).map(|entry| entry.name_lossy().into_owned()).collect();
+    let mut bytes = Vec::new();
+    for (number, name) in (from..from + entries).zip(names.iter().cycle()) {
+        let field = |parts: &[&[u8]]| {
+            let content = parts.concat();
+            [&size(&content)[..], &content].concat()
+        };
+        let digest = Bank::Sha256.hash(&number.to_le_bytes());
+        let data = [field(&[b"sha256:\0", &digest]), field(&[name.as_bytes(), b"\0"])].concat();
+        bytes.extend(u32::from(PCR).to_le_bytes());
+        bytes.extend(Bank::Sha1.hash(&data));
+        bytes.extend(field(&[b"ima-ng"]));
+        bytes.extend(size(&data));
+        bytes.extend(data);
+    }
+    bytes
+}
+
+fn size(bytes: &[u8]) -> [u8; 4] {
+    u32::try_from(bytes.len()).expect("short").to_le_bytes()
+}
