@@ -19,13 +19,16 @@ use crate::output::{Output, plain, table};
 #[derive(Subcommand, Debug)]
 pub enum EventLogCommand {
     /// Show every event in words.
-    #[command(after_help = "Example:\n  portcullis eventlog show /sys/kernel/security/tpm0/binary_bios_measurements")]
+    #[command(after_help = "COVERED says what of the event its digest is made of: all its data, their beginning, the \
+                            text behind a prefix, or a variable's value. Where it says no, the words are a label that \
+                            anyone could have written.\n\nExample:\n  portcullis eventlog show \
+                            /sys/kernel/security/tpm0/binary_bios_measurements")]
     Show {
         /// The log, as the kernel shows it in binary_bios_measurements.
         file: PathBuf,
-        /// The bank whose digests are shown.
-        #[arg(long, default_value = "sha256")]
-        bank: Bank,
+        /// The bank whose digests are shown [default: sha256, or the strongest that the log has]
+        #[arg(long)]
+        bank: Option<Bank>,
     },
     /// Print the PCR values to which the log leads.
     #[command(after_help = "Example:\n  portcullis eventlog replay binary_bios_measurements --json")]
@@ -40,55 +43,74 @@ pub enum EventLogCommand {
 
 /// Runs `portcullis eventlog …`.
 pub fn run(command: EventLogCommand, out: Output) -> Result<(), Failure> {
-    let (EventLogCommand::Show { file, .. } | EventLogCommand::Replay { file, .. }) = &command;
+    let (EventLogCommand::Show { file, bank } | EventLogCommand::Replay { file, bank }) = &command;
+    let unreadable = |text: String| Failure::Content { path: file.clone(), text };
     let bytes = files::read(file, LARGE)?;
-    let log =
-        EventLog::parse(&bytes).map_err(|error| Failure::Content { path: file.clone(), text: error.to_string() })?;
-    match command {
-        EventLogCommand::Show { bank, .. } => show(&log, bank, out),
-        EventLogCommand::Replay { bank, file } => replay(&log, bank, &file, out),
+    let log = EventLog::parse(&bytes).map_err(|error| unreadable(error.to_string()))?;
+    let there = log.banks();
+    if let Some(bank) = bank.filter(|bank| !there.contains(bank)) {
+        return Err(unreadable(format!("the log has no digests of bank {bank}")));
     }
+    match command {
+        EventLogCommand::Show { bank, .. } => show(&log, bank.unwrap_or_else(|| shown_bank(&there)), out),
+        EventLogCommand::Replay { bank, .. } => replay(&log, &bank.map_or(there, |bank| vec![bank]), out),
+    }
+}
+
+/// SHA-256 where it is there, for that is what others show; else the longest.
+fn shown_bank(there: &[Bank]) -> Bank {
+    let longest = || there.iter().copied().max_by_key(|bank| bank.digest_size());
+    there.iter().copied().find(|bank| *bank == Bank::Sha256).or_else(longest).unwrap_or(Bank::Sha256)
 }
 
 fn show(log: &EventLog<'_>, bank: Bank, out: Output) -> Result<(), Failure> {
     let events: Vec<ShownEvent> = log.events().iter().map(|event| ShownEvent::new(event, bank)).collect();
-    let value = json!({ "events": events, "trailing_bytes": log.trailing().len() });
+    let value = json!({ "events": events, "bank": bank_name(bank), "trailing_bytes": log.trailing().len() });
     out.show(&value, || {
         let rows: Vec<Vec<String>> = events.iter().map(ShownEvent::row).collect();
-        let mut text = table(&["NR", "PCR", "EVENT", "COVERED", "DIGEST", "TEXT"], &rows, "The log has no events.");
-        if !log.trailing().is_empty() {
-            text += "\n";
-            text += &log.trailing().len().to_string();
-            text += " bytes follow the last event";
-        }
-        text
+        let header = ["NR", "PCR", "TYPE", "MEANING", "COVERED", "DIGEST", "TEXT"];
+        let text = table(&header, &rows, "The log has no events.");
+        [Some(text), trailing(log)].into_iter().flatten().collect::<Vec<_>>().join("\n")
     })
 }
 
-fn replay(log: &EventLog<'_>, bank: Option<Bank>, file: &std::path::Path, out: Output) -> Result<(), Failure> {
-    let there = log.banks();
-    if let Some(bank) = bank.filter(|bank| !there.contains(bank)) {
-        return Err(Failure::Content { path: file.to_owned(), text: format!("the log has no digests of bank {bank}") });
-    }
-    let wanted: Vec<Bank> = bank.map_or(there, |bank| vec![bank]);
-    let values: BTreeMap<String, BTreeMap<String, String>> = wanted
-        .into_iter()
+fn replay(log: &EventLog<'_>, banks: &[Bank], out: Output) -> Result<(), Failure> {
+    let replayed: Vec<(&str, BTreeMap<u8, String>)> = banks
+        .iter()
         .map(|bank| {
-            let pcrs = log.replay(bank).into_iter().map(|(pcr, value)| (pcr.to_string(), hex::encode(value)));
-            (bank.to_string(), pcrs.collect())
+            let pcrs = log.replay(*bank).into_iter().map(|(pcr, value)| (pcr, hex::encode(value)));
+            (bank_name(*bank), pcrs.collect())
         })
         .collect();
-    out.show(&json!({ "pcrs": values }), || {
+    let by_name: BTreeMap<_, _> = replayed.iter().cloned().collect();
+    let value = json!({ "banks": by_name, "events": log.events().len(), "trailing_bytes": log.trailing().len() });
+    out.show(&value, || {
         let mut lines = Vec::new();
-        for (bank, pcrs) in &values {
+        for (bank, pcrs) in &replayed {
             lines.push(format!("{bank}:"));
-            let mut numbered: Vec<_> =
-                pcrs.iter().filter_map(|(pcr, value)| Some((pcr.parse::<u8>().ok()?, value))).collect();
-            numbered.sort();
-            lines.extend(numbered.into_iter().map(|(pcr, value)| format!("  {pcr:2}: {value}")));
+            lines.extend(pcrs.iter().map(|(pcr, value)| format!("  {pcr:2}: {value}")));
         }
+        lines.push(format!("{} events", log.events().len()));
+        lines.extend(trailing(log));
         lines.join("\n")
     })
+}
+
+/// What is said of bytes that belong to no event.
+fn trailing(log: &EventLog<'_>) -> Option<String> {
+    let bytes = log.trailing();
+    let what = match bytes {
+        [] => return None,
+        _ if bytes.iter().all(|byte| *byte == 0) => "bytes of zeros",
+        _ if bytes.iter().all(|byte| *byte == 0xff) => "bytes of erased flash (0xff)",
+        _ => "bytes that are no event",
+    };
+    Some(format!("{} {what} follow the last event: nothing accounts for them, `portcullis verify` denies", bytes.len()))
+}
+
+/// A bank as Linux names it.
+fn bank_name(bank: Bank) -> &'static str {
+    if bank == Bank::Sm3_256 { "sm3" } else { bank.name() }
 }
 
 /// One event for people and programs.
@@ -98,10 +120,10 @@ struct ShownEvent {
     pcr: Option<u32>,
     #[serde(rename = "type")]
     event_type: String,
-    what: String,
+    meaning: String,
     text: Option<String>,
     covered: &'static str,
-    digests: BTreeMap<String, String>,
+    digests: BTreeMap<&'static str, String>,
     #[serde(skip)]
     digest: String,
 }
@@ -111,19 +133,19 @@ impl ShownEvent {
         let description = event.describe(bank);
         let covered = match description.coverage {
             Coverage::Data => "data",
-            Coverage::DataButLastByte => "data but its last byte",
+            Coverage::Beginning(_) => "beginning",
             Coverage::Text => "text",
             Coverage::Value => "value",
-            Coverage::Nothing => "nothing",
+            Coverage::Nothing => "no",
         };
         Self {
             number: event.number,
             pcr: event.extends().then_some(event.pcr),
             event_type: event.event_type.to_string(),
-            what: description.words,
+            meaning: description.words,
             text: description.text,
             covered,
-            digests: event.digests.iter().map(|(bank, digest)| (bank.to_string(), hex::encode(digest))).collect(),
+            digests: event.digests.iter().map(|(bank, digest)| (bank_name(bank), hex::encode(digest))).collect(),
             digest: event.digests.get(bank).map(hex::encode).unwrap_or_default(),
         }
     }
@@ -132,7 +154,8 @@ impl ShownEvent {
         vec![
             self.number.to_string(),
             self.pcr.map_or_else(|| "-".to_owned(), |pcr| pcr.to_string()),
-            self.what.clone(),
+            self.event_type.clone(),
+            self.meaning.clone(),
             self.covered.to_owned(),
             self.digest.chars().take(16).collect(),
             self.text.as_deref().map(plain).unwrap_or_default().chars().take(120).collect(),

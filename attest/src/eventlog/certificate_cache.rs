@@ -145,8 +145,7 @@ mod tests {
                 let mut certificate = number.to_le_bytes().to_vec();
                 certificate.resize(size.max(4), 0);
                 put(&cache, &signature_list(&certificate));
-                let (bytes, entries, order) =
-                    cache.lock(|kept| (kept.bytes, kept.databases.len(), kept.order.len()));
+                let (bytes, entries, order) = cache.lock(|kept| (kept.bytes, kept.databases.len(), kept.order.len()));
                 assert!(bytes <= MAX_BYTES && entries == order, "{bytes} bytes, {entries} entries, {order} in order");
             }
         }

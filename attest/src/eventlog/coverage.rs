@@ -8,8 +8,9 @@ use crate::key::Bank;
 pub enum Coverage {
     /// The digest is that of all the event's data.
     Data,
-    /// The digest is that of the event's data without its last byte: some boot loaders log one more than they measure.
-    DataButLastByte,
+    /// The digest is that of so many bytes of the event's data, with or without a terminator: some boot loaders log a
+    /// byte more or less than they measure.
+    Beginning(usize),
     /// The digest is that of the text behind the prefix that GRUB puts before it.
     Text,
     /// The digest is that of the variable's content, not of its name.
@@ -21,14 +22,14 @@ pub enum Coverage {
 impl Coverage {
     /// Whether the digest covers the event's text.
     pub const fn covers_text(self) -> bool {
-        matches!(self, Self::Data | Self::DataButLastByte | Self::Text)
+        matches!(self, Self::Data | Self::Beginning(_) | Self::Text)
     }
 }
 
 impl<'a> Event<'a> {
     /// How far the digest of one bank covers what the event says.
     ///
-    /// Hashes the data once, or twice where the type allows more than one rule. The data of an image that was loaded
+    /// Hashes the data once, or a few times where the type allows more than one rule. The data of an image that was loaded
     /// only say where it came from, so they are not hashed at all.
     pub fn coverage(&self, bank: Bank) -> Coverage {
         let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return Coverage::Nothing };
@@ -39,10 +40,16 @@ impl<'a> Event<'a> {
                 Some((_, text)) if is(text) => Coverage::Text,
                 // Red Hat's GRUB hashes the terminator too.
                 Some((_, text)) if bank.hash_parts(&[text, b"\0"]) == digest => Coverage::Text,
-                _ if is(self.data) => Coverage::Data,
-                // systemd-boot logs its UTF-16 text with one byte more.
-                _ if self.data.len() % 2 == 1 && is(self.without_last_byte()) => Coverage::DataButLastByte,
-                _ => Coverage::Nothing,
+                Some(_) => is_all(),
+                None if is(self.data) => Coverage::Data,
+                // systemd-boot's UTF-16 text.
+                None => match self.data {
+                    [front @ .., 0] if is(front) => Coverage::Beginning(front.len()),
+                    [front @ .., 0, 0] if is(front) => Coverage::Beginning(front.len()),
+                    // It hashes the terminator of two bytes, and logs one of them.
+                    [front @ .., 0] if bank.hash_parts(&[front, &[0, 0]]) == digest => Coverage::Beginning(front.len()),
+                    _ => Coverage::Nothing,
+                },
             },
             EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2 => {
                 match Variable::parse_prefix(self.data) {
@@ -51,10 +58,10 @@ impl<'a> Event<'a> {
                     _ => Coverage::Nothing,
                 }
             }
-            EventType::EFI_VARIABLE_AUTHORITY => match Variable::parse_prefix(self.data) {
+            EventType::EFI_VARIABLE_AUTHORITY => match (Variable::parse_prefix(self.data), self.data) {
                 _ if is(self.data) => Coverage::Data,
                 // Old versions of shim log some bytes behind the variable, and measure all of them but the last.
-                Ok((_, [_, ..])) if is(self.without_last_byte()) => Coverage::DataButLastByte,
+                (Ok((_, [_, ..])), [front @ .., _]) if is(front) => Coverage::Beginning(front.len()),
                 _ => Coverage::Nothing,
             },
             EventType::EFI_BOOT_SERVICES_APPLICATION
@@ -69,13 +76,9 @@ impl<'a> Event<'a> {
     pub(crate) fn covered_data(&self, coverage: Coverage) -> &'a [u8] {
         match coverage {
             Coverage::Data => self.data,
-            Coverage::DataButLastByte => self.without_last_byte(),
+            Coverage::Beginning(size) => self.data.get(..size).unwrap_or_default(),
             Coverage::Text | Coverage::Value | Coverage::Nothing => &[],
         }
-    }
-
-    fn without_last_byte(&self) -> &'a [u8] {
-        self.data.split_last().map_or(&[], |(_, rest)| rest)
     }
 }
 

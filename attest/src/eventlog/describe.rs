@@ -4,6 +4,7 @@
 //! and that only after the log was replayed against a quote.
 
 use super::coverage::{Coverage, grub_text};
+use super::tagged;
 use super::variable::utf16;
 use super::{Cursor, Event, EventLog, EventType, Guid, SignatureDatabase, Variable};
 use crate::key::Bank;
@@ -38,6 +39,8 @@ pub enum EventKind {
     FirmwareCode,
     /// Something that the firmware read: tables, microcode, its configuration.
     FirmwareData,
+    /// Firmware of a device, its configuration or who vouches for it (SPDM).
+    DeviceFirmware,
     /// A driver from the firmware or from a card.
     Driver,
     /// Whether Secure Boot is on.
@@ -86,8 +89,14 @@ pub enum EventKind {
     StubInitrd,
     /// The load options (command line), measured by the kernel's EFI stub.
     StubCommandLine,
-    /// A text or file that a boot loader measured.
+    /// A file that a boot loader measured.
+    BootLoaderFile,
+    /// A section of a unified kernel image, or its name.
+    UkiSection,
+    /// A text that a boot loader measured.
     BootLoaderText,
+    /// Something of Windows' own boot log.
+    Windows,
     /// A type that has no place in a measured boot.
     Unused,
     /// Anything else.
@@ -133,35 +142,43 @@ impl<'a> Event<'a> {
 
     /// What a tagged event names, and its text.
     pub(crate) fn tagged(&self) -> Option<(EventKind, Option<String>)> {
-        let (kind, _, text) = tagged(self.data);
-        (self.event_type == EventType::EVENT_TAG).then_some((kind, text))
+        let tagged = || tagged::meaning(self.pcr, self.data);
+        (self.event_type == EventType::EVENT_TAG).then(tagged).map(|(kind, _, text)| (kind, text))
     }
 
     fn meaning(&self) -> (EventKind, String, Option<String>) {
         use EventKind as K;
         let (kind, words, text) = match self.event_type {
-            EventType::NO_ACTION if self.data.starts_with(b"StartupLocality") => {
-                (K::StartupLocality, "startup locality", None)
-            }
-            EventType::NO_ACTION => (K::Information, "information that extends no PCR", ascii(self.data)),
+            EventType::NO_ACTION => return no_action(self.data),
             EventType::SEPARATOR => match self.data {
                 [0, 0, 0, 0] | [0xff, 0xff, 0xff, 0xff] => (K::Separator, "separator", None),
+                b"WBCL" => (K::Windows, "Windows: end of the boot log", None),
                 _ => (K::Separator, "separator that reports an error", Some(hex::encode(cut(self.data)))),
             },
-            EventType::S_CRTM_VERSION => (K::FirmwareVersion, "firmware version", text_of(self.data)),
+            EventType::S_CRTM_VERSION => (K::FirmwareVersion, "firmware version", version(self.data)),
             EventType::S_CRTM_CONTENTS | EventType::POST_CODE | EventType::POST_CODE2 => {
-                (K::FirmwareCode, "firmware code", ascii(self.data))
+                (K::FirmwareCode, "firmware code", ascii(self.data).or_else(|| blob2_name(self.data)))
             }
             EventType::EFI_PLATFORM_FIRMWARE_BLOB => (K::FirmwareCode, "firmware volume", None),
-            EventType::EFI_PLATFORM_FIRMWARE_BLOB2 | EventType::EFI_SPDM_FIRMWARE_BLOB => {
-                (K::FirmwareCode, "firmware volume", blob2_name(self.data))
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB2 => (K::FirmwareCode, "firmware volume", blob2_name(self.data)),
+            EventType::EFI_HCRTM_EVENT => {
+                (K::FirmwareCode, "hardware root of trust for measurement", text_of(self.data))
             }
-            EventType::EFI_HCRTM_EVENT => (K::FirmwareCode, "hardware root of trust for measurement", None),
-            EventType::CPU_MICROCODE => (K::FirmwareData, "processor microcode", ascii(self.data)),
-            EventType::PLATFORM_CONFIG_FLAGS | EventType::NONHOST_CONFIG => {
-                (K::FirmwareData, "firmware configuration", text_of(self.data))
-            }
-            EventType::EFI_HANDOFF_TABLES | EventType::EFI_HANDOFF_TABLES2 | EventType::TABLE_OF_DEVICES => {
+            EventType::NONHOST_CODE => (K::FirmwareCode, "code of another processor", text_of(self.data)),
+            EventType::CPU_MICROCODE => (K::FirmwareData, "processor microcode", text_of(self.data)),
+            EventType::PLATFORM_CONFIG_FLAGS => (K::FirmwareData, "firmware configuration", text_of(self.data)),
+            EventType::NONHOST_CONFIG => (K::FirmwareData, "configuration of another processor", text_of(self.data)),
+            EventType::NONHOST_INFO => (K::FirmwareData, "information on another processor", text_of(self.data)),
+            EventType::TABLE_OF_DEVICES => (K::FirmwareData, "table of devices", text_of(self.data)),
+            EventType::OMIT_BOOT_DEVICE_EVENTS => (K::FirmwareData, "boot attempts left out", text_of(self.data)),
+            EventType::PREBOOT_CERT => (K::FirmwareData, "certificate used before boot", None),
+            EventType::COMPACT_HASH if self.pcr == 11 => (K::Windows, "Windows: BitLocker access", None),
+            EventType::COMPACT_HASH => (K::FirmwareData, "state of the platform", text_of(self.data)),
+            EventType::EFI_SPDM_FIRMWARE_BLOB => (K::DeviceFirmware, "firmware of a device (SPDM)", None),
+            EventType::EFI_SPDM_FIRMWARE_CONFIG => (K::DeviceFirmware, "configuration of a device (SPDM)", None),
+            EventType::EFI_SPDM_DEVICE_POLICY => (K::DeviceFirmware, "policy on devices (SPDM)", None),
+            EventType::EFI_SPDM_DEVICE_AUTHORITY => (K::DeviceFirmware, "authority of a device (SPDM)", None),
+            EventType::EFI_HANDOFF_TABLES | EventType::EFI_HANDOFF_TABLES2 => {
                 (K::FirmwareData, "firmware tables", blob2_name(self.data))
             }
             EventType::EFI_BOOT_SERVICES_DRIVER | EventType::EFI_RUNTIME_SERVICES_DRIVER => {
@@ -170,13 +187,15 @@ impl<'a> Event<'a> {
             EventType::EFI_BOOT_SERVICES_APPLICATION => {
                 (K::BootImage, "boot loader or kernel image", image_path(self.data))
             }
-            EventType::EFI_GPT_EVENT | EventType::EFI_GPT_EVENT2 => (K::PartitionTable, "partition table", None),
+            EventType::EFI_GPT_EVENT | EventType::EFI_GPT_EVENT2 | EventType::IPL_PARTITION_DATA => {
+                (K::PartitionTable, "partition table", None)
+            }
             EventType::EFI_ACTION | EventType::ACTION => return action(self.data),
             EventType::EFI_VARIABLE_DRIVER_CONFIG
             | EventType::EFI_VARIABLE_BOOT
             | EventType::EFI_VARIABLE_BOOT2
             | EventType::EFI_VARIABLE_AUTHORITY => return self.variable(),
-            EventType::EVENT_TAG => return tagged(self.data),
+            EventType::EVENT_TAG => return tagged::meaning(self.pcr, self.data),
             EventType::IPL => return self.boot_loader(),
             EventType::UNUSED => (K::Unused, "event of an unused type", None),
             other => return (K::Other, other.to_string(), text_of(self.data)),
@@ -225,12 +244,44 @@ impl<'a> Event<'a> {
             };
             return (kind, words.to_owned(), Some(String::from_utf8_lossy(cut(text)).into_owned()));
         }
-        let text = text_of(self.data);
+        // systemd-boot logs one byte more than its text.
+        let text = text_of(self.data).or_else(|| self.data.split_last().and_then(|(_, text)| text_of(text)));
         match (self.pcr, text.as_deref()) {
             (14, Some(name)) => (K::MachineOwnerKeys, format!("shim's key list {name}"), text),
             (9, Some(path)) => (K::GrubFile, file_words(path).to_owned(), text),
+            (11, Some(name)) if name.starts_with('.') => {
+                (K::UkiSection, format!("section {name} of a unified kernel image, or that name"), text)
+            }
+            (12 | 13, Some(label)) if label.ends_with("initrd") => {
+                (K::BootLoaderFile, "initrd beside a unified kernel image".to_owned(), text)
+            }
+            (8 | 12, Some(_)) => (K::StubCommandLine, "kernel command line".to_owned(), text),
             _ => (K::BootLoaderText, "measured by the boot loader".to_owned(), text),
         }
+    }
+}
+
+/// Information that extends no PCR: known by how it begins.
+fn no_action(data: &[u8]) -> (EventKind, String, Option<String>) {
+    const KNOWN: [(&[u8], &str); 5] = [
+        (b"SP800-155 Event", "where reference values of the firmware are"),
+        (b"HCRTM", "hardware root of trust for measurement"),
+        (b"H-CRTM CompMeas", "part of the hardware root of trust for measurement"),
+        (b"NvIndexInstance", "NV index that holds measurements"),
+        (b"NvIndexDynamic", "NV index that holds measurements"),
+    ];
+    if data.starts_with(b"StartupLocality") {
+        return (EventKind::StartupLocality, "startup locality".to_owned(), data.get(16).map(u8::to_string));
+    }
+    let known = KNOWN.iter().find(|(beginning, _)| data.starts_with(beginning)).map(|(_, words)| *words);
+    (EventKind::Information, known.unwrap_or("information that extends no PCR").to_owned(), ascii(data))
+}
+
+/// A version is UTF-16, ASCII, or the GUID that stands for it.
+fn version(data: &[u8]) -> Option<String> {
+    match data.try_into() {
+        Ok(guid) if text_of(data).is_none() => Some(Guid(guid).to_string()),
+        _ => text_of(data),
     }
 }
 
@@ -271,20 +322,6 @@ fn authority(variable: &Variable<'_>) -> (EventKind, String, Option<String>) {
     };
     let signer = SignatureDatabase::from_entry(variable.data);
     (EventKind::Authority, words.to_owned(), Some(format!("{name}: {signer}")))
-}
-
-/// Tagged events (`TCG_PCClientTaggedEvent`): the kernel's EFI stub names in them what it measured.
-fn tagged(data: &[u8]) -> (EventKind, String, Option<String>) {
-    const INITRD: u32 = 0x8f3b_22ec;
-    const LOAD_OPTIONS: u32 = 0x8f3b_22ed;
-    let mut cursor = Cursor::new(data);
-    let id = cursor.u32().unwrap_or_default();
-    let text = cursor.u32().ok().and_then(|size| cursor.take(u64::from(size)).ok()).and_then(text_of);
-    match id {
-        INITRD => (EventKind::StubInitrd, "initrd".to_owned(), text),
-        LOAD_OPTIONS => (EventKind::StubCommandLine, "kernel command line".to_owned(), text),
-        _ => (EventKind::BootLoaderText, format!("tagged event {id:#010x}"), text),
-    }
 }
 
 /// What is in a database of keys.
@@ -330,9 +367,16 @@ fn blob2_name(data: &[u8]) -> Option<String> {
     ascii(cursor.take(u64::from(size)).ok()?)
 }
 
-/// Text in whichever of the two encodings firmware and boot loaders use.
+/// Text in whichever of the two encodings firmware and boot loaders use: all of the data but terminators.
 pub(crate) fn text_of(data: &[u8]) -> Option<String> {
-    ascii(data).or_else(|| utf16_until_nul(data).filter(|text| text.chars().all(|c| !c.is_control())))
+    // Text in UTF-16 has zeros in it where its letters are Latin; anything else of an even size could be taken for it.
+    let data = cut(data);
+    match data.as_chunks::<2>() {
+        ([[_, 0], ..], []) => utf16(data)
+            .map(|text| text.trim_end_matches('\0').to_owned())
+            .filter(|text| !text.is_empty() && text.chars().all(|c| !c.is_control())),
+        _ => ascii(data),
+    }
 }
 
 fn utf16_until_nul(bytes: &[u8]) -> Option<String> {

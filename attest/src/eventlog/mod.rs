@@ -18,6 +18,7 @@ mod parse;
 mod replay;
 mod signature_database;
 mod signature_list;
+mod tagged;
 mod variable;
 
 pub use certificate_cache::CertificateCache;

@@ -155,7 +155,9 @@ impl FromStr for Bank {
     type Err = UnknownBank;
 
     fn from_str(name: &str) -> Result<Self, UnknownBank> {
-        Self::ALL.into_iter().find(|bank| bank.name() == name).ok_or_else(|| {
+        // Linux says sm3, TPM tools say sm3_256.
+        let known = |bank: &Self| bank.name() == name || (*bank == Self::Sm3_256 && name == "sm3");
+        Self::ALL.into_iter().find(known).ok_or_else(|| {
             // A name from outside is repeated only as far as a reader needs it.
             UnknownBank(name.chars().take(32).collect())
         })

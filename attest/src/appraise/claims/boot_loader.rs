@@ -99,13 +99,13 @@ impl<'a> Claims<'a> {
         let file = |measurer, label| MeasuredFile { measurer, label };
         let mut kernels = self.grub_files("kernel file");
         let image = self.images().pop();
-        kernels.extend(image.map(|claim| Claim {
-            value: file(Measurer::Firmware, claim.value.label),
-            ground: claim.ground,
-        }));
+        kernels.extend(
+            image.map(|claim| Claim { value: file(Measurer::Firmware, claim.value.label), ground: claim.ground }),
+        );
         let sections = self.uki().into_iter().filter(|claim| claim.value.name == ".linux");
         kernels.extend(
-            sections.map(|claim| Claim { value: file(Measurer::Systemd, Some(claim.value.name)), ground: claim.ground }),
+            sections
+                .map(|claim| Claim { value: file(Measurer::Systemd, Some(claim.value.name)), ground: claim.ground }),
         );
         kernels
     }

@@ -7,7 +7,7 @@ use crate::eventlog::{Coverage, EventType, Guid, Variable};
 /// What the firmware said its version is. A digest covers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirmwareVersion {
-    /// The text, or the GUID that stands for it.
+    /// The text, the GUID that stands for it, or the digest where the firmware measured something else.
     pub text: String,
 }
 
@@ -23,8 +23,8 @@ impl<'a> Claims<'a> {
     pub fn firmware_version(&self) -> Option<Claim<'a, FirmwareVersion>> {
         self.log().of_pcr(0).find_map(|covered| {
             let is_version = covered.is(EventType::S_CRTM_VERSION) && covered.coverage == Coverage::Data;
-            let text = is_version.then(|| covered.event.describe(self.bank()).text)??;
-            Some(covered.claim(FirmwareVersion { text }))
+            let text = || covered.event.describe(self.bank()).text.unwrap_or_else(|| hex::encode(covered.digest));
+            is_version.then(|| covered.claim(FirmwareVersion { text: text() }))
         })
     }
 

@@ -96,11 +96,7 @@ impl<'a> Claims<'a> {
         reasons.extend(separators::check(events, bank));
         let secure_boot = SecureBoot::read(log, certificates, &mut reasons);
         reasons.extend(programs::check(&replayed, bank));
-        if reasons.is_empty() {
-            Ok(Self { replayed, bank, coverage, certificates, secure_boot })
-        } else {
-            Err(reasons)
-        }
+        if reasons.is_empty() { Ok(Self { replayed, bank, coverage, certificates, secure_boot }) } else { Err(reasons) }
     }
 
     fn log(&self) -> CoveredLog<'_, 'a> {
@@ -157,8 +153,7 @@ fn not_quoted(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
         return vec![Reason::new(ReasonCode::PolicyBank).expected(expected).found(quoted.join(", "))];
     }
     let is_extended = |pcr: u8| {
-        pcr != RUNTIME_PCR
-            && replayed.log().events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr))
+        pcr != RUNTIME_PCR && replayed.log().events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr))
     };
     (0..PCR_COUNT)
         .filter(|pcr| replayed.quote().pcr(bank, *pcr).is_none())

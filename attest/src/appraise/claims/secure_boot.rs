@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::covered::{Covered, CoveredLog};
 use super::Claim;
+use super::covered::{Covered, CoveredLog};
 use crate::appraise::separators::Separators;
 use crate::eventlog::{CertificateCache, Coverage, EventType, Form, Guid, SignatureDatabase, Variable};
 use crate::reason::{Reason, ReasonCode};
@@ -144,11 +144,7 @@ fn variables<'l, 'a>(log: CoveredLog<'l, 'a>, reasons: &mut Vec<Reason>) -> Vec<
     seen
 }
 
-fn state<'a>(
-    covered: &Covered<'_, 'a>,
-    variable: &Variable<'_>,
-    reasons: &mut Vec<Reason>,
-) -> Option<Claim<'a, bool>> {
+fn state<'a>(covered: &Covered<'_, 'a>, variable: &Variable<'_>, reasons: &mut Vec<Reason>) -> Option<Claim<'a, bool>> {
     match variable.data {
         [1] => Some(covered.claim(true)),
         // The firmware measures a variable that it does not have with no content: it has no Secure Boot.

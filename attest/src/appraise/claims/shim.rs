@@ -63,9 +63,11 @@ impl<'a> Claims<'a> {
 
     /// A variable that shim measured with its content.
     fn shim_variable(&self, name: &str) -> Option<(Covered<'_, 'a>, &'a [u8])> {
-        self.log().of_pcr(SECURE_BOOT).filter(|covered| covered.is(EventType::EFI_VARIABLE_AUTHORITY)).find_map(|covered| {
-            let variable = covered.variable()?;
-            variable.is(Guid::SHIM_LOCK, name).then_some((covered, variable.data))
-        })
+        self.log().of_pcr(SECURE_BOOT).filter(|covered| covered.is(EventType::EFI_VARIABLE_AUTHORITY)).find_map(
+            |covered| {
+                let variable = covered.variable()?;
+                variable.is(Guid::SHIM_LOCK, name).then_some((covered, variable.data))
+            },
+        )
     }
 }

@@ -459,7 +459,7 @@ fn a_pcr_without_reference_values_may_not_be_extended_though_it_was_quoted() {
     host.log.measure(12, EventType::IPL, b"addition", b"init=/bin/sh");
     host.selection.get_mut(&Bank::Sha256).unwrap().push(12);
     let reasons = host.denied();
-    assert_eq!(codes(&reasons), [Code::EventlogEventUnexpected]);
+    assert_eq!(codes(&reasons), [Code::EventlogCommandLine]);
     assert_eq!(reasons[0].pcr, Some(12));
 
     // Quoted in a bank on which the judgement does not rest, its digests prove nothing.
