@@ -282,6 +282,9 @@ reason_codes! {
     EkCertificateKeyMismatch = "ek.certificate-key-mismatch", "The certificate is for another endorsement key.";
     EkRootUnknown = "ek.root-unknown", "The endorsement key's certificate leads to no configured root.";
     EkChainInvalid = "ek.chain-invalid", "The endorsement key's certificate chain does not hold.";
+    EkRevoked = "ek.revoked", "The endorsement key, its certificate or an authority of its chain was revoked.";
+    EkCrlExpired = "ek.crl-expired", "A revocation list of the endorsement key's chain should have been replaced by a newer one.";
+    EkCrlInvalid = "ek.crl-invalid", "A revocation list of the endorsement key's chain is not its authority's.";
     EkChainWeakSignature = "ek.chain-weak-signature", "The endorsement key's chain is signed with an algorithm that no longer proves anything.";
 
     // Storage parents that wrapped keys are made for.

@@ -3,12 +3,16 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{self as aws, ParsedPublicKey, VerificationAlgorithm};
+use const_oid::db::rfc5912::{ID_RSAES_OAEP, RSA_ENCRYPTION};
 use const_oid::{AssociatedOid as _, ObjectIdentifier};
+use der::asn1::Any;
 use der::{Decode as _, Encode as _, Reader as _, SliceReader};
 use thiserror::Error;
 use x509_cert::Certificate;
 use x509_cert::certificate::Version;
 use x509_cert::ext::pkix::{BasicConstraints, CertificatePolicies, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+
+use crate::key::{KeyKind, decode_spki};
 
 /// Longest certificate read; NV indices of TPMs hold about 2 KiB.
 const MAX_CERTIFICATE: usize = 8192;
@@ -93,6 +97,16 @@ impl ParsedCertificate {
         Ok(Self { certificate, signed })
     }
 
+    /// The key that it is for; `None` for kinds that no endorsement key is of.
+    pub fn key(&self) -> Option<KeyKind> {
+        let mut spki = self.certificate.tbs_certificate().subject_public_key_info().clone();
+        // Some vendors write id-RSAES-OAEP, which is what the key is for, or no parameters; the key is the same.
+        if [RSA_ENCRYPTION, ID_RSAES_OAEP].contains(&spki.algorithm.oid) {
+            spki.algorithm = spki::AlgorithmIdentifier { oid: RSA_ENCRYPTION, parameters: Some(Any::null()) };
+        }
+        decode_spki(&spki.to_der().ok()?).ok()
+    }
+
     /// The subject as people write it.
     pub fn subject(&self) -> String {
         self.certificate.tbs_certificate().subject().to_string()
@@ -142,14 +156,18 @@ impl ParsedCertificate {
 
     /// Checks the signature with `issuer`'s key.
     pub fn verify_signed_by(&self, issuer: &Self) -> Result<(), LinkError> {
-        let spki = issuer.certificate.tbs_certificate().subject_public_key_info();
+        let signature = self.certificate.signature().as_bytes().ok_or(LinkError::Invalid)?;
+        issuer.verify_signature(self.certificate.signature_algorithm().oid, &self.signed, signature)
+    }
+
+    /// Checks a signature with this certificate's key.
+    pub fn verify_signature(&self, oid: ObjectIdentifier, signed: &[u8], signature: &[u8]) -> Result<(), LinkError> {
+        let spki = self.certificate.tbs_certificate().subject_public_key_info();
         let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
-        let oid = self.certificate.signature_algorithm().oid;
         let algorithm = signature_algorithm(oid, curve)?;
         let spki = spki.to_der().map_err(|_| LinkError::Key)?;
         let key = ParsedPublicKey::new(algorithm, &spki).map_err(|_| LinkError::Key)?;
-        let signature = self.certificate.signature().as_bytes().ok_or(LinkError::Invalid)?;
-        key.verify_sig(&self.signed, signature).map_err(|_| LinkError::Invalid)
+        key.verify_sig(signed, signature).map_err(|_| LinkError::Invalid)
     }
 }
 

@@ -4,7 +4,10 @@
 use std::cmp::Ordering;
 use std::time::SystemTime;
 
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
+use const_oid::db::rfc5280::ID_AD_CA_ISSUERS;
+use x509_cert::TbsCertificate;
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{AuthorityInfoAccessSyntax, AuthorityKeyIdentifier, BasicConstraints, KeyUsage};
 
 use super::certificate::{LinkError, ParsedCertificate};
 use super::roots::EkRoots;
@@ -96,6 +99,11 @@ impl Search<'_> {
             }
             Err(error) => self.refuse(ReasonCode::EkChainInvalid, format!("{}: {error}", certificate.subject())),
         }
+        let revocations = &self.roots.revocations;
+        self.reasons.extend(revocations.check(certificate, issuer, below == 0, self.now));
+        if revocations.names_authority(issuer) {
+            self.refuse(ReasonCode::EkRevoked, format!("{name}, by the operator"));
+        }
         self.reasons.len() == before
     }
 
@@ -124,9 +132,28 @@ fn may_issue(issuer: &ParsedCertificate, below: usize) -> Result<(), &'static st
     Ok(())
 }
 
+/// Says which root would be needed, as far as the last certificate of the path tells.
 fn unknown_root(certificate: &ParsedCertificate) -> Reason {
+    let tbs = certificate.certificate.tbs_certificate();
+    let key = tbs.get_extension::<AuthorityKeyIdentifier>().ok().flatten();
+    let key = key.and_then(|(_, key)| key.key_identifier);
+    let needed = [
+        Some(format!("a root or intermediate {}", certificate.issuer())),
+        key.map(|key| format!("key identifier {}", hex::encode(key.as_bytes()))),
+        published_at(tbs).map(|place| format!("published at {place}")),
+    ];
+    let subject = if tbs.subject().is_empty() { "the endorsement key".to_owned() } else { certificate.subject() };
     Reason::new(ReasonCode::EkRootUnknown)
         .event("EK certificate chain")
-        .expected("a configured root, or an intermediate that leads to one")
-        .found(format!("issuer {}", certificate.issuer()))
+        .expected(needed.into_iter().flatten().collect::<Vec<_>>().join(", "))
+        .found(format!("no such certificate for {subject}"))
+}
+
+/// Where the issuer says that its own certificate can be had (caIssuers).
+fn published_at(tbs: &TbsCertificate) -> Option<String> {
+    let (_, access) = tbs.get_extension::<AuthorityInfoAccessSyntax>().ok().flatten()?;
+    access.0.into_iter().find_map(|one| match one.access_location {
+        GeneralName::UniformResourceIdentifier(uri) if one.access_method == ID_AD_CA_ISSUERS => Some(uri.to_string()),
+        _ => None,
+    })
 }

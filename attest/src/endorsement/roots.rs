@@ -1,21 +1,20 @@
 //! The TPM vendors' certificates that an operator trusts.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use super::certificate::{CertificateError, ParsedCertificate};
-
-const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-const END: &str = "-----END CERTIFICATE-----";
+use super::pem;
+use super::revocation::{Crl, CrlError, Revocations};
 
 /// Why a file among the roots cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{file}: certificate {number}: {problem}; remove the file or replace it by a certificate in PEM or DER")]
+#[error(
+    "{file}: number {number} in it: {problem}; remove the file or replace it by certificates or revocation lists in PEM or DER"
+)]
 pub struct RootsError {
     /// The file's name.
     pub file: String,
-    /// Which certificate of the file, counted from 1.
+    /// Which of the certificates or lists in the file, counted from 1.
     pub number: usize,
     /// What is wrong.
     pub problem: RootsProblem,
@@ -30,32 +29,72 @@ pub enum RootsProblem {
     /// Not a certificate that we read.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// Not a revocation list that we read.
+    #[error(transparent)]
+    Crl(#[from] CrlError),
 }
 
-/// Trusted roots, and the intermediates that the operator put beside them. Roots are the certificates that name themselves as
-/// issuer; an intermediate proves nothing without its root.
+/// Trusted roots, the intermediates that the operator put beside them, and what was revoked. Roots are the certificates that
+/// name themselves as issuer; an intermediate proves nothing without its root.
 #[derive(Clone, Debug, Default)]
 pub struct EkRoots {
     pub(super) roots: Vec<ParsedCertificate>,
     pub(super) intermediates: Vec<ParsedCertificate>,
+    pub(super) revocations: Revocations,
 }
 
 impl EkRoots {
-    /// Takes the files of a directory, by name and content: DER, or PEM with one or more certificates.
+    /// Takes the files of a directory, by name and content: certificates and revocation lists, in DER, or in PEM with one or
+    /// more in a file.
     pub fn from_dir_files<N: AsRef<str>, B: AsRef<[u8]>>(
         files: impl IntoIterator<Item = (N, B)>,
     ) -> Result<Self, RootsError> {
         let mut all = Self::default();
         for (name, content) in files {
-            let fail = |number, problem| RootsError { file: name.as_ref().to_owned(), number, problem };
-            let certificates = certificates(content.as_ref()).map_err(|number| fail(number, RootsProblem::Pem))?;
-            for (index, der) in certificates.iter().enumerate() {
-                let parsed = ParsedCertificate::parse(der)
-                    .map_err(|error| fail(index.saturating_add(1), RootsProblem::Certificate(error)))?;
-                if parsed.is_self_issued() { &mut all.roots } else { &mut all.intermediates }.push(parsed);
-            }
+            all.add(content.as_ref()).map_err(|(number, problem)| {
+                let file = name.as_ref().to_owned();
+                RootsError { file, number, problem }
+            })?;
         }
         Ok(all)
+    }
+
+    fn add(&mut self, content: &[u8]) -> Result<(), (usize, RootsProblem)> {
+        let blocks = |label| pem::blocks(content, label).map_err(|bad| (bad.0, RootsProblem::Pem));
+        let (certificates, lists) = (blocks("CERTIFICATE")?, blocks("X509 CRL")?);
+        for (index, der) in lists.iter().enumerate() {
+            let list = Crl::parse(der).map_err(|error| (index.saturating_add(1), error.into()))?;
+            self.revocations.push(list);
+        }
+        for (index, der) in certificates.iter().enumerate() {
+            let parsed = ParsedCertificate::parse(der).map_err(|error| (index.saturating_add(1), error.into()))?;
+            self.add_certificate(parsed);
+        }
+        if certificates.is_empty() && lists.is_empty() {
+            match (ParsedCertificate::parse(content), Crl::parse(content)) {
+                (Ok(parsed), _) => self.add_certificate(parsed),
+                (Err(_), Ok(list)) => self.revocations.push(list),
+                (Err(error), Err(_)) => return Err((1, error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_certificate(&mut self, parsed: ParsedCertificate) {
+        if parsed.is_self_issued() { &mut self.roots } else { &mut self.intermediates }.push(parsed);
+    }
+
+    /// The same roots, of which `revocations` took back some, or some of what they vouch for.
+    #[must_use]
+    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
+        self.revocations.merge(revocations);
+        self
+    }
+
+    /// What was revoked, in lists beside the roots or by [`EkRoots::with_revocations`].
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// How many roots there are; with none, no certificate is trusted.
@@ -63,20 +102,4 @@ impl EkRoots {
     pub fn root_count(&self) -> usize {
         self.roots.len()
     }
-}
-
-/// The DER of every certificate in a file; `Err` is the number of the PEM block that cannot be read.
-fn certificates(content: &[u8]) -> Result<Vec<Vec<u8>>, usize> {
-    let text = match std::str::from_utf8(content) {
-        Ok(text) if text.contains(BEGIN) => text,
-        _ => return Ok(vec![content.to_vec()]),
-    };
-    let mut found = Vec::new();
-    for block in text.split(BEGIN).skip(1) {
-        let number = found.len().saturating_add(1);
-        let (body, _) = block.split_once(END).ok_or(number)?;
-        let body: String = body.split_ascii_whitespace().collect();
-        found.push(STANDARD.decode(body).map_err(|_| number)?);
-    }
-    Ok(found)
 }

@@ -14,6 +14,7 @@ pub(crate) use enrolled::{curve_weakness, rsa_weakness};
 pub use public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind, Symmetric};
 pub use quoting::QuotingKey;
 pub use signature::{Signature, SignatureError};
+pub(crate) use spki::{decode as decode_spki, encode as encode_spki};
 
 /// TPM_RH_ENDORSEMENT: what an endorsement key's qualified name begins with.
 pub(crate) const HIERARCHY_ENDORSEMENT: u32 = 0x4000_000B;

@@ -26,7 +26,7 @@ const fn curve_oid(curve: Curve) -> Option<ObjectIdentifier> {
     }
 }
 
-pub(super) fn encode(kind: &KeyKind) -> Result<Vec<u8>, KeyError> {
+pub(crate) fn encode(kind: &KeyKind) -> Result<Vec<u8>, KeyError> {
     match kind {
         KeyKind::Rsa { exponent, modulus, .. } => {
             let exponent = exponent.to_be_bytes();
@@ -45,7 +45,7 @@ pub(super) fn encode(kind: &KeyKind) -> Result<Vec<u8>, KeyError> {
 }
 
 /// Reads a SubjectPublicKeyInfo, in the one form that [`encode`] writes.
-pub(super) fn decode(der: &[u8]) -> Result<KeyKind, KeyError> {
+pub(crate) fn decode(der: &[u8]) -> Result<KeyKind, KeyError> {
     let info =
         spki::SubjectPublicKeyInfoRef::from_der(der).map_err(|_| KeyError::Spki("not a SubjectPublicKeyInfo"))?;
     let key = info.subject_public_key.as_bytes().ok_or(KeyError::Spki("key bits"))?;
