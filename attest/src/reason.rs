@@ -204,6 +204,11 @@ reason_codes! {
     ImaHistoryChanged = "ima.history-changed", "The list of measured programs is shorter than, or different from, what this boot showed before.";
     ImaHistoryMissing = "ima.history-missing", "The list of measured programs leaves out entries that were not judged before, or not by these rules: the whole list is needed.";
 
+    ImaUnsigned = "ima.unsigned", "A file that must be signed carries no signature.";
+    ImaSignatureKey = "ima.signature-key", "A file is signed by a key that is not in the policy's keyring.";
+    ImaSignatureInvalid = "ima.signature-invalid", "A file's signature is not by the key that it names, or is of another content.";
+    ImaSignatureUnusable = "ima.signature-unusable", "A file's signature cannot be read, or is of a kind that proves nothing of its content.";
+
     // Freshness and the boot instance.
     BootChanged = "boot.changed", "The host was restarted since it was judged.";
     BootResetCount = "boot.reset-count", "The TPM counts fewer resets than it did before.";

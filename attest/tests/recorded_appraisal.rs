@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use portcullis_attest::appraise::{Appraisal, Context, Policy, STATIC_PCRS, appraise};
 use portcullis_attest::eventlog::{CertificateCache, EventLog};
 use portcullis_attest::evidence::{Evidence, PcrValues};
-use portcullis_attest::ima::{Entry, ExtendRule, ImaList};
+use portcullis_attest::ima::{ExtendRule, ImaList};
 use portcullis_attest::key::Bank;
 use portcullis_attest::reason::{Reason, ReasonCode};
 use portcullis_attest::reference::{ReferenceBuilder, ReferenceValues};
@@ -88,7 +88,7 @@ fn recorded_logs_lead_to_the_recorded_pcrs() {
             }
         }
         let ima = ImaList::parse(boot.ima).unwrap();
-        assert!(ima.entries().iter().all(Entry::template_digest_holds));
+        assert!(ima.entries().all(|entry| entry.template_digest_holds()));
         for (bank, rule) in [
             (Bank::Sha1, ExtendRule::Digest),
             (Bank::Sha256, ExtendRule::Digest),

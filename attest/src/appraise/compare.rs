@@ -1,8 +1,11 @@
 //! Compares claims with what the policy and the reference values say.
 
+use std::collections::BTreeMap;
+
+use super::RUNTIME_PCR;
 use super::claims::Claims;
 use super::policy::{Policy, demands};
-use super::{MAX_REASONS, RUNTIME_PCR, programs};
+use super::programs::{self, Programs};
 use crate::eventlog::{Coverage, Event, EventKind};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
@@ -12,16 +15,23 @@ use crate::reference::{Difference, ReferenceValues, Slot, align};
 /// Most differences that are named for one PCR.
 const MAX_PER_PCR: usize = 10;
 
+/// What a boot matches in full.
+pub(super) struct Match<'r> {
+    pub values: &'r ReferenceValues,
+    /// How many programs were accepted by a rule of the policy, by the rule's reason.
+    pub by_rule: BTreeMap<String, u64>,
+}
+
 /// The reference values that the boot matches in full, if the policy's other demands hold too.
 pub(super) fn policy<'r>(
     claims: &Claims<'_>,
     policy: &Policy,
     references: &'r [ReferenceValues],
-) -> Result<&'r ReferenceValues, Vec<Reason>> {
+) -> Result<Match<'r>, Vec<Reason>> {
     let mut reasons = demands::check(claims, policy);
     let secure_boot_denied = demands::secure_boot_denied(claims, policy);
     match best(claims, policy, references) {
-        Ok(values) if reasons.is_empty() => return Ok(values),
+        Ok(matched) if reasons.is_empty() => return Ok(matched),
         Ok(_) => {}
         Err(differences) => reasons.extend(differences.into_iter().filter(|reason| {
             // Said already, and better.
@@ -36,11 +46,7 @@ fn is_secure_boot_state(reason: &Reason) -> bool {
 }
 
 /// The reference values that match. If none do, the differences from those that come nearest.
-fn best<'r>(
-    claims: &Claims<'_>,
-    policy: &Policy,
-    references: &'r [ReferenceValues],
-) -> Result<&'r ReferenceValues, Vec<Reason>> {
+fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValues]) -> Result<Match<'r>, Vec<Reason>> {
     let mut nearest: Option<Vec<Reason>> = None;
     let mut distrusted = Vec::new();
     for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
@@ -48,10 +54,13 @@ fn best<'r>(
             distrusted.push(reason);
             continue;
         }
-        let mut differences = compare(claims, policy, values);
+        let mut differences = compare(claims, values);
+        let programs =
+            if policy.ima { Programs::judge(claims.replayed(), &policy.programs, values) } else { Programs::default() };
+        differences.extend(programs.reasons);
         differences.extend(programs::left_out(claims.replayed(), policy, values));
         if differences.is_empty() {
-            return Ok(values);
+            return Ok(Match { values, by_rule: programs.by_rule });
         }
         if nearest.as_ref().is_none_or(|nearest| differences.len() < nearest.len()) {
             nearest = Some(differences);
@@ -66,7 +75,7 @@ fn best<'r>(
     }))
 }
 
-fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> Vec<Reason> {
+fn compare(claims: &Claims<'_>, values: &ReferenceValues) -> Vec<Reason> {
     let bank = claims.bank();
     let log = claims.replayed().log();
     let mut reasons = Vec::new();
@@ -81,13 +90,6 @@ fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> Ve
             let text = format!("PCR {pcr} differs in {more} more events.");
             reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr(pcr.into()).text(text));
         }
-    }
-    if policy.ima {
-        // The first entry of a boot speaks of the boot; one that goes on from an earlier judgement has none.
-        let first = usize::from(claims.replayed().ima_from() == 0);
-        let programs = claims.replayed().ima().iter().skip(first);
-        let unlisted = programs.filter_map(|entry| programs::check_program(entry, values));
-        reasons.extend(unlisted.take(MAX_REASONS));
     }
     reasons
 }

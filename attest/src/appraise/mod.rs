@@ -21,11 +21,11 @@ use std::collections::BTreeMap;
 
 pub use boot::{BootInstance, Judged, static_digest};
 pub use claims::Claims;
+pub use name_pattern::{NamePattern, NamePatternError};
 pub use policy::{
     Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, MAX_POLICY, Policy, PolicyError,
     SCHEMA as POLICY_SCHEMA, STATIC_PCRS, arguments,
 };
-pub use name_pattern::{NamePattern, NamePatternError};
 pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
 pub use replayed::ReplayedLog;
 
@@ -154,16 +154,16 @@ impl Claims<'_> {
         policy: &Policy,
         references: &[ReferenceValues],
     ) -> Result<Appraisal, Vec<Reason>> {
-        let reference = compare::policy(&self, policy, references)?;
+        let matched = compare::policy(&self, policy, references)?;
         let replayed = self.replayed();
         let bank = self.bank();
-        let ima = replayed.ima_state(programs::rules(policy, reference));
+        let ima = replayed.ima_state(programs::rules(policy, matched.values), matched.by_rule);
         Ok(Appraisal {
             quote: replayed.quote().clone(),
             boot: BootInstance::of(ek, replayed.quote()),
             bank,
             policy: policy.name.clone(),
-            reference: reference.name().to_owned(),
+            reference: matched.values.name().to_owned(),
             secure_boot: self.secure_boot().map(|claim| claim.value),
             command_line: self.command_line().and_then(|claim| claim.value.text),
             ima,
@@ -260,6 +260,12 @@ impl Appraisal {
     /// How many entries of the IMA list the quote covers; all of them were compared if [`Appraisal::ima_judged`].
     pub fn ima_entries(&self) -> u64 {
         self.ima.as_ref().map_or(0, |ima| ima.entries)
+    }
+
+    /// How many entries of the IMA list are no listed programs but were accepted by a rule of the policy, by the reason
+    /// that the rule gives.
+    pub fn programs_by_rule(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.ima.iter().flat_map(|ima| &ima.by_rule).map(|(reason, count)| (reason.as_str(), *count))
     }
 
     /// Whether the programs that ran were compared with the reference values.

@@ -1,9 +1,13 @@
 //! The programs that ran since boot: how far the TPM vouches for the IMA list, and whether its entries are acceptable.
 
-use super::RUNTIME_PCR;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashSet};
+
 use super::policy::Policy;
+use super::program_rules::{AcceptedContent, ProgramRule, ProgramRules};
 use super::replayed::ReplayedLog;
-use crate::ima::{Entry, ExtendRule, ImaList, ImaState, Start};
+use super::{MAX_REASONS, RUNTIME_PCR};
+use crate::ima::{Entry, ExtendRule, FileDigest, ImaList, ImaState, Lane, SignatureProblem};
 use crate::key::Bank;
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
@@ -11,10 +15,7 @@ use crate::reference::ReferenceValues;
 
 /// By what entries are judged: one digest for a policy and the reference values that the boot matches.
 pub(super) fn rules(policy: &Policy, values: &ReferenceValues) -> [u8; 32] {
-    let policy = serde_json::to_vec(policy).unwrap_or_default();
-    let values = values.to_toml().unwrap_or_default();
-    let (policy, values) = (Bank::Sha256.hash(&policy), Bank::Sha256.hash(values.as_bytes()));
-    let digest = Bank::Sha256.hash_parts(&[b"portcullis/ima-rules/1", &policy, &values]);
+    let digest = Bank::Sha256.hash_parts(&[b"portcullis/ima-rules/1", &policy.digest(), &values.digest()]);
     // SHA-256 digests are 32 bytes.
     digest.try_into().unwrap_or_default()
 }
@@ -32,37 +33,45 @@ pub(super) fn covered(
         reasons.push(reason);
         return 0;
     }
-    let mut covered: Option<usize> = None;
-    for bank in quote.banks() {
-        let Some(quoted) = quote.pcr(bank, RUNTIME_PCR) else { continue };
+    let lane = |bank| {
         let judged = previous.and_then(|previous| Some((previous.entries, previous.pcrs.get(&bank)?.as_slice())));
-        let start = judged.filter(|_| from > 0).map(|(entries, pcr)| Start { entries, pcr });
-        let Some(reached) = list.reach(bank, ExtendRule::Digest, start, quoted, judged) else {
-            reasons.push(not_reached(list, bank, start, quoted));
-            continue;
-        };
-        if !reached.continues {
-            let judged = judged.map_or(0, |(entries, _)| entries);
-            reasons.push(
-                here(ReasonCode::ImaHistoryChanged)
-                    .expected(format!("the {judged} entries that were judged before, and then more"))
-                    .found(format!("{} entries that do not begin with them", reached.entries)),
-            );
+        let lane = Lane::new(bank, ExtendRule::Digest, quote.pcr(bank, RUNTIME_PCR)?);
+        match judged {
+            Some((_, pcr)) if from > 0 => lane.from(pcr),
+            judged => Some(lane.through(judged)),
         }
-        if covered.is_some_and(|entries| entries != reached.entries) {
+    };
+    let mut lanes: Vec<_> = quote.banks().filter_map(lane).collect();
+    if lanes.is_empty() {
+        return 0;
+    }
+    let mut wrong = Vec::new();
+    let covered = list.walk(&mut lanes, |entry, digest_holds| {
+        if wrong.len() < MAX_REASONS && entry.pcr != u32::from(RUNTIME_PCR) {
+            wrong.push(about(ReasonCode::ImaWrongPcr, entry).expected("10").found(entry.pcr.to_string()));
+        }
+        if wrong.len() < MAX_REASONS && !digest_holds {
+            wrong.push(about(ReasonCode::ImaTemplateMismatch, entry));
+        }
+    });
+    let Some(covered) = covered else {
+        let missed = lanes.iter().filter(|lane| !lane.reached);
+        let before = reasons.len();
+        reasons.extend(missed.map(|lane| not_reached(quote, list, lane.bank, previous.filter(|_| from > 0))));
+        if reasons.len() == before {
             reasons.push(here(ReasonCode::ImaPcrMismatch).found("banks that cover different parts of the list"));
         }
-        covered = Some(reached.entries);
+        return 0;
+    };
+    if lanes.iter().any(|lane| !lane.continues) {
+        let judged = previous.map_or(0, |previous| previous.entries);
+        reasons.push(
+            here(ReasonCode::ImaHistoryChanged)
+                .expected(format!("the {judged} entries that were judged before, and then more"))
+                .found(format!("{covered} entries that do not begin with them")),
+        );
     }
-    let covered = covered.unwrap_or(0);
-    for entry in list.entries().iter().take(covered) {
-        if entry.pcr != u32::from(RUNTIME_PCR) {
-            reasons.push(about(ReasonCode::ImaWrongPcr, entry).expected("10").found(entry.pcr.to_string()));
-        }
-        if !entry.template_digest_holds() {
-            reasons.push(about(ReasonCode::ImaTemplateMismatch, entry));
-        }
-    }
+    reasons.extend(wrong);
     covered
 }
 
@@ -91,36 +100,41 @@ fn history_missing(quote: &VerifiedQuote, from: u64, previous: Option<&ImaState>
     Some(here(ReasonCode::ImaHistoryMissing).expected("a whole list").found(format!("{unknown}, not quoted before")))
 }
 
-fn not_reached(list: &ImaList<'_>, bank: Bank, start: Option<Start<'_>>, quoted: &[u8]) -> Reason {
-    let code = if list.entries().is_empty() && start.is_none() {
+fn not_reached(quote: &VerifiedQuote, list: &ImaList<'_>, bank: Bank, start: Option<&ImaState>) -> Reason {
+    let quoted = quote.pcr(bank, RUNTIME_PCR).unwrap_or_default();
+    let padded = Lane::new(bank, ExtendRule::PaddedSha1, quoted);
+    let padded = match start.and_then(|start| start.pcrs.get(&bank)) {
+        Some(pcr) => padded.from(pcr),
+        None => Some(padded),
+    };
+    let code = if list.is_empty() && start.is_none() {
         ReasonCode::ImaMissing
-    } else if list.reach(bank, ExtendRule::PaddedSha1, start, quoted, None).is_some() {
+    } else if padded.is_some_and(|lane| list.walk(&mut [lane], |_, _| {}).is_some()) {
         ReasonCode::ImaPaddedSha1
     } else {
         ReasonCode::ImaPcrMismatch
     };
     here(code)
         .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted)))
-        .found(format!("{} entries that never lead there", list.entries().len()))
+        .found(format!("{} entries that never lead there", list.len()))
 }
 
 /// The entries that the quote covers: they begin with this boot, and none is a violation.
 pub(super) fn check(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
     let mut reasons = Vec::new();
     // What goes on from an earlier judgement has no first entry: that was judged then.
-    let first = replayed.ima().first().filter(|_| replayed.ima_from() == 0);
+    let first = replayed.ima().next().filter(|_| replayed.ima_from() == 0);
     if let Some(first) = first
-        && !(first.is_boot_aggregate() && boot_aggregate_holds(replayed, bank, first))
+        && !(first.is_boot_aggregate() && boot_aggregate_holds(replayed, bank, &first))
     {
         reasons.push(
-            about(ReasonCode::ImaBootAggregate, first)
+            about(ReasonCode::ImaBootAggregate, &first)
                 .expected(format!("boot_aggregate with the {bank} digest of PCRs 0 to 9"))
-                .found(format!("{} {}", first.name_lossy(), shown(first))),
+                .found(format!("{} {}", first.name_lossy(), shown(&first))),
         );
     }
-    reasons.extend(
-        replayed.ima().iter().filter(|entry| entry.is_violation()).map(|entry| about(ReasonCode::ImaViolation, entry)),
-    );
+    let violations = replayed.ima().filter(Entry::is_violation).take(MAX_REASONS);
+    reasons.extend(violations.map(|entry| about(ReasonCode::ImaViolation, &entry)));
     reasons
 }
 
@@ -148,23 +162,116 @@ pub(super) fn left_out(replayed: &ReplayedLog<'_>, policy: &Policy, values: &Ref
     })
 }
 
-/// Why an entry is not acceptable, if it is not.
-pub(super) fn check_program(entry: &Entry<'_>, values: &ReferenceValues) -> Option<Reason> {
-    let digest = entry.digest();
-    if !is_plain(entry.name()) {
-        return Some(about(ReasonCode::ImaBadName, entry).found(shown(entry)));
+/// What came of judging the programs that a list names.
+#[derive(Debug, Default)]
+pub(super) struct Programs {
+    /// Why they are not acceptable: none if they are.
+    pub reasons: Vec<Reason>,
+    /// How many entries each rule accepted, by the rule's reason.
+    pub by_rule: BTreeMap<String, u64>,
+}
+
+impl Programs {
+    /// Judges every entry but the one that speaks of the boot itself.
+    pub fn judge(replayed: &ReplayedLog<'_>, rules: &ProgramRules, values: &ReferenceValues) -> Self {
+        let judge = Judge { rules, values, listed: OnceCell::new() };
+        let mut programs = Self::default();
+        // What goes on from an earlier judgement has no entry of the boot: that was judged then.
+        let first = usize::from(replayed.ima_from() == 0);
+        for entry in replayed.ima().skip(first) {
+            match judge.accepts(&entry) {
+                Ok(None) => {}
+                Ok(Some(rule)) => {
+                    let count = programs.by_rule.entry(rule.reason.clone()).or_default();
+                    *count = count.saturating_add(1);
+                }
+                Err(reason) => programs.reasons.push(reason),
+            }
+            if programs.reasons.len() >= MAX_REASONS {
+                break;
+            }
+        }
+        programs
     }
-    let Some(accepted) = values.ima(entry.name()) else {
-        return Some(about(ReasonCode::ImaUnlisted, entry).found(shown(entry)));
-    };
-    if digest.bank() != Some(Bank::Sha256) || digest.verity {
-        return Some(about(ReasonCode::ImaWeakHash, entry).expected("sha256 of the file").found(shown(entry)));
+}
+
+/// By what entries are judged.
+struct Judge<'r> {
+    rules: &'r ProgramRules,
+    values: &'r ReferenceValues,
+    /// All listed digests, put together when a rule first asks for them.
+    listed: OnceCell<HashSet<&'r [u8]>>,
+}
+
+impl<'r> Judge<'r> {
+    /// The rule that accepts an entry; none if its path is listed with its digest. Otherwise why it is not acceptable.
+    fn accepts(&self, entry: &Entry<'_>) -> Result<Option<&'r ProgramRule>, Reason> {
+        let content = entry.content();
+        if !is_plain(content.name) {
+            return Err(about(ReasonCode::ImaBadName, entry).found(shown(entry)));
+        }
+        let accepted = self.values.ima(content.name);
+        // The only hash that reference values list programs by.
+        let sha256 = content.digest.bank() == Some(Bank::Sha256) && !content.digest.verity;
+        if sha256 && accepted.is_some_and(|accepted| accepted.contains(content.digest.digest)) {
+            return Ok(None);
+        }
+        let mut unsigned = None;
+        for rule in self.rules.rules().iter().filter(|rule| rule.names.matches(content.name)) {
+            let accepts = match &rule.accept {
+                AcceptedContent::Digests(digests) => is_one_of(&content.digest, digests),
+                AcceptedContent::Listed => sha256 && self.lists(content.digest.digest),
+                AcceptedContent::SignedBy(keyring) => match self.rules.keyring(keyring) {
+                    Some(keyring) => entry.signed_by(keyring).map_err(|problem| unsigned = Some(problem)).is_ok(),
+                    None => false,
+                },
+                AcceptedContent::Text(texts) => {
+                    let text = content.buffer.filter(|text| is_of(text, &content.digest));
+                    texts.iter().any(|accepted| text == Some(accepted.as_bytes()))
+                }
+                AcceptedContent::Any => accepted.is_none(),
+            };
+            if accepts {
+                return Ok(Some(rule));
+            }
+        }
+        Err(match (accepted, unsigned) {
+            (Some(_), _) if !sha256 => {
+                about(ReasonCode::ImaWeakHash, entry).expected("sha256 of the file").found(shown(entry))
+            }
+            (Some(accepted), _) => {
+                let expected: Vec<_> =
+                    accepted.iter().take(3).map(|one| format!("sha256:{}", hex::encode(one))).collect();
+                about(ReasonCode::ImaWrongHash, entry).expected(expected.join(" | ")).found(shown(entry))
+            }
+            (None, Some(problem)) => about(code_of(&problem), entry).found(format!("{}; {problem}", shown(entry))),
+            (None, None) => about(ReasonCode::ImaUnlisted, entry).found(shown(entry)),
+        })
     }
-    if accepted.contains(digest.digest) {
-        return None;
+
+    fn lists(&self, digest: &[u8]) -> bool {
+        self.listed.get_or_init(|| self.values.ima_digests().collect()).contains(digest)
     }
-    let expected: Vec<_> = accepted.iter().take(3).map(|digest| format!("sha256:{}", hex::encode(digest))).collect();
-    Some(about(ReasonCode::ImaWrongHash, entry).expected(expected.join(" | ")).found(shown(entry)))
+}
+
+fn is_one_of(digest: &FileDigest<'_>, digests: &BTreeMap<Bank, Vec<Vec<u8>>>) -> bool {
+    let of_bank = digest.bank().filter(|_| !digest.verity).and_then(|bank| digests.get(&bank));
+    of_bank.is_some_and(|digests| digests.iter().any(|accepted| accepted == digest.digest))
+}
+
+/// Whether a digest is of this text, by a hash that cannot be forged.
+fn is_of(text: &[u8], digest: &FileDigest<'_>) -> bool {
+    let bank = digest.bank().filter(|bank| *bank != Bank::Sha1 && !digest.verity);
+    bank.is_some_and(|bank| bank.hash(text) == digest.digest)
+}
+
+const fn code_of(problem: &SignatureProblem) -> ReasonCode {
+    match problem {
+        SignatureProblem::Missing => ReasonCode::ImaUnsigned,
+        SignatureProblem::Malformed(_) | SignatureProblem::Unsupported(_) => ReasonCode::ImaSignatureUnusable,
+        SignatureProblem::UnknownKey(_) => ReasonCode::ImaSignatureKey,
+        SignatureProblem::Invalid(_) => ReasonCode::ImaSignatureInvalid,
+    }
 }
 
 /// A name that reads as what it is: no control characters, and no way around the directory that it names.

@@ -1,9 +1,11 @@
 //! From a verified quote to logs that lead to exactly what it signed.
 
+use std::collections::BTreeMap;
+
 use super::{RUNTIME_PCR, programs};
 use crate::eventlog::{EventLog, EventLogError, initial_value};
 use crate::evidence::Evidence;
-use crate::ima::{Entry, ImaList, ImaState};
+use crate::ima::{Entries, ImaList, ImaState};
 use crate::key::Bank;
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
@@ -82,8 +84,8 @@ impl<'a> ReplayedLog<'a> {
     }
 
     /// The entries of the IMA list that the quoted PCR 10 covers. What the host listed beyond them is not here.
-    pub fn ima(&self) -> &[Entry<'a>] {
-        self.ima.entries().get(..self.ima_entries).unwrap_or_default()
+    pub fn ima(&self) -> Entries<'_> {
+        self.ima.first_entries(self.ima_entries, self.ima_from)
     }
 
     /// How many entries of this boot came before those of [`ReplayedLog::ima`] and were judged earlier.
@@ -93,11 +95,16 @@ impl<'a> ReplayedLog<'a> {
 
     /// How far the IMA list is judged once the rest of it is found acceptable by these rules; `None` if no PCR 10 that
     /// proves anything was quoted.
-    pub(super) fn ima_state(&self, rules: [u8; 32]) -> Option<ImaState> {
+    pub(super) fn ima_state(&self, rules: [u8; 32], mut by_rule: BTreeMap<String, u64>) -> Option<ImaState> {
         self.ima_bank?;
         let entries = self.ima_from.saturating_add(u64::try_from(self.ima_entries).unwrap_or(u64::MAX));
+        let left_out = self.continued.iter().filter(|_| self.ima_from > 0);
+        for (reason, before) in left_out.flat_map(|state| &state.by_rule) {
+            let count = by_rule.entry(reason.clone()).or_default();
+            *count = count.saturating_add(*before);
+        }
         let pcr = |bank| Some((bank, self.quote.pcr(bank, RUNTIME_PCR)?.to_vec()));
-        Some(ImaState { entries, pcrs: self.quote.banks().filter_map(pcr).collect(), rules })
+        Some(ImaState { entries, pcrs: self.quote.banks().filter_map(pcr).collect(), rules, by_rule })
     }
 
     /// The strongest bank of which PCR 10 was quoted; not SHA-1, which proves nothing. It need not be the bank on which

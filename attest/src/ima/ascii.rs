@@ -1,78 +1,119 @@
 //! The ASCII form. Linux writes names as they are, so a name with a newline in it breaks its line: such a list is
 //! refused, either here or because the entry's template digest is not that of what the line says.
 
-use std::borrow::Cow;
+use super::ImaError;
+use super::template::{Field, Shown, Template};
+use crate::key::Bank;
 
-use super::{Entry, ImaError, TEMPLATE_DIGEST_SIZE, Template, template};
-
-pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry<'_>>, ImaError> {
-    let mut entries: Vec<Entry<'_>> = Vec::new();
+/// Writes the list in the binary form, of which this one shows the fields.
+pub(super) fn to_binary(bytes: &[u8]) -> Result<Vec<u8>, ImaError> {
     let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    // Hex takes two characters where a size takes four bytes: lists come out shorter than they were.
+    let mut out = Vec::with_capacity(bytes.len());
     if text.is_empty() {
-        return Ok(entries);
+        return Ok(out);
     }
+    let mut digest_size = None;
     for (line, number) in text.split(|byte| *byte == b'\n').zip(1_u64..) {
-        entries.push(entry(line, number)?);
+        let wrong = |what| ImaError::Field { entry: number, what };
+        let mut columns = line.splitn(4, |byte| *byte == b' ');
+        let mut column = |what| columns.next().ok_or_else(|| wrong(what));
+        let pcr = column("it has no PCR")?;
+        let pcr: u32 = number_of(pcr).ok_or_else(|| wrong("its PCR is no number"))?;
+        let digest =
+            unhex(column("it has no template digest")?).ok_or_else(|| wrong("its template digest is not hex"))?;
+        if digest.len() != *digest_size.get_or_insert(digest.len()) {
+            return Err(wrong("its template digest has another length than the first one's"));
+        }
+        if !Bank::ALL.iter().any(|bank| bank.digest_size() == digest.len()) {
+            return Err(wrong("its template digest has no hash's length"));
+        }
+        let name = column("it has no template")?;
+        let template = Template::from_name(name)
+            .ok_or_else(|| ImaError::Template { entry: number, name: String::from_utf8_lossy(name).into_owned() })?;
+        out.extend(pcr.to_le_bytes());
+        out.extend(digest);
+        push_sized(&mut out, &[name]);
+        push_data(&mut out, &template, column("it has no template data")?).map_err(wrong)?;
     }
-    Ok(entries)
+    Ok(out)
 }
 
-fn entry(line: &[u8], number: u64) -> Result<Entry<'static>, ImaError> {
-    let wrong = |what| ImaError::Field { entry: number, what };
-    let mut columns = line.splitn(4, |byte| *byte == b' ');
-    let mut column = |what| columns.next().ok_or_else(|| wrong(what));
-    let pcr = column("it has no PCR")?;
-    let pcr =
-        core::str::from_utf8(pcr).ok().and_then(|pcr| pcr.parse().ok()).ok_or_else(|| wrong("its PCR is no number"))?;
-    let digest = unhex(column("it has no template digest")?).ok_or_else(|| wrong("its template digest is not hex"))?;
-    let template_digest =
-        <[u8; TEMPLATE_DIGEST_SIZE]>::try_from(digest).map_err(|_| wrong("its template digest is not 20 bytes"))?;
-    let name = column("it has no template")?;
-    let template = Template::from_name(name)
-        .ok_or_else(|| ImaError::Template { entry: number, name: String::from_utf8_lossy(name).into_owned() })?;
-    let rest = column("it has no template data")?;
-    let data = data(template, rest).map_err(wrong)?;
-    template::split(template, &data).map_err(wrong)?;
-    Ok(Entry { number, pcr, template_digest, template, data: Cow::Owned(data) })
-}
-
-/// Makes the template data again of which the line shows the fields.
-fn data(template: Template, fields: &[u8]) -> Result<Vec<u8>, &'static str> {
-    let mut split = fields.splitn(2, |byte| *byte == b' ');
-    let digest = split.next().unwrap_or_default();
-    let rest = split.next().ok_or("it has no name")?;
-    if template == Template::Ima {
-        let digest = unhex(digest).ok_or("its digest is not hex")?;
-        return template::old_data(&digest, rest).ok_or("its name is too long for its template");
+/// Writes the template data of which the line shows the fields.
+fn push_data(out: &mut Vec<u8>, template: &Template<'_>, text: &[u8]) -> Result<(), &'static str> {
+    const FEW: &str = "it has too few fields for its template";
+    // A name may have spaces: the fields before it are taken from the beginning, those behind it from the end.
+    let fields = template.fields();
+    let at = fields.iter().position(|field| field.is_name()).ok_or(FEW)?;
+    let (before, after) = fields.split_at_checked(at).ok_or(FEW)?;
+    let (_, after) = after.split_first().ok_or(FEW)?;
+    let mut columns = text.splitn(before.len().saturating_add(1), |byte| *byte == b' ');
+    let mut values = Vec::with_capacity(fields.len());
+    for _ in before {
+        values.push(columns.next().ok_or(FEW)?);
     }
-    // A name may have spaces; the fields behind it are hex or empty, so they are taken from the end.
-    let mut from_end = rest.rsplitn(template.more_fields().saturating_add(1), |byte| *byte == b' ');
-    let mut more = Vec::new();
-    for _ in 0..template.more_fields() {
-        more.push(from_end.next().ok_or("it has too few fields for its template")?);
+    let mut from_end = columns.next().ok_or(FEW)?.rsplitn(after.len().saturating_add(1), |byte| *byte == b' ');
+    let mut last = Vec::with_capacity(after.len());
+    for _ in after {
+        last.push(from_end.next().ok_or(FEW)?);
     }
-    let name = from_end.next().ok_or("it has too few fields for its template")?;
+    values.push(from_end.next().ok_or(FEW)?);
+    values.extend(last.into_iter().rev());
 
-    let colon = digest.iter().rposition(|byte| *byte == b':').ok_or("its digest names no algorithm")?;
-    let (algorithm, digest) =
-        digest.split_at_checked(colon.saturating_add(1)).ok_or("its digest names no algorithm")?;
-    let digest = unhex(digest).ok_or("its digest is not hex")?;
     let mut data = Vec::new();
-    push_field(&mut data, &[algorithm, b"\0", &digest]);
-    push_field(&mut data, &[name, b"\0"]);
-    for field in more.into_iter().rev() {
-        push_field(&mut data, &[&unhex(field).ok_or("a field behind its name is not hex")?]);
+    for (field, value) in fields.iter().zip(values) {
+        push_field(&mut data, template, *field, value)?;
     }
-    Ok(data)
+    if template.is_old() {
+        out.extend(data);
+    } else {
+        push_sized(out, &[&data]);
+    }
+    Ok(())
 }
 
-fn push_field(data: &mut Vec<u8>, parts: &[&[u8]]) {
+fn push_field(data: &mut Vec<u8>, template: &Template<'_>, field: Field, value: &[u8]) -> Result<(), &'static str> {
+    const NO_HEX: &str = "a field of it is not hex";
+    match field.shown() {
+        Shown::Hex if template.is_old() => data.extend(unhex(value).ok_or(NO_HEX)?),
+        Shown::Hex => push_sized(data, &[&unhex(value).ok_or(NO_HEX)?]),
+        Shown::HexWithAlgorithm if value.is_empty() && field == Field::AppendedDigest => push_sized(data, &[]),
+        Shown::HexWithAlgorithm => {
+            let colon = value.iter().rposition(|byte| *byte == b':').ok_or("its digest names no algorithm")?;
+            let (algorithm, digest) =
+                value.split_at_checked(colon.saturating_add(1)).ok_or("its digest names no algorithm")?;
+            push_sized(data, &[algorithm, b"\0", &unhex(digest).ok_or(NO_HEX)?]);
+        }
+        Shown::Text { terminated: true } if !template.is_old() => push_sized(data, &[value, b"\0"]),
+        Shown::Text { .. } => push_sized(data, &[value]),
+        // A file that is none has no owner.
+        Shown::Number { .. } if value.is_empty() => push_sized(data, &[]),
+        Shown::Number { bytes } => {
+            let number: u32 = number_of(value).ok_or("a field of it is no number")?;
+            let number = number.to_le_bytes();
+            let (low, high) = number.split_at_checked(bytes).unwrap_or_default();
+            if high.iter().any(|byte| *byte != 0) {
+                return Err("a number of it is too large for its field");
+            }
+            push_sized(data, &[low]);
+        }
+    }
+    Ok(())
+}
+
+fn push_sized(data: &mut Vec<u8>, parts: &[&[u8]]) {
     let size: usize = parts.iter().map(|part| part.len()).sum();
     // A line is never as long as 4 GiB: the whole list is bounded.
     data.extend(u32::try_from(size).unwrap_or(u32::MAX).to_le_bytes());
     for part in parts {
         data.extend_from_slice(part);
     }
+}
+
+/// Decimal digits alone: one way to write each number.
+fn number_of(text: &[u8]) -> Option<u32> {
+    let digits = text.iter().all(u8::is_ascii_digit);
+    core::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
 /// Lower-case hex, as Linux writes it.

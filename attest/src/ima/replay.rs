@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_with::{MapPreventDuplicates, hex::Hex, serde_as};
 
+use super::digest::Value;
+use super::template::OLD_NAME_SIZE;
 use super::{BOOT_AGGREGATE, Entry, ImaList};
 use crate::key::Bank;
 
@@ -15,6 +17,15 @@ pub enum ExtendRule {
     Digest,
     /// The SHA-1 hash of the template data, padded with zeros.
     PaddedSha1,
+}
+
+/// The template digests that a list shows: those with which the kernel extended a bank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TemplateHash {
+    /// The bank. SHA-1, but for the lists that newer kernels show for each bank.
+    pub bank: Bank,
+    /// By which rule: a list of a larger bank shows it, one of SHA-1 digests cannot.
+    pub rule: ExtendRule,
 }
 
 /// How far a list was judged: from here a later list of the same boot goes on, so that a check costs only what is new.
@@ -34,84 +45,130 @@ pub struct ImaState {
     /// were judged by other rules are judged again.
     #[serde_as(as = "Hex")]
     pub rules: [u8; 32],
+    /// How many entries a rule of the policy accepted that no reference values list, by the rule's reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde_as(as = "MapPreventDuplicates<_, _>")]
+    pub by_rule: BTreeMap<String, u64>,
 }
 
-/// How far the quoted PCR covers a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Reached {
-    /// Entries of this list that the TPM vouches for. What follows is not believed.
-    pub entries: usize,
-    /// Whether an earlier judgement lies on the way: the list begins with what was judged then.
+/// One bank of a walk over a list: how far its quoted PCR 10 covers the list.
+pub(crate) struct Lane<'q> {
+    pub bank: Bank,
+    rule: ExtendRule,
+    value: Value,
+    quoted: &'q [u8],
+    judged: Option<(u64, &'q [u8])>,
+    /// Whether the quoted value was passed, wherever that was.
+    pub reached: bool,
+    /// Whether what was judged before lies on the way that the list goes.
     pub continues: bool,
 }
 
-/// Where a list begins: PCR 10 before its first entry, and how many entries came before.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Start<'a> {
-    pub entries: u64,
-    pub pcr: &'a [u8],
+impl<'q> Lane<'q> {
+    /// From the beginning of a list, where PCR 10 holds zeros.
+    pub fn new(bank: Bank, rule: ExtendRule, quoted: &'q [u8]) -> Self {
+        let value = Value::filled(bank, 0);
+        Self { bank, rule, value, quoted, judged: None, reached: false, continues: true }
+    }
+
+    /// From where an earlier judgement ended; `None` if that is no value of the bank.
+    pub fn from(mut self, pcr: &[u8]) -> Option<Self> {
+        self.value = Value::new(self.bank, pcr)?;
+        Some(self)
+    }
+
+    /// The list must pass through what an earlier judgement left: PCR 10 after so many entries.
+    #[must_use]
+    pub fn through(mut self, judged: Option<(u64, &'q [u8])>) -> Self {
+        (self.judged, self.continues) = (judged, judged.is_none());
+        self
+    }
+
+    /// Looks at the value after so many entries; whether it is the quoted one.
+    fn look(&mut self, entries: u64) -> bool {
+        self.continues |= self.judged == Some((entries, self.value.as_slice()));
+        let here = self.value.as_slice() == self.quoted;
+        self.reached |= here;
+        here
+    }
 }
 
 impl ImaList<'_> {
     /// PCR 10 after all entries.
     pub fn replay(&self, bank: Bank, rule: ExtendRule) -> Vec<u8> {
-        self.entries.iter().fold(vec![0; bank.digest_size()], |pcr, entry| entry.extend(bank, rule, &pcr))
+        let zero = Value::filled(bank, 0);
+        let value = self.entries().fold(zero, |pcr, entry| pcr.extend(bank, &entry.event(bank, rule, &entry.sha1())));
+        value.as_slice().to_vec()
     }
 
     /// The number of entries after which PCR 10 has the value; `None` if it never has it.
     pub fn position_of(&self, bank: Bank, rule: ExtendRule, quoted: &[u8]) -> Option<usize> {
-        self.reach(bank, rule, None, quoted, None).map(|reached| reached.entries)
+        self.walk(&mut [Lane::new(bank, rule, quoted)], |_, _| {})
     }
 
-    /// Replays until PCR 10 has the quoted value. Stops there: the rest of the list is only what the host says.
-    ///
-    /// Without a start it begins where the kernel did. An earlier judgement (number of entries, PCR 10 after them) must
-    /// lie on the way.
-    pub(crate) fn reach(
-        &self,
-        bank: Bank,
-        rule: ExtendRule,
-        start: Option<Start<'_>>,
-        quoted: &[u8],
-        judged: Option<(u64, &[u8])>,
-    ) -> Option<Reached> {
-        let mut pcr = start.map_or_else(|| vec![0; bank.digest_size()], |start| start.pcr.to_vec());
-        let mut number = start.map_or(0, |start| start.entries);
-        let mut continues = judged.is_none();
-        let mut entries = self.entries.iter();
-        let mut count = 0;
+    /// Replays all lanes until every one of them has its quoted value. Stops there: the rest of the list is only what
+    /// the host says. Until then it shows each entry, and whether its template digest is what it should be.
+    pub(crate) fn walk(&self, lanes: &mut [Lane<'_>], mut visit: impl FnMut(&Entry<'_>, bool)) -> Option<usize> {
+        let mut entries = self.entries();
+        let mut count = 0_usize;
         loop {
-            continues |= judged.is_some_and(|(entries, judged)| entries == number && judged == pcr);
-            if pcr == quoted {
-                return Some(Reached { entries: count, continues });
+            let number = u64::try_from(count).unwrap_or(u64::MAX);
+            let reached = lanes.iter_mut().fold(true, |all, lane| lane.look(number) && all);
+            if reached {
+                return Some(count);
             }
-            pcr = entries.next()?.extend(bank, rule, &pcr);
+            let entry = entries.next()?;
+            let sha1 = entry.sha1();
+            visit(&entry, entry.holds(&sha1));
+            for lane in &mut *lanes {
+                lane.value = lane.value.extend(lane.bank, &entry.event(lane.bank, lane.rule, &sha1));
+            }
             count = count.saturating_add(1);
-            number = number.saturating_add(1);
         }
     }
 }
 
 impl Entry<'_> {
-    /// PCR 10 after this entry.
-    fn extend(&self, bank: Bank, rule: ExtendRule, pcr: &[u8]) -> Vec<u8> {
+    /// With what a bank is extended.
+    fn event(&self, bank: Bank, rule: ExtendRule, sha1: &Value) -> Value {
         if self.is_violation() {
             // The kernel lists zeros and extends ones, so that the PCR cannot be what it would be without the violation.
-            return bank.extend(pcr, &vec![0xff; bank.digest_size()]);
+            return Value::filled(bank, 0xff);
         }
-        match rule {
-            ExtendRule::Digest => bank.extend(pcr, &bank.hash(&self.data)),
-            ExtendRule::PaddedSha1 => {
-                let mut digest = Bank::Sha1.hash(&self.data);
-                digest.resize(bank.digest_size(), 0);
-                bank.extend(pcr, &digest)
-            }
+        match (rule, bank) {
+            (ExtendRule::PaddedSha1, _) | (_, Bank::Sha1) => sha1.padded(bank),
+            (ExtendRule::Digest, _) => self.hash_data(bank),
         }
+    }
+
+    fn sha1(&self) -> Value {
+        self.hash_data(Bank::Sha1)
+    }
+
+    /// The hash of the template data.
+    fn hash_data(&self, bank: Bank) -> Value {
+        let mut padded = [0; OLD_NAME_SIZE + 20];
+        match self.padded(&mut padded) {
+            Some(()) => Value::hash(bank, &padded),
+            None => Value::hash(bank, self.data),
+        }
+    }
+
+    fn holds(&self, sha1: &Value) -> bool {
+        if self.is_violation() {
+            return true;
+        }
+        let expected = match self.hash {
+            TemplateHash { bank, rule: ExtendRule::PaddedSha1 } => sha1.padded(bank),
+            TemplateHash { bank: Bank::Sha1, .. } => *sha1,
+            TemplateHash { bank, .. } => self.hash_data(bank),
+        };
+        expected.as_slice() == self.template_digest
     }
 
     /// Whether the template digest is that of the template data, or the entry is a violation, which has none.
     pub fn template_digest_holds(&self) -> bool {
-        self.is_violation() || Bank::Sha1.hash(&self.data) == self.template_digest
+        self.holds(&self.sha1())
     }
 
     /// Whether this is the entry that ties the list to the boot.

@@ -4,67 +4,157 @@ use crate::eventlog::Cursor;
 use crate::key::Bank;
 
 /// Longest name in an entry of the oldest template, with its terminator; shorter ones are padded to it when hashed.
-const OLD_NAME_SIZE: usize = 256;
+pub(super) const OLD_NAME_SIZE: usize = 256;
 
-/// How an entry's template data is laid out.
+/// The kernel's own bound.
+const MAX_FIELDS: usize = 15;
+
+/// The oldest template: its entries are listed without sizes, and its name is padded when hashed.
+const OLD: &str = "ima";
+
+/// The templates that have names, and their fields. Any other is called by its fields.
+const NAMED: [(&str, &str); 8] = [
+    ("ima-sig", "d-ng|n-ng|sig"),
+    ("ima-ng", "d-ng|n-ng"),
+    (OLD, "d|n"),
+    ("ima-buf", "d-ng|n-ng|buf"),
+    ("ima-modsig", "d-ng|n-ng|sig|d-modsig|modsig"),
+    ("ima-ngv2", "d-ngv2|n-ng"),
+    ("ima-sigv2", "d-ngv2|n-ng|sig"),
+    ("evm-sig", "d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode"),
+];
+
+/// A field of template data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Template {
-    /// `ima`: a SHA-1 or MD5 digest and a name of at most 255 bytes.
-    Ima,
-    /// `ima-ng`: digest with algorithm, name.
-    ImaNg,
-    /// `ima-sig`: and a signature, if the file has one.
-    ImaSig,
-    /// `ima-buf`: and the data itself.
-    ImaBuf,
-    /// `ima-modsig`: signature, digest and signature appended to the file.
-    ImaModsig,
-    /// `ima-ngv2`: the digest says whether it is fs-verity's.
-    ImaNgV2,
-    /// `ima-sigv2`: and a signature.
-    ImaSigV2,
-    /// `evm-sig`: EVM's signature and what it covers.
-    EvmSig,
+pub enum Field {
+    /// `d`: a SHA-1 or MD5 digest.
+    OldDigest,
+    /// `n`: a name of at most 255 bytes.
+    OldName,
+    /// `d-ng`: a digest with its algorithm.
+    Digest,
+    /// `d-ngv2`: a digest with its algorithm that says whether it is fs-verity's.
+    TypedDigest,
+    /// `n-ng`: a name.
+    Name,
+    /// `sig`: the file's signature, or EVM's portable one; empty if it has none.
+    Signature,
+    /// `buf`: what was measured itself.
+    Buffer,
+    /// `d-modsig`: the digest that a signature appended to the file is of; empty if it has none.
+    AppendedDigest,
+    /// `modsig`: a signature that was appended to the file; empty if it has none.
+    AppendedSignature,
+    /// `evmsig`: EVM's portable signature.
+    EvmSignature,
+    /// `xattrnames`: the attributes that EVM covers.
+    XattrNames,
+    /// `xattrlengths`: their lengths.
+    XattrLengths,
+    /// `xattrvalues`: their values.
+    XattrValues,
+    /// `iuid`: the file's owner.
+    Owner,
+    /// `igid`: the file's group.
+    Group,
+    /// `imode`: the file's mode.
+    Mode,
 }
 
-impl Template {
-    const ALL: [Self; 8] = [
-        Self::ImaSig,
-        Self::ImaNg,
-        Self::ImaBuf,
-        Self::Ima,
-        Self::ImaModsig,
-        Self::ImaNgV2,
-        Self::ImaSigV2,
-        Self::EvmSig,
+/// How a field is written in the ASCII form.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    Hex,
+    HexWithAlgorithm,
+    Text { terminated: bool },
+    Number { bytes: usize },
+}
+
+impl Field {
+    const ALL: [(&str, Self); 16] = [
+        ("d", Self::OldDigest),
+        ("n", Self::OldName),
+        ("d-ng", Self::Digest),
+        ("d-ngv2", Self::TypedDigest),
+        ("n-ng", Self::Name),
+        ("sig", Self::Signature),
+        ("buf", Self::Buffer),
+        ("d-modsig", Self::AppendedDigest),
+        ("modsig", Self::AppendedSignature),
+        ("evmsig", Self::EvmSignature),
+        ("xattrnames", Self::XattrNames),
+        ("xattrlengths", Self::XattrLengths),
+        ("xattrvalues", Self::XattrValues),
+        ("iuid", Self::Owner),
+        ("igid", Self::Group),
+        ("imode", Self::Mode),
     ];
 
-    /// The name that the list gives it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ima => "ima",
-            Self::ImaNg => "ima-ng",
-            Self::ImaSig => "ima-sig",
-            Self::ImaBuf => "ima-buf",
-            Self::ImaModsig => "ima-modsig",
-            Self::ImaNgV2 => "ima-ngv2",
-            Self::ImaSigV2 => "ima-sigv2",
-            Self::EvmSig => "evm-sig",
-        }
+    const fn is_digest(self) -> bool {
+        matches!(self, Self::OldDigest | Self::Digest | Self::TypedDigest)
     }
 
-    pub(super) fn from_name(name: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|template| template.name().as_bytes() == name)
+    pub(super) const fn is_name(self) -> bool {
+        matches!(self, Self::OldName | Self::Name)
     }
 
-    /// Fields behind the digest and the name.
-    pub(super) const fn more_fields(self) -> usize {
+    pub(super) const fn shown(self) -> Shown {
         match self {
-            Self::Ima | Self::ImaNg | Self::ImaNgV2 => 0,
-            Self::ImaSig | Self::ImaBuf | Self::ImaSigV2 => 1,
-            Self::ImaModsig => 3,
-            Self::EvmSig => 7,
+            Self::Digest | Self::TypedDigest | Self::AppendedDigest => Shown::HexWithAlgorithm,
+            Self::OldName | Self::Name => Shown::Text { terminated: true },
+            Self::XattrNames => Shown::Text { terminated: false },
+            Self::Owner | Self::Group => Shown::Number { bytes: 4 },
+            Self::Mode => Shown::Number { bytes: 2 },
+            Self::OldDigest
+            | Self::Signature
+            | Self::Buffer
+            | Self::AppendedSignature
+            | Self::EvmSignature
+            | Self::XattrLengths
+            | Self::XattrValues => Shown::Hex,
         }
+    }
+}
+
+/// How an entry's template data is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Template<'a> {
+    name: &'a str,
+    fields: [Field; MAX_FIELDS],
+    count: usize,
+}
+
+impl<'a> Template<'a> {
+    /// The name that the list gives it: its own, or its fields with `|` between them.
+    pub const fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Its fields.
+    pub fn fields(&self) -> &[Field] {
+        self.fields.get(..self.count).unwrap_or_default()
+    }
+
+    /// Whether it is the oldest one.
+    pub(super) fn is_old(&self) -> bool {
+        self.name == OLD
+    }
+
+    /// `None` if the kernel has no such template, or one that does not say what was measured: one digest, one name.
+    pub(super) fn from_name(name: &'a [u8]) -> Option<Self> {
+        let name = core::str::from_utf8(name).ok()?;
+        let format = NAMED.iter().find(|(named, _)| *named == name).map_or(name, |(_, format)| format);
+        let mut template = Self { name, fields: [Field::Name; MAX_FIELDS], count: 0 };
+        for id in format.split('|') {
+            let (_, field) = Field::ALL.iter().find(|(known, _)| *known == id)?;
+            if template.fields().contains(field) {
+                return None;
+            }
+            *template.fields.get_mut(template.count)? = *field;
+            template.count = template.count.saturating_add(1);
+        }
+        let count = |is: fn(Field) -> bool| template.fields().iter().filter(|field| is(**field)).count();
+        (count(Field::is_digest) == 1 && count(Field::is_name) == 1).then_some(template)
     }
 }
 
@@ -93,42 +183,92 @@ impl FileDigest<'_> {
     }
 }
 
-/// The fields that every template has.
-pub(super) struct Fields<'a> {
+/// What the fields of an entry say of what was measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Content<'a> {
+    /// Its digest.
     pub digest: FileDigest<'a>,
+    /// Its name, without terminator: mostly a path. Bytes, for Linux allows any in a path.
     pub name: &'a [u8],
+    /// The attribute `security.ima`, if it is a signature, else perhaps EVM's; empty if there is none.
+    pub signature: &'a [u8],
+    /// What was measured itself, if the template holds it.
+    pub buffer: Option<&'a [u8]>,
+    /// The digest that a signature appended to the file is of.
+    pub appended_digest: Option<FileDigest<'a>>,
+    /// The signature that was appended to the file, as CMS; empty if there is none.
+    pub appended_signature: &'a [u8],
 }
 
-/// Splits template data; the error says what is wrong. Every byte must belong to a field.
-pub(super) fn split(template: Template, data: &[u8]) -> Result<Fields<'_>, &'static str> {
-    if template == Template::Ima {
-        return split_old(data);
-    }
+/// Splits template data as it is listed; the error says what is wrong. Every byte must belong to a field.
+pub(super) fn split<'a>(
+    template: &Template<'_>,
+    data: &'a [u8],
+    is_violation: bool,
+) -> Result<Content<'a>, &'static str> {
     let mut cursor = Cursor::new(data);
-    let digest = field(&mut cursor)?;
-    let name = field(&mut cursor)?;
-    for _ in 0..template.more_fields() {
-        field(&mut cursor)?;
+    let mut content = Content::default();
+    for field in template.fields() {
+        let old_digest = template.is_old() && *field == Field::OldDigest;
+        let bytes = if old_digest { old_sha1(&mut cursor) } else { sized(&mut cursor) }?;
+        match field {
+            Field::OldDigest => content.digest = old_digest_of(bytes)?,
+            Field::Digest => content.digest = digest_with_algorithm(bytes, false, is_violation)?,
+            Field::TypedDigest => content.digest = digest_with_algorithm(bytes, true, is_violation)?,
+            Field::OldName | Field::Name => content.name = name(bytes, !template.is_old())?,
+            Field::Signature => content.signature = bytes,
+            Field::Buffer => content.buffer = Some(bytes),
+            Field::AppendedDigest if bytes.is_empty() => {}
+            Field::AppendedDigest => {
+                content.appended_digest = Some(digest_with_algorithm(bytes, false, is_violation)?);
+            }
+            Field::AppendedSignature => content.appended_signature = bytes,
+            Field::EvmSignature
+            | Field::XattrNames
+            | Field::XattrLengths
+            | Field::XattrValues
+            | Field::Owner
+            | Field::Group
+            | Field::Mode => {}
+        }
     }
-    if !cursor.is_empty() {
-        return Err("bytes follow the last field of its template");
-    }
-    let name = name.strip_suffix(b"\0").ok_or("its name has no terminator")?;
-    if name.contains(&0) {
-        return Err("its name has a NUL in it");
-    }
-    let verity_possible = matches!(template, Template::ImaNgV2 | Template::ImaSigV2);
-    Ok(Fields { digest: digest_with_algorithm(digest, verity_possible)?, name })
+    if cursor.is_empty() { Ok(content) } else { Err("bytes follow the last field of its template") }
 }
 
-fn field<'a>(cursor: &mut Cursor<'a>) -> Result<&'a [u8], &'static str> {
-    let short = "a field of its template is longer than the template data";
-    let size = cursor.u32().map_err(|_| short)?;
-    cursor.take(u64::from(size)).map_err(|_| short)
+const SHORT: &str = "a field of its template is longer than the template data";
+
+fn sized<'a>(cursor: &mut Cursor<'a>) -> Result<&'a [u8], &'static str> {
+    let size = cursor.u32().map_err(|_| SHORT)?;
+    cursor.take(u64::from(size)).map_err(|_| SHORT)
+}
+
+fn old_sha1<'a>(cursor: &mut Cursor<'a>) -> Result<&'a [u8], &'static str> {
+    cursor.take(Bank::Sha1.digest_size() as u64).map_err(|_| SHORT)
+}
+
+fn old_digest_of(digest: &[u8]) -> Result<FileDigest<'_>, &'static str> {
+    let algorithm = match digest.len() {
+        16 => "md5",
+        20 => "sha1",
+        _ => return Err("its digest is neither SHA-1 nor MD5"),
+    };
+    Ok(FileDigest { algorithm, verity: false, digest })
+}
+
+fn name(field: &[u8], terminated: bool) -> Result<&[u8], &'static str> {
+    let name = if terminated { field.strip_suffix(b"\0").ok_or("its name has no terminator")? } else { field };
+    if !terminated && name.len() >= OLD_NAME_SIZE {
+        return Err("its name is too long for its template");
+    }
+    if name.contains(&0) { Err("its name has a NUL in it") } else { Ok(name) }
 }
 
 /// `sha256:` NUL digest; where fs-verity is possible, `ima:` or `verity:` in front.
-fn digest_with_algorithm(field: &[u8], verity_possible: bool) -> Result<FileDigest<'_>, &'static str> {
+fn digest_with_algorithm(
+    field: &[u8],
+    verity_possible: bool,
+    is_violation: bool,
+) -> Result<FileDigest<'_>, &'static str> {
     let end = field.iter().position(|byte| *byte == 0).ok_or("its digest names no algorithm")?;
     let (head, digest) = field.split_at_checked(end.saturating_add(1)).ok_or("its digest names no algorithm")?;
     let head = head.strip_suffix(b":\0").ok_or("its digest names no algorithm")?;
@@ -144,30 +284,11 @@ fn digest_with_algorithm(field: &[u8], verity_possible: bool) -> Result<FileDige
     let algorithm = core::str::from_utf8(algorithm).map_err(|_| "its digest's algorithm has no plain name")?;
     let digest = FileDigest { algorithm, verity, digest };
     match digest.bank() {
+        // A violation has no digest; kernels leave room for a SHA-1, whatever the algorithm.
+        Some(_) if is_violation && digest.digest == [0; 20] => Ok(digest),
         Some(bank) if bank.digest_size() != digest.digest.len() => {
             Err("its digest has another length than its algorithm's")
         }
         _ => Ok(digest),
     }
-}
-
-/// The oldest template is listed without field sizes: 20 bytes of digest, then the name, padded as it is hashed.
-fn split_old(data: &[u8]) -> Result<Fields<'_>, &'static str> {
-    let (digest, name) = data.split_at_checked(super::TEMPLATE_DIGEST_SIZE).ok_or("its template data is too short")?;
-    let end = name.iter().position(|byte| *byte == 0).ok_or("its name has no terminator")?;
-    let (name, padding) = name.split_at_checked(end).ok_or("its name has no terminator")?;
-    if padding.iter().any(|byte| *byte != 0) {
-        return Err("its name has a NUL in it");
-    }
-    Ok(Fields { digest: FileDigest { algorithm: "sha1", verity: false, digest }, name })
-}
-
-/// The template data of the oldest template as it is hashed; `None` if the name is too long for it.
-pub(super) fn old_data(digest: &[u8], name: &[u8]) -> Option<Vec<u8>> {
-    if name.len() >= OLD_NAME_SIZE || digest.len() != super::TEMPLATE_DIGEST_SIZE {
-        return None;
-    }
-    let mut data = [digest, name].concat();
-    data.resize(super::TEMPLATE_DIGEST_SIZE.saturating_add(OLD_NAME_SIZE), 0);
-    Some(data)
 }

@@ -6,12 +6,15 @@ use super::list_builder::{ListBuilder, template_data};
 use super::*;
 use crate::key::Bank;
 
+/// The digest that an appended signature is of.
+const APPENDED: &[u8] = b"sha256:\0xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+
 fn small() -> ListBuilder {
     let mut list = ListBuilder::default();
     list.file("boot_aggregate", b"pcrs").file("/init", b"init").file("/usr/bin/a b", b"a b");
     list.entry("ima-ng", Bank::Sha256, &[7; 32], b"/usr/bin/ng", &[]);
     list.entry("ima-buf", Bank::Sha256, &[8; 32], b"kexec-cmdline", &[b"root=/dev/vda"]);
-    list.entry("ima-modsig", Bank::Sha256, &[9; 32], b"/lib/modules/kvm.ko", &[b"\x03sig", b"sha256:\0x", b"pkcs7"]);
+    list.entry("ima-modsig", Bank::Sha256, &[9; 32], b"/lib/modules/kvm.ko", &[b"\x03sig", APPENDED, b"pkcs7"]);
     list
 }
 
@@ -27,9 +30,9 @@ fn a_real_list_replays_as_an_independent_program_computed() {
     for (name, expected) in &expected {
         let bytes = std::fs::read(path.join("ima").join(name)).unwrap();
         let list = ImaList::parse(&bytes).unwrap();
-        assert_eq!(list.entries().len() as u64, expected["entries"]);
+        assert_eq!(list.len() as u64, expected["entries"]);
         assert_eq!(list.violations() as u64, expected["violations"]);
-        let mismatches = list.entries().iter().filter(|entry| !entry.template_digest_holds()).count();
+        let mismatches = list.entries().filter(|entry| !entry.template_digest_holds()).count();
         assert_eq!(mismatches as u64, expected["template_mismatches"]);
         for (bank, rule, key) in [
             (Bank::Sha1, ExtendRule::Digest, "sha1"),
@@ -49,11 +52,16 @@ fn both_forms_of_one_list_say_the_same() {
     let mut lines = Vec::new();
     for entry in binary.entries() {
         let digest = entry.digest();
-        let more = match entry.template {
-            Template::ImaNg => String::new(),
-            Template::ImaSig => " ".to_owned(),
-            Template::ImaBuf => format!(" {}", hex::encode(b"root=/dev/vda")),
-            _ => format!(" {} {} {}", hex::encode(b"\x03sig"), hex::encode(b"sha256:\0x"), hex::encode(b"pkcs7")),
+        let more = match entry.template.name() {
+            "ima-ng" => String::new(),
+            "ima-sig" => " ".to_owned(),
+            "ima-buf" => format!(" {}", hex::encode(b"root=/dev/vda")),
+            _ => format!(
+                " {} sha256:{} {}",
+                hex::encode(b"\x03sig"),
+                hex::encode([b'x'; 32]),
+                hex::encode(b"pkcs7")
+            ),
         };
         lines.push(format!(
             "{} {} {} {}:{} {}{more}\n",
@@ -67,11 +75,11 @@ fn both_forms_of_one_list_say_the_same() {
     }
     let ascii = lines.concat();
     let ascii = ImaList::parse(ascii.as_bytes()).unwrap();
-    assert!(ascii.entries().iter().all(Entry::template_digest_holds));
+    assert!(ascii.entries().all(|entry| entry.template_digest_holds()));
     for bank in Bank::ALL {
         assert_eq!(ascii.replay(bank, ExtendRule::Digest), binary.replay(bank, ExtendRule::Digest));
     }
-    assert_eq!(ascii.entries()[2].name(), b"/usr/bin/a b");
+    assert_eq!(ascii.entries().nth(2).unwrap().name(), b"/usr/bin/a b");
 }
 
 #[test]
@@ -81,8 +89,8 @@ fn the_oldest_template_hashes_its_name_padded() {
     data.resize(276, 0);
     let line = format!("10 {} ima {} /sbin/init\n", hex::encode(Bank::Sha1.hash(&data)), hex::encode(&digest));
     let list = ImaList::parse(line.as_bytes()).unwrap();
-    assert!(list.entries()[0].template_digest_holds());
-    assert_eq!(list.entries()[0].name(), b"/sbin/init");
+    assert!(list.entries().next().unwrap().template_digest_holds());
+    assert_eq!(list.entries().next().unwrap().name(), b"/sbin/init");
     let binary = [
         &10_u32.to_le_bytes()[..],
         &Bank::Sha1.hash(&data),
@@ -94,8 +102,8 @@ fn the_oldest_template_hashes_its_name_padded() {
     ]
     .concat();
     let binary = ImaList::parse(&binary).unwrap();
-    assert!(binary.entries()[0].template_digest_holds());
-    assert_eq!(binary.entries()[0].digest().digest, digest);
+    assert!(binary.entries().next().unwrap().template_digest_holds());
+    assert_eq!(binary.entries().next().unwrap().digest().digest, digest);
 }
 
 #[test]
@@ -115,9 +123,9 @@ fn n66_a_template_digest_of_something_else_is_seen() {
     let data = template_data("sha256", &[1; 32], b"/usr/bin/x", &[]);
     list.raw(10, &[5; 20], "ima-ng", &data);
     let bytes = list.bytes();
-    assert!(!ImaList::parse(&bytes).unwrap().entries()[0].template_digest_holds());
+    assert!(!ImaList::parse(&bytes).unwrap().entries().next().unwrap().template_digest_holds());
     let good = small().bytes();
-    assert!(ImaList::parse(&good).unwrap().entries().iter().all(Entry::template_digest_holds));
+    assert!(ImaList::parse(&good).unwrap().entries().all(|entry| entry.template_digest_holds()));
 }
 
 #[test]
@@ -142,28 +150,34 @@ fn n86_a_list_continues_what_was_judged_or_it_does_not() {
     first.entries.truncate(3);
     let first = first.bytes();
     let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
-    let reach = |entries, pcr: &[u8]| {
-        list.reach(Bank::Sha256, ExtendRule::Digest, None, &quoted, Some((entries, pcr))).unwrap()
+    let continues = |entries, pcr: &[u8]| {
+        let mut lanes = [Lane::new(Bank::Sha256, ExtendRule::Digest, &quoted).through(Some((entries, pcr)))];
+        assert_eq!(list.walk(&mut lanes, |_, _| {}), Some(6));
+        lanes[0].continues
     };
-    assert!(reach(3, &pcr).continues);
-    assert!(!reach(2, &pcr).continues);
-    assert!(!reach(7, &pcr).continues);
-    assert!(!reach(3, &[9; 32]).continues);
+    assert!(continues(3, &pcr));
+    assert!(!continues(2, &pcr));
+    assert!(!continues(7, &pcr));
+    assert!(!continues(3, &[9; 32]));
 }
 
 #[test]
 fn n86_a_list_that_leaves_out_what_was_judged_goes_on_from_there() {
-    let all = small();
-    let first = ListBuilder { entries: all.entries[..4].to_vec() }.bytes();
-    let rest = ListBuilder { entries: all.entries[4..].to_vec() }.bytes();
-    let quoted = ImaList::parse(&all.bytes()).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
+    let all = small().bytes();
+    let rest = after(&all, 4).unwrap();
+    assert_eq!(rest, ListBuilder { entries: small().entries[4..].to_vec() }.bytes());
+    assert_eq!(after(&all, 6), Ok(&[][..]));
+    assert_eq!(after(&all, 7), Err(ImaError::TooFew { there: 6, wanted: 7 }));
+    let first = ListBuilder { entries: small().entries[..4].to_vec() }.bytes();
+    let quoted = ImaList::parse(&all).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
     let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
-    let rest = ImaList::parse(&rest).unwrap();
-    let start = |pcr| Some(Start { entries: 4, pcr });
-    let reach = |start| rest.reach(Bank::Sha256, ExtendRule::Digest, start, &quoted, None);
-    assert_eq!(reach(start(&pcr)).unwrap().entries, 2);
-    assert_eq!(reach(start(&[0; 32])), None);
-    assert_eq!(reach(None), None);
+    let rest = ImaList::parse(rest).unwrap();
+    let lane = || Lane::new(Bank::Sha256, ExtendRule::Digest, &quoted);
+    let reach = |lane| rest.walk(&mut [lane], |_, _| {});
+    assert_eq!(reach(lane().from(&pcr).unwrap()), Some(2));
+    assert_eq!(reach(lane().from(&[0; 32]).unwrap()), None);
+    assert_eq!(reach(lane()), None);
+    assert!(lane().from(&[0; 20]).is_none());
 }
 
 #[test]
@@ -208,7 +222,7 @@ fn malformed_entries_are_refused_with_their_number() {
     endless.extend([10, 0, 0, 0]);
     assert!(matches!(ImaList::parse(&endless), Err(ImaError::Truncated { entry: 7, .. })));
     assert!(ImaList::parse(b"10 00 ima-ng sha256:00 /x\n").is_err());
-    assert!(ImaList::parse(b"").unwrap().entries().is_empty());
+    assert!(ImaList::parse(b"").unwrap().is_empty());
 }
 
 #[test]
@@ -217,7 +231,7 @@ fn n70_a_newline_in_a_name_does_not_make_two_entries_of_one_line() {
     list.entry("ima-ng", Bank::Sha256, &[1; 32], b"/tmp/x\n10 aaaa ima-ng sha256:bb /usr/bin/good", &[]);
     let binary = list.bytes();
     let list = ImaList::parse(&binary).unwrap();
-    let entry = &list.entries()[0];
+    let entry = list.entries().next().unwrap();
     let line = format!(
         "10 {} ima-ng sha256:{} {}\n",
         hex::encode(entry.template_digest),

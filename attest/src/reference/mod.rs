@@ -227,6 +227,11 @@ impl ReferenceValues {
         self.ima.get(core::str::from_utf8(path).ok()?)
     }
 
+    /// The accepted digests of all programs.
+    pub(crate) fn ima_digests(&self) -> impl Iterator<Item = &[u8]> {
+        self.ima.values().flatten().map(Vec::as_slice)
+    }
+
     /// How many programs are listed.
     pub fn ima_len(&self) -> usize {
         self.ima.len()

@@ -7,8 +7,8 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 
 use crate::appraise::{Appraisal, Context, Judged, Policy, STATIC_PCRS, appraise};
 use crate::binding::{Binding, Purpose};
-use crate::eventlog::{CertificateCache, EventLog};
 use crate::eventlog::log_builder::LogBuilder;
+use crate::eventlog::{CertificateCache, EventLog};
 use crate::evidence::{Evidence, PcrValues, SignedQuote};
 use crate::ima::list_builder::ListBuilder;
 use crate::ima::{ExtendRule, ImaList};
