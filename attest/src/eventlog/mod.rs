@@ -28,6 +28,7 @@ pub(crate) use cursor::{Cursor, Short};
 pub(crate) use describe::text_of;
 pub use describe::{Description, EventKind};
 pub use event_type::EventType;
+pub(crate) use parse::NO_PCR;
 pub use parse::{EventLogError, MAX_BYTES, MAX_EVENTS};
 pub use replay::initial_value;
 pub use signature_database::{SignatureDatabase, SignerCertificate};

@@ -22,8 +22,8 @@ const SPEC_ID_AGILE: &[u8; 16] = b"Spec ID Event03\0";
 const SPEC_ID_SHA1: [&[u8; 16]; 2] = [b"Spec ID Event00\0", b"Spec ID Event02\0"];
 const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
 
-/// PCR index of an event that extends nothing.
-const NO_PCR: u32 = u32::MAX;
+/// PCR index of an event that belongs to no PCR, and so extends nothing.
+pub(crate) const NO_PCR: u32 = u32::MAX;
 
 /// Why bytes are not a firmware event log.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -14,8 +14,11 @@ const FILES: u32 = 9;
 /// The PCR of a unified kernel image's sections.
 const UKI: u32 = 11;
 
-/// The PCR of what was given to a unified kernel image beside itself.
+/// The PCR of what was given to a unified kernel image beside itself: its command line, and archives with credentials.
 const UKI_PARAMETERS: u32 = 12;
+
+/// The PCR of extensions that were given to a unified kernel image.
+const EXTENSIONS: u32 = 13;
 
 /// Who measured something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +84,10 @@ impl<'a> Claims<'a> {
     }
 
     /// Every command line that was measured, whoever did so. A boot loader that loads several kernels starts the last
-    /// one; a rule on arguments should hold for all.
+    /// one; a rule on arguments should hold for all. What GRUB writes before a text is a label: only beside reference
+    /// values for all of PCR 8 is it sure that a command line is not hidden as a command.
+    ///
+    /// In PCR 12, anything of which no digest covers the text counts: a label could hide a command line.
     pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
         self.log().iter().filter_map(|covered| command_line(&covered)).collect()
     }
@@ -110,8 +116,9 @@ impl<'a> Claims<'a> {
         kernels
     }
 
-    /// What may be the initrd: files that GRUB read under an initrd's name, what the kernel's stub was given, and a
-    /// unified kernel image's `.initrd`. A rule on initrds should hold for all.
+    /// What may be the initrd: files that GRUB read under an initrd's name, what the kernel's stub was given, a unified
+    /// kernel image's `.initrd`, and the archives with extensions that were put behind it. A rule on initrds should hold
+    /// for all.
     pub fn initrd(&self) -> Vec<Claim<'a, MeasuredFile>> {
         let mut initrds = self.grub_files("initrd");
         let stub = |covered: Covered<'_, 'a>| {
@@ -126,6 +133,11 @@ impl<'a> Claims<'a> {
             ground: claim.ground,
         };
         initrds.extend(sections.map(section));
+        let extension = |covered: Covered<'_, 'a>| {
+            let value = MeasuredFile { measurer: Measurer::Systemd, label: covered.event.label() };
+            covered.is(EventType::IPL).then(|| covered.claim(value))
+        };
+        initrds.extend(self.log().of_pcr(EXTENSIONS).filter_map(extension));
         initrds
     }
 

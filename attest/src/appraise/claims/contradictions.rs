@@ -1,7 +1,7 @@
 //! What no honest firmware or boot loader logs, event by event.
 
 use super::covered::CoveredLog;
-use crate::eventlog::{Coverage, Event, EventType};
+use crate::eventlog::{Coverage, Event, EventType, NO_PCR};
 use crate::reason::{Reason, ReasonCode};
 
 /// Types whose digest is that of the event's data (PC Client Platform Firmware Profile, section 10.4.1).
@@ -20,8 +20,9 @@ pub(super) fn check(log: CoveredLog<'_, '_>) -> Vec<Reason> {
     let about = |code, event: &Event<'_>| Reason::new(code).pcr(event.pcr).event(event.describe(log.bank).words);
     let number = |event: &Event<'_>| format!("event {}", event.number);
     let mut reasons = Vec::new();
-    // Renaming an event to this type would take it out of the replay while its text still reads as before.
-    for event in log.all().iter().filter(|event| !event.extends()) {
+    // Renaming an event to this type would take it out of the replay while its text still reads as before. Windows ends
+    // its log with one that carries a digest and belongs to no PCR; that hides nothing.
+    for event in log.all().iter().filter(|event| !event.extends() && event.pcr != NO_PCR) {
         if event.digests.iter().any(|(_, digest)| digest.iter().any(|byte| *byte != 0)) {
             reasons.push(about(ReasonCode::EventlogForgedNoAction, event).found(number(event)));
         }

@@ -2,7 +2,7 @@
 //! its signature is good, its logs lead to its PCRs unless that is the case.
 
 mod boot;
-mod host;
+pub(super) mod host;
 mod logs;
 mod policy;
 mod programs;
