@@ -13,6 +13,7 @@ use portcullis_attest::tpm::{AkBlob, ParentHandle, Tpm, TpmError};
 use portcullis_verifier::api::{ActivateResponse, EnrolRequest, ReleaseRequest};
 use portcullis_verifier::client::{Client, ClientError};
 use portcullis_verifier::order::VerifiedOrder;
+use portcullis_verifier::reason::{Code, Reason as WireReason, ServiceCode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -63,9 +64,16 @@ pub enum ProverError {
 }
 
 impl ProverError {
-    /// Whether the verifier may well say something else when it is asked again.
+    /// Whether the verifier may well say something else to fresh evidence.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Client(error) if error.is_temporary())
+        use ServiceCode::{HistoryMoved, HostConcurrent, NonceExpired};
+        let of_evidence =
+            |reason: &WireReason| matches!(reason.code, Code::Service(HistoryMoved | HostConcurrent | NonceExpired));
+        match self {
+            Self::Client(ClientError::Denied { reasons }) => reasons.iter().all(of_evidence),
+            Self::Client(error) => error.is_temporary(),
+            _ => false,
+        }
     }
 }
 
@@ -105,6 +113,8 @@ pub struct Prover {
     ak: EnrolledAk,
     eventlog: PathBuf,
     ima: PathBuf,
+    /// The boot of the last quote: only in the same boot what was judged before may be left out.
+    last_boot: Option<BootInstance>,
 }
 
 impl std::fmt::Debug for Prover {
@@ -158,6 +168,7 @@ impl Prover {
             ak,
             eventlog: config.eventlog.clone(),
             ima: config.ima.clone(),
+            last_boot: None,
         })
     }
 
@@ -201,15 +212,18 @@ impl Prover {
         Ok(client.activate(&challenge.enrolment, &secret)?)
     }
 
-    /// Evidence about this boot, bound as `binding` says, and the boot that it is about.
-    pub fn evidence(&mut self, binding: &Binding) -> Result<(Evidence, BootInstance), ProverError> {
+    /// Evidence about this boot, bound as `binding` says, and the boot that it is about. The first `ima_from` entries of
+    /// IMA's list are left out, unless this is another boot than that of the evidence before.
+    pub fn evidence(&mut self, binding: &Binding, ima_from: u64) -> Result<(Evidence, BootInstance), ProverError> {
         let eventlog = measurements::eventlog(&self.eventlog)?;
         let quote = self.quote(binding)?;
-        // After the quote: the list then covers at least what it covers.
-        let ima = measurements::ima(&self.ima)?;
-        let evidence = Evidence::new(binding.clone(), vec![quote], eventlog, ima);
+        let mut evidence = Evidence::new(binding.clone(), vec![quote], eventlog, Vec::new());
         let quote = VerifiedQuote::verify(&evidence, &self.ak, binding).map_err(ProverError::Quote)?;
         let boot = BootInstance::of(self.ek, &quote);
+        let ima_from = if self.last_boot.as_ref() == Some(&boot) { ima_from } else { 0 };
+        // After the quote: the list then covers at least what it covers.
+        (evidence.ima_from, evidence.ima) = measurements::ima(&self.ima, ima_from)?;
+        self.last_boot = Some(boot.clone());
         Ok((evidence, boot))
     }
 
@@ -231,8 +245,8 @@ impl Prover {
         purpose: Purpose,
         body_sha256: [u8; 32],
     ) -> Result<(Evidence, BootInstance), ProverError> {
-        let binding = challenge(client, party, purpose, body_sha256)?;
-        self.evidence(&binding)
+        let (binding, ima_from) = challenge(client, party, purpose, body_sha256)?;
+        self.evidence(&binding, ima_from)
     }
 
     /// Everything that the verifier wants to see before it releases an order's key, and the parent for that key.
@@ -244,9 +258,9 @@ impl Prover {
     ) -> Result<(ReleaseRequest, ParentHandle), ProverError> {
         let parent = self.tpm()?.null_parent()?;
         let body = portcullis_attest::binding::launch_body(order.jws().as_bytes(), parent.public());
-        let launch = challenge(client, party, Purpose::Launch, Sha256::digest(body).into())?;
+        let (launch, ima_from) = challenge(client, party, Purpose::Launch, Sha256::digest(body).into())?;
         let certify = self.tpm()?.certify_parent(&parent, &Binding { purpose: Purpose::Parent, ..launch.clone() })?;
-        let (evidence, _) = self.evidence(&launch)?;
+        let (evidence, _) = self.evidence(&launch, ima_from)?;
         let request = ReleaseRequest {
             host: party.host.clone(),
             order: order.jws().to_owned(),
@@ -264,21 +278,28 @@ impl Prover {
     }
 }
 
-/// Asks for a nonce and binds it to this host, this connection and the one verifier that this host quotes for.
-fn challenge(client: &Client, party: &Party, purpose: Purpose, body_sha256: [u8; 32]) -> Result<Binding, ProverError> {
+/// Asks for a nonce and binds it to this host, this connection and the one verifier that this host quotes for. Gives also how
+/// many entries of IMA's list the verifier does not need to see again.
+fn challenge(
+    client: &Client,
+    party: &Party,
+    purpose: Purpose,
+    body_sha256: [u8; 32],
+) -> Result<(Binding, u64), ProverError> {
     let challenge = client.challenge(&party.host, purpose)?;
     if challenge.verifier != party.verifier {
         return Err(ProverError::OtherVerifier { expected: party.verifier.clone(), found: challenge.verifier });
     }
     let nonce = hex::decode(&challenge.nonce).ok().filter(|nonce| nonce.len() == 32).ok_or(ProverError::Nonce)?;
-    Ok(Binding {
+    let binding = Binding {
         purpose,
         verifier: party.verifier.clone(),
         host: party.host.clone(),
         nonce,
         tls_spki_sha256: party.tls_spki_sha256,
         body_sha256,
-    })
+    };
+    Ok((binding, challenge.ima_from))
 }
 
 /// A binding for evidence that goes into a file: no connection, no body.

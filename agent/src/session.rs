@@ -147,7 +147,7 @@ impl Session {
     /// Evidence for a nonce that a person gave.
     pub fn offline_evidence(&mut self, nonce: Vec<u8>) -> Result<Evidence, AgentError> {
         let binding = offline_binding(&self.party, nonce);
-        Ok(self.prover.evidence(&binding)?.0)
+        Ok(self.prover.evidence(&binding, 0)?.0)
     }
 
     /// Opens the TPM again after it failed.

@@ -108,6 +108,10 @@ pub struct ChallengeResponse {
     pub nonce: String,
     /// The verifier's id, which the quote must bind.
     pub verifier: String,
+    /// From which entry on the evidence may list what IMA measured, counted from 0: entries before were judged earlier in
+    /// the same boot, by the rules that are in force now. 0, the whole list, also to a TLS key that was not quoted yet.
+    /// A host that was reset since sends the whole list.
+    pub ima_from: u64,
     /// Seconds until it expires.
     pub expires_in_s: u64,
 }

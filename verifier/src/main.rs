@@ -1,25 +1,19 @@
 //! `portcullis-verifier`: makes a verifier's state, issues people's certificates, serves.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use portcullis_attest::appraise::Policy;
-use portcullis_attest::endorsement::EkRoots;
-use portcullis_attest::reference::ReferenceValues;
+use portcullis_verifier::service::Ready;
 use portcullis_verifier::service::config::Config;
 use portcullis_verifier::service::peer::Role;
+use portcullis_verifier::service::rules::{self, RuleFiles, Rules};
 use portcullis_verifier::service::state::{self, State};
-use portcullis_verifier::service::{Ready, Rules};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-
-/// Largest rule file (reference values, policy, root certificate), in bytes.
-const MAX_RULE_FILE: u64 = 16 * 1024 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,12 +92,13 @@ struct Serve {
     /// Directory with the root (and intermediate) certificates of TPM vendors, PEM or DER.
     #[arg(long, value_name = "DIR")]
     roots: PathBuf,
-    /// Reference values; may be given more than once or with several files.
+    /// Reference values; may be given more than once or with several files. The signature of each lies beside it, as
+    /// FILE.sig; without one they count only under a policy that says so.
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     reference: Vec<PathBuf>,
-    /// The policy.
-    #[arg(long, value_name = "FILE")]
-    policy: PathBuf,
+    /// The policy; of several, the first that is for a host counts for it.
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    policy: Vec<PathBuf>,
     /// Settings (TOML); without it the defaults.
     #[arg(long, value_name = "TOML")]
     config: Option<PathBuf>,
@@ -180,43 +175,6 @@ fn certificate(args: &Certificate, json: bool) -> Result<(), Failure> {
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let problem = |e: std::io::Error| input(format!("cannot read {}: {e}", path.display()));
-    let file = File::open(path).map_err(problem)?;
-    let mut content = Vec::new();
-    file.take(MAX_RULE_FILE + 1).read_to_end(&mut content).map_err(problem)?;
-    if content.len() as u64 > MAX_RULE_FILE {
-        return Err(input(format!("{} is longer than {MAX_RULE_FILE} bytes", path.display())));
-    }
-    Ok(content)
-}
-
-fn read_text(path: &Path) -> Result<String, Failure> {
-    String::from_utf8(read(path)?).map_err(|_| input(format!("{} is no UTF-8 text", path.display())))
-}
-
-fn rules(args: &Serve) -> Result<Rules, Failure> {
-    let problem = |e: std::io::Error| input(format!("cannot read {}: {e}", args.roots.display()));
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(&args.roots).map_err(problem)? {
-        paths.push(entry.map_err(problem)?.path());
-    }
-    paths.sort();
-    let mut files = Vec::new();
-    for path in paths.into_iter().filter(|path| path.is_file()) {
-        files.push((path.display().to_string(), read(&path)?));
-    }
-    let roots = EkRoots::from_dir_files(files).map_err(input)?;
-    let mut references = Vec::new();
-    for path in &args.reference {
-        let values = ReferenceValues::from_toml(&read_text(path)?);
-        references.push(values.map_err(|e| input(format!("{}: {e}", path.display())))?);
-    }
-    let policy = Policy::from_toml(&read_text(&args.policy)?);
-    let policy = policy.map_err(|e| input(format!("{}: {e}", args.policy.display())))?;
-    Ok(Rules { roots, references, policy })
-}
-
 fn log(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PORTCULLIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -234,10 +192,18 @@ fn log(json: bool) {
 fn serve(args: &Serve, json: bool) -> Result<(), Failure> {
     log(json);
     let config = match &args.config {
-        Some(path) => Config::from_toml(&read_text(path)?).map_err(|e| input(format!("{}: {e}", path.display())))?,
+        Some(path) => {
+            let text = rules::read_text(path).map_err(input)?;
+            Config::from_toml(&text).map_err(|e| input(format!("{}: {e}", path.display())))?
+        }
         None => Config::default(),
     };
-    let rules = rules(args)?;
+    let files =
+        RuleFiles { roots: args.roots.clone(), references: args.reference.clone(), policies: args.policy.clone() };
+    let rules = Rules::load(&files).map_err(input)?;
+    for warning in rules.warnings() {
+        tracing::warn!("{warning}");
+    }
     let state = State::open(&args.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

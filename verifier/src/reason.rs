@@ -37,6 +37,7 @@ portcullis_attest::reason_codes! {
     NonceOtherHost = "nonce.other-host", "The challenge was issued to another host.";
     NonceOtherPurpose = "nonce.other-purpose", "The challenge was issued for another purpose.";
     NonceOtherKey = "nonce.other-tls-key", "The challenge was issued to another TLS key.";
+    HistoryMoved = "nonce.history-moved", "The evidence leaves out IMA entries that have to be judged: the host was reset, or other evidence of it was judged, or the rules changed since its challenge; attest again.";
     NoncesFull = "nonce.too-many", "Too many challenges are open for this host; answer them or wait until they expire.";
 
     // Orders, volumes and receipts.

@@ -9,10 +9,11 @@ use portcullis_attest::endorsement::EkRoots;
 use portcullis_attest::reference::ReferenceValues;
 use portcullis_firmware_fixtures::tpm::VendorCa;
 use portcullis_verifier::client::{Client, Identity, Limits};
+use portcullis_verifier::service::Ready;
 use portcullis_verifier::service::config::Config;
 use portcullis_verifier::service::peer::Role;
+use portcullis_verifier::service::rules::Rules;
 use portcullis_verifier::service::state::{self, State};
-use portcullis_verifier::service::{Ready, Rules};
 use tokio::sync::watch;
 
 use super::boot;
@@ -108,9 +109,6 @@ fn rules() -> Rules {
     let vendor = VendorCa::shared().unwrap();
     let files = [vendor.root_pem(), vendor.issuer_pem()]
         .map(|path| (path.display().to_string(), std::fs::read(&path).unwrap()));
-    Rules {
-        roots: EkRoots::from_dir_files(files).unwrap(),
-        references: vec![ReferenceValues::from_toml(&boot::references()).unwrap()],
-        policy: Policy::from_toml(boot::POLICY).unwrap(),
-    }
+    let references = vec![ReferenceValues::from_toml(&boot::references()).unwrap()];
+    Rules::new(EkRoots::from_dir_files(files).unwrap(), references, vec![Policy::from_toml(boot::POLICY).unwrap()])
 }

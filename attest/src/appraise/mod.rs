@@ -27,6 +27,7 @@ pub use policy::{
     SCHEMA as POLICY_SCHEMA, STATIC_PCRS, arguments,
 };
 pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
+pub use programs::rules as ima_rules;
 pub use replayed::ReplayedLog;
 
 use crate::binding::Binding;

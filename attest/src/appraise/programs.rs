@@ -13,8 +13,9 @@ use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::ReferenceValues;
 
-/// By what entries are judged: one digest for a policy and the reference values that the boot matches.
-pub(super) fn rules(policy: &Policy, values: &ReferenceValues) -> [u8; 32] {
+/// By what entries of the IMA list are judged: one digest for a policy and the reference values that the boot matches. A
+/// verifier compares it with [`ImaState::rules`] to know whether a list may go on from what was judged.
+pub fn rules(policy: &Policy, values: &ReferenceValues) -> [u8; 32] {
     let digest = Bank::Sha256.hash_parts(&[b"portcullis/ima-rules/1", &policy.digest(), &values.digest()]);
     // SHA-256 digests are 32 bytes.
     digest.try_into().unwrap_or_default()

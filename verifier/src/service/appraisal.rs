@@ -1,6 +1,6 @@
 //! Challenges, and the judgement of the evidence that answers them.
 
-use portcullis_attest::appraise::{Appraisal, Context, Judged, appraise};
+use portcullis_attest::appraise::{Appraisal, BootInstance, Context, Judged, appraise};
 use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::EnrolledAk;
@@ -24,7 +24,12 @@ pub fn challenge(service: &Service, key: [u8; 32], request: &api::ChallengeReque
         return Err(Refusal::malformed("purpose must be attest, launch or receipt"));
     }
     let now = Service::now();
-    enrolled(service, &request.host, now)?;
+    let host = enrolled(service, &request.host, now)?;
+    // Anybody can ask in the host's name: how far it was judged is for the key that it quoted.
+    let ima_from = match host.tls_spki {
+        Some(quoted) if quoted == key => service.rules.ima_from(&host.host, judged(&host)?.as_ref()),
+        _ => 0,
+    };
     let nonce = random::<32>()?;
     let ttl = service.config.nonce_ttl_s;
     let issued = Nonce {
@@ -36,7 +41,14 @@ pub fn challenge(service: &Service, key: [u8; 32], request: &api::ChallengeReque
     if !service.store.open_nonce(&nonce, &issued, now)? {
         return Err(Refusal::code(ServiceCode::NoncesFull));
     }
-    Ok(api::ChallengeResponse { nonce: hex::encode(nonce), verifier: service.id.clone(), expires_in_s: ttl })
+    let nonce = hex::encode(nonce);
+    Ok(api::ChallengeResponse { nonce, verifier: service.id.clone(), ima_from, expires_in_s: ttl })
+}
+
+/// What was judged of the host before.
+fn judged(host: &HostRow) -> Answer<Option<Judged>> {
+    let read = |json: &String| serde_json::from_str(json).map_err(|e| Refusal::Internal(e.to_string()));
+    host.judged.as_ref().map(read).transpose()
 }
 
 /// The host, if it is enrolled.
@@ -94,6 +106,24 @@ fn take_nonce(service: &Service, question: &Question<'_>, nonce: &[u8], now: u64
     Ok(reasons)
 }
 
+/// Why evidence leaves out other IMA entries than it may, if it does. That says nothing against the host: what it was asked
+/// for may be no longer so.
+fn history_moved(
+    service: &Service,
+    host: &HostRow,
+    evidence: &Evidence,
+    previous: Option<&Judged>,
+    ek: [u8; 32],
+    quote: &VerifiedQuote,
+) -> Option<Reason> {
+    let boot = BootInstance::of(ek, quote);
+    let previous = previous.filter(|previous| previous.boot == boot);
+    let (left_out, judged) = (evidence.ima_from, service.rules.ima_from(&host.host, previous));
+    let expected = || if judged == 0 { "0".to_owned() } else { format!("0 or {judged}") };
+    (left_out != 0 && left_out != judged)
+        .then(|| Reason::new(ServiceCode::HistoryMoved).values(expected(), left_out.to_string()))
+}
+
 /// Judges evidence in full: challenge, quote, logs, reference values, policy, continuity. Collects every reason.
 pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, now: u64) -> Answer<Judgment> {
     let host = question.host;
@@ -119,16 +149,20 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
     };
     let mut ek = [0u8; 32];
     hex::decode_to_slice(&host.ek, &mut ek).map_err(|e| Refusal::Internal(e.to_string()))?;
-    let previous: Option<Judged> = match &host.judged {
-        Some(json) => Some(serde_json::from_str(json).map_err(|e| Refusal::Internal(e.to_string()))?),
-        None => None,
-    };
+    let previous = judged(host)?;
+    let quote = VerifiedQuote::verify(evidence, &ak, &binding).ok();
+    let authentic = answered && quote.is_some();
+    if let Some(reason) = quote.and_then(|quote| history_moved(service, host, evidence, previous.as_ref(), ek, &quote))
+    {
+        reasons.push(reason);
+        return Ok(Judgment { appraisal: None, previous, ak: Some(ak), binding, reasons, authentic: false });
+    }
     let context = Context {
         ak: &ak,
         binding: &binding,
         ek,
-        references: &service.rules.references,
-        policy: &service.rules.policy,
+        references: service.rules.references(),
+        policy: service.rules.policy(&host.host),
         certificates: &service.certificates,
         previous: previous.as_ref(),
     };
@@ -139,7 +173,6 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
             None
         }
     };
-    let authentic = answered && VerifiedQuote::verify(evidence, &ak, &binding).is_ok();
     Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic })
 }
 

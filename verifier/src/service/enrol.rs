@@ -34,7 +34,7 @@ fn refuse(codes: Vec<ServiceCode>) -> Answer<()> {
 pub fn begin(service: &Service, key: [u8; 32], request: &api::EnrolRequest) -> Answer<api::EnrolResponse> {
     name::check("host", &request.host).map_err(|e| Refusal::malformed(e.to_string()))?;
     let certificate = request.ek_certificate.as_deref();
-    let ek = EndorsementKey::check(&request.ek_public, certificate, &[], &service.rules.roots, SystemTime::now());
+    let ek = EndorsementKey::check(&request.ek_public, certificate, &[], service.rules.roots(), SystemTime::now());
     let ak = EnrolledAk::new(&request.ak_public, &request.ek_public);
     let (ek, ak) = match (ek, ak) {
         (Ok(ek), Ok(ak)) => (ek, ak),

@@ -13,6 +13,7 @@ mod listen;
 pub mod peer;
 mod people;
 mod routes;
+pub mod rules;
 pub mod signer;
 pub mod state;
 pub mod store;
@@ -22,15 +23,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use portcullis_attest::appraise::Policy;
-use portcullis_attest::endorsement::EkRoots;
 use portcullis_attest::eventlog::CertificateCache;
-use portcullis_attest::reference::ReferenceValues;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use self::config::Config;
 use self::listen::{Tls, TlsError};
+use self::rules::Rules;
 use self::signer::Signer;
 use self::state::State;
 use self::store::{Store, StoreError};
@@ -38,16 +37,6 @@ use self::vault::{Vault, VaultError};
 
 /// How much of all requests' bodies is in memory at a time, in KiB. Parsed they take about as much again.
 const BODIES_KIB: usize = 256 * 1024;
-
-/// What evidence is judged by.
-pub struct Rules {
-    /// Roots that EK certificates must lead to.
-    pub roots: EkRoots,
-    /// What good boots look like.
-    pub references: Vec<ReferenceValues>,
-    /// What is required of a host.
-    pub policy: Policy,
-}
 
 /// The service's parts, shared by all requests.
 pub struct Service {

@@ -169,8 +169,13 @@ impl Boot {
 
     /// The IMA list, as Linux writes `binary_runtime_measurements`.
     pub fn ima(&self) -> Vec<u8> {
+        self.ima_after(0)
+    }
+
+    /// The IMA list without its first entries.
+    pub fn ima_after(&self, left_out: u64) -> Vec<u8> {
         let mut list = Vec::new();
-        for data in self.ima_entries() {
+        for data in self.ima_entries().into_iter().skip(usize::try_from(left_out).unwrap()) {
             list.extend(10u32.to_le_bytes());
             list.extend(Bank::Sha1.hash(&data));
             list.extend(6u32.to_le_bytes());

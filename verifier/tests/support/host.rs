@@ -113,12 +113,19 @@ impl Host {
         }
     }
 
-    /// Evidence with this binding.
+    /// Evidence with this binding, its IMA list whole.
     pub fn evidence(&mut self, binding: &Binding) -> Evidence {
+        self.evidence_after(binding, 0)
+    }
+
+    /// Evidence with this binding that leaves out so many IMA entries.
+    pub fn evidence_after(&mut self, binding: &Binding, left_out: u64) -> Evidence {
         let sha256 = (Bank::Sha256, (0..=10).chain([14]).collect::<Vec<u8>>());
         let sha384 = (Bank::Sha384, (0..=9).chain([14]).collect::<Vec<u8>>());
         let quotes = vec![self.tpm().quote(binding, &[sha256]).unwrap(), self.tpm().quote(binding, &[sha384]).unwrap()];
-        Evidence::new(binding.clone(), quotes, self.boot.eventlog(), self.boot.ima())
+        let mut evidence = Evidence::new(binding.clone(), quotes, self.boot.eventlog(), self.boot.ima_after(left_out));
+        evidence.ima_from = left_out;
+        evidence
     }
 
     /// Evidence for a new challenge of `purpose`.
@@ -126,7 +133,7 @@ impl Host {
         let challenge = client.challenge(&self.name, purpose)?;
         assert_eq!(challenge.verifier, VERIFIER);
         let binding = self.binding(purpose, &challenge.nonce, body);
-        Ok(self.evidence(&binding))
+        Ok(self.evidence_after(&binding, challenge.ima_from))
     }
 
     /// Attests.
@@ -146,7 +153,7 @@ impl Host {
         let parent = self.tpm().null_parent().unwrap();
         let body = launch_body(order.as_bytes(), parent.public());
         let binding = self.binding(Purpose::Launch, &challenge.nonce, &body);
-        let evidence = self.evidence(&binding);
+        let evidence = self.evidence_after(&binding, challenge.ima_from);
         let certify = Binding { purpose: Purpose::Parent, ..binding };
         let certified = self.tpm().certify_parent(&parent, &certify).unwrap();
         let request = api::ReleaseRequest {
