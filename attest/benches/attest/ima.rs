@@ -34,7 +34,7 @@ fn replay(report: &mut Report, rounds: usize) {
     let list = list(0, ENTRIES);
     let parsed = ImaList::parse_binary(&list).expect("a list as Linux writes it");
     let whole = || ImaList::parse_binary(&list).expect("a list").replay(Bank::Sha256, ExtendRule::Digest);
-    let digests_hold = || parsed.entries().iter().all(|entry| entry.template_digest_holds());
+    let digests_hold = || parsed.entries().all(|entry| entry.template_digest_holds());
     let mut contenders = [
         Contender::new("read and replay", 1, || drop(black_box(whole()))),
         Contender::new("SHA-1 template digests", 1, || assert!(digests_hold())),
@@ -59,7 +59,8 @@ fn goes_on(report: &mut Report, rounds: usize) {
     for from in (0..OLD).step_by(usize::try_from(ENTRIES).expect("small")) {
         pcr = extended(&pcr, &list(from, ENTRIES));
     }
-    let state = |pcr: &[u8]| ImaState { entries: OLD, pcrs: [(Bank::Sha256, pcr.to_vec())].into(), rules: [0; 32] };
+    let pcrs = |pcr: &[u8]| [(Bank::Sha256, pcr.to_vec())].into();
+    let state = |pcr| ImaState { entries: OLD, pcrs: pcrs(pcr), rules: [0; 32], by_rule: [].into() };
     let new = list(OLD, NEW);
     let (before, after) = (state(&pcr), extended(&pcr, &new));
     let boot = Boot::new("recorded", boots::recorded_log(), &[Bank::Sha256]);
@@ -91,14 +92,13 @@ fn goes_on(report: &mut Report, rounds: usize) {
 fn extended(pcr: &[u8], list: &[u8]) -> Vec<u8> {
     let list = ImaList::parse_binary(list).expect("a list as Linux writes it");
     list.entries()
-        .iter()
-        .fold(pcr.to_vec(), |pcr, entry| Bank::Sha256.hash_parts(&[&pcr, &Bank::Sha256.hash(entry.template_data())]))
+        .fold(pcr.to_vec(), |pcr, entry| Bank::Sha256.hash_parts(&[&pcr, &Bank::Sha256.hash(&entry.template_data())]))
 }
 
 /// A list as Linux writes it (`binary_runtime_measurements`, template ima-ng), with the names of a recorded one.
 fn list(from: u64, entries: u64) -> Vec<u8> {
     let recorded = ImaList::parse(recorded::SECURE_BOOT.ima).expect("a recorded list");
-    let names: Vec<_> = recorded.entries().iter().skip(1).map(|entry| entry.name_lossy().into_owned()).collect();
+    let names: Vec<_> = recorded.entries().skip(1).map(|entry| entry.name_lossy().into_owned()).collect();
     let mut bytes = Vec::new();
     for (number, name) in (from..from + entries).zip(names.iter().cycle()) {
         let field = |parts: &[&[u8]]| {

@@ -1,5 +1,6 @@
 //! Computes the PCR 10 to which a list leads, and finds how far a quoted PCR 10 covers it.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -97,7 +98,7 @@ impl ImaList<'_> {
     /// PCR 10 after all entries.
     pub fn replay(&self, bank: Bank, rule: ExtendRule) -> Vec<u8> {
         let zero = Value::filled(bank, 0);
-        let value = self.entries().fold(zero, |pcr, entry| pcr.extend(bank, &entry.event(bank, rule, &entry.sha1())));
+        let value = self.entries().fold(zero, |pcr, entry| pcr.extend(bank, &Hashed::new(&entry).event(bank, rule)));
         value.as_slice().to_vec()
     }
 
@@ -118,34 +119,52 @@ impl ImaList<'_> {
                 return Some(count);
             }
             let entry = entries.next()?;
-            let sha1 = entry.sha1();
-            visit(&entry, entry.holds(&sha1));
+            let hashed = Hashed::new(&entry);
+            visit(&entry, hashed.template_digest_holds());
             for lane in &mut *lanes {
-                lane.value = lane.value.extend(lane.bank, &entry.event(lane.bank, lane.rule, &sha1));
+                lane.value = lane.value.extend(lane.bank, &hashed.event(lane.bank, lane.rule));
             }
             count = count.saturating_add(1);
         }
     }
 }
 
-impl Entry<'_> {
+/// An entry with its SHA-1, which may be asked for more than once.
+struct Hashed<'e> {
+    entry: &'e Entry<'e>,
+    sha1: OnceCell<Value>,
+}
+
+impl<'e> Hashed<'e> {
+    const fn new(entry: &'e Entry<'e>) -> Self {
+        Self { entry, sha1: OnceCell::new() }
+    }
+
     /// With what a bank is extended.
-    fn event(&self, bank: Bank, rule: ExtendRule, sha1: &Value) -> Value {
-        if self.is_violation() {
+    fn event(&self, bank: Bank, rule: ExtendRule) -> Value {
+        if self.entry.is_violation() {
             // The kernel lists zeros and extends ones, so that the PCR cannot be what it would be without the violation.
             return Value::filled(bank, 0xff);
         }
-        match (rule, bank) {
-            (ExtendRule::PaddedSha1, _) | (_, Bank::Sha1) => sha1.padded(bank),
-            (ExtendRule::Digest, _) => self.hash_data(bank),
-        }
-    }
-
-    fn sha1(&self) -> Value {
-        self.hash_data(Bank::Sha1)
+        self.hash(TemplateHash { bank, rule })
     }
 
     /// The hash of the template data.
+    fn hash(&self, TemplateHash { bank, rule }: TemplateHash) -> Value {
+        match (rule, bank) {
+            (ExtendRule::PaddedSha1, _) | (_, Bank::Sha1) => {
+                self.sha1.get_or_init(|| self.entry.hash_data(Bank::Sha1)).padded(bank)
+            }
+            (ExtendRule::Digest, _) => self.entry.hash_data(bank),
+        }
+    }
+
+    fn template_digest_holds(&self) -> bool {
+        self.entry.is_violation() || self.hash(self.entry.hash).as_slice() == self.entry.template_digest
+    }
+}
+
+impl Entry<'_> {
     fn hash_data(&self, bank: Bank) -> Value {
         let mut padded = [0; OLD_NAME_SIZE + 20];
         match self.padded(&mut padded) {
@@ -154,21 +173,9 @@ impl Entry<'_> {
         }
     }
 
-    fn holds(&self, sha1: &Value) -> bool {
-        if self.is_violation() {
-            return true;
-        }
-        let expected = match self.hash {
-            TemplateHash { bank, rule: ExtendRule::PaddedSha1 } => sha1.padded(bank),
-            TemplateHash { bank: Bank::Sha1, .. } => *sha1,
-            TemplateHash { bank, .. } => self.hash_data(bank),
-        };
-        expected.as_slice() == self.template_digest
-    }
-
     /// Whether the template digest is that of the template data, or the entry is a violation, which has none.
     pub fn template_digest_holds(&self) -> bool {
-        self.holds(&self.sha1())
+        Hashed::new(self).template_digest_holds()
     }
 
     /// Whether this is the entry that ties the list to the boot.
