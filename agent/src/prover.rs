@@ -219,7 +219,7 @@ impl Prover {
         let quote = self.quote(binding)?;
         let mut evidence = Evidence::new(binding.clone(), vec![quote], eventlog, Vec::new());
         let quote = VerifiedQuote::verify(&evidence, &self.ak, binding).map_err(ProverError::Quote)?;
-        let boot = BootInstance::of(self.ek, &quote);
+        let boot = BootInstance::of(Some(self.ek), &quote);
         let ima_from = if self.last_boot.as_ref() == Some(&boot) { ima_from } else { 0 };
         // After the quote: the list then covers at least what it covers.
         (evidence.ima_from, evidence.ima) = measurements::ima(&self.ima, ima_from)?;

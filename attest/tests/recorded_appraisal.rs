@@ -60,7 +60,7 @@ fn judge(boot: &RecordedBoot) -> Result<Appraisal, Vec<Reason>> {
     let context = Context {
         ak: &tpm.enrolled().unwrap(),
         binding: &binding(),
-        ek: [1; 32],
+        ek: Some([1; 32]),
         references: &[reference()],
         policy: &Policy::from_toml(policy).unwrap(),
         certificates: &CertificateCache::new(),

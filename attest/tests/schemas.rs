@@ -28,19 +28,15 @@ fn problem(root: &Value, schema: &Value, value: &Value, at: &str) -> Option<Stri
         let text = || rule.as_str().unwrap();
         let good = match keyword.as_str() {
             "$schema" | "$id" | "title" | "description" | "$defs" => true,
-            "type" => match text() {
-                "object" => value.is_object(),
-                "array" => value.is_array(),
-                "string" => value.is_string(),
-                "boolean" => value.is_boolean(),
-                "integer" => value.is_u64() || value.is_i64(),
-                other => panic!("unknown type {other}"),
+            "type" => match rule {
+                Value::Array(types) => types.iter().any(|name| is_of_type(value, name.as_str().unwrap())),
+                name => is_of_type(value, name.as_str().unwrap()),
             },
             "const" => value == rule,
             "enum" => rule.as_array().unwrap().contains(value),
             "minimum" => value.as_i64() >= rule.as_i64(),
             "maximum" => value.as_i64() <= rule.as_i64(),
-            "pattern" => matches_pattern(text(), value.as_str().unwrap_or_default()),
+            "pattern" => value.as_str().is_none_or(|value| matches_pattern(text(), value)),
             "required" => rule.as_array().unwrap().iter().all(|key| value.get(key.as_str().unwrap()).is_some()),
             "$ref" => {
                 let target = root.pointer(text().strip_prefix('#').unwrap()).unwrap();
@@ -80,6 +76,18 @@ fn problem(root: &Value, schema: &Value, value: &Value, at: &str) -> Option<Stri
         }
     }
     None
+}
+
+fn is_of_type(value: &Value, name: &str) -> bool {
+    match name {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "null" => value.is_null(),
+        other => panic!("unknown type {other}"),
+    }
 }
 
 fn matches_pattern(pattern: &str, text: &str) -> bool {

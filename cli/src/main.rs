@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+mod anchor;
 mod connection;
 mod eventlog;
 mod failure;
@@ -26,7 +27,7 @@ Examples:
   portcullis host admit 3f5a…                            let a TPM in (`portcullis-agent ek` prints it)
   portcullis volume put data --key-file data.key         deposit a volume's key
   portcullis vm launch --name web --volume data --kernel boot/vmlinuz --kernel-sha256 9f86…
-  portcullis verify --evidence e.json --nonce 00ff… --ak ak.tpmt --ek ek.tpmt --reference good.toml --policy p.toml
+  portcullis verify --evidence e.json --nonce 00ff… --ak ak.tpmt --reference good.toml --policy p.toml
   portcullis eventlog show binary_bios_measurements
 
 Exit codes: 0 yes or done, 1 a clear no, 2 bad usage or unreadable input, 3 the verifier is unavailable.";
@@ -56,11 +57,7 @@ enum Command {
     #[command(subcommand)]
     Vm(fleet::VmCommand),
     /// Judge evidence offline
-    #[command(
-        after_help = "The attestation key and the endorsement key are the anchor: take them from the enrolment, \
-                            not from whoever sends the evidence.\n\nExample:\n  portcullis verify --evidence e.json \
-                            --nonce 00ff… --ak ak.tpmt --ek ek.tpmt --reference good.toml --policy policy.toml"
-    )]
+    #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArguments),
     /// Check single quotes, as `tpm2_quote` makes them
     #[command(subcommand)]

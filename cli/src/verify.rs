@@ -1,51 +1,70 @@
 //! `portcullis verify`: judges evidence offline.
-//!
-//! The anchor comes from outside (protocol rule 10): the attestation key and the endorsement key under which it was
-//! enrolled. Evidence that brings its own key proves nothing, so without an anchor the answer is no.
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use portcullis_attest::appraise::{Context, Policy, appraise};
+use portcullis_attest::appraise::{Appraisal, Context, Policy, appraise};
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose, is_valid_id};
 use portcullis_attest::eventlog::CertificateCache;
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::key::{EnrolledAk, PublicArea};
-use portcullis_attest::reference::ReferenceValues;
+use portcullis_attest::reference::signature::SignatureError;
+use portcullis_attest::reference::{ReferenceError, ReferenceValues};
+use portcullis_attest::result::{AttestationResult, Jwk, ResultContext, TokenSigner};
 use portcullis_verifier::reason::{Code, Reason};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::anchor::{Anchor, AnchorArguments};
 use crate::failure::Failure;
 use crate::files::{self, LARGE, SMALL};
 use crate::output::Output;
 
+/// How long a token holds, in seconds.
+const TOKEN_TTL: u64 = 300;
+
+/// Examples below `portcullis verify --help`.
+pub const EXAMPLES: &str = "\
+The anchor is the attestation key or an enrolment statement: take it from the enrolment, not from whoever sends the
+evidence. Reference values lie beside their signature, FILE.sig; the policy says whose signatures count, and whether
+unsigned ones do.
+
+Examples:
+  portcullis verify --evidence e.json --nonce 00ff… --ak ak.pub --reference good.toml --policy policy.toml
+  portcullis verify --evidence e.json --nonce 00ff… --enrolment host-1.jws --verifier-keys jwks.json \\
+      --reference good.toml --policy policy.toml --token-out result.jwt --json";
+
 /// Arguments of `portcullis verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArguments {
-    /// The evidence, as `portcullis-agent evidence` writes it.
+    /// The evidence, as `portcullis-agent evidence` writes it
     #[arg(long, value_name = "FILE")]
     evidence: PathBuf,
-    /// The nonce that you gave for it.
+    /// The nonce that you gave for it
     #[arg(long, value_name = "HEX")]
     nonce: String,
-    /// The host's enrolled attestation key (TPMT_PUBLIC or TPM2B_PUBLIC): the anchor, not from the evidence's sender.
-    #[arg(long, value_name = "FILE", requires = "ek")]
-    ak: Option<PathBuf>,
-    /// The host's endorsement key (TPMT_PUBLIC or TPM2B_PUBLIC), under which the attestation key was enrolled.
-    #[arg(long, value_name = "FILE", requires = "ak")]
-    ek: Option<PathBuf>,
-    /// Reference values (TOML); several are alternatives.
+    #[command(flatten)]
+    anchor: AnchorArguments,
+    /// Reference values (TOML); several are alternatives
     #[arg(long, value_name = "FILE", required = true)]
     reference: Vec<PathBuf>,
-    /// The policy (TOML).
+    /// The policy (TOML)
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// The host that it must be [default: whatever the evidence says]
+    /// The host that it must be [default: the enrolment's, or whatever the evidence says]
     #[arg(long, value_name = "ID", value_parser = id)]
     host: Option<String>,
-    /// The verifier that it must have been made for [default: whatever the evidence says]
+    /// The verifier that it must have been made for [default: the enrolment's, or whatever the evidence says]
     #[arg(long, value_name = "ID", value_parser = id)]
     verifier: Option<String>,
+    /// Write the verdict as a token (EAR in a JWT, ES256), if it is good
+    #[arg(long, value_name = "FILE")]
+    token_out: Option<PathBuf>,
+    /// The key that signs the token (PKCS#8 PEM, P-256) [default: one made for this run]
+    #[arg(long, value_name = "PEM", requires = "token_out")]
+    token_key: Option<PathBuf>,
+    /// Who says so in the token
+    #[arg(long, value_name = "ID", value_parser = id, default_value = "portcullis-offline", requires = "token_out")]
+    issuer: String,
 }
 
 fn id(text: &str) -> Result<String, String> {
@@ -62,55 +81,146 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         .map_err(|error| content(&arguments.evidence, &error))?;
     let policy = Policy::from_toml(&files::read_text(&arguments.policy, SMALL)?)
         .map_err(|error| content(&arguments.policy, &error))?;
-    let mut references = Vec::new();
-    for path in &arguments.reference {
-        let text = files::read_text(path, LARGE)?;
-        references.push(ReferenceValues::from_toml(&text).map_err(|error| content(path, &error))?);
-    }
-    let (Some(ak), Some(ek)) = (&arguments.ak, &arguments.ek) else {
-        return Err(Failure::NotTrusted(vec![reason(
-            "ak.unanchored",
-            "No attestation key was given with --ak and --ek: evidence that brings its own key proves nothing."
-                .to_owned(),
-        )]));
-    };
-    let ek_public = public_area(ek)?;
-    let ek_fingerprint = fingerprint(ek, &ek_public)?;
-    let ak = EnrolledAk::new(&public_area(ak)?, &ek_public).map_err(denied)?;
-    let binding = Binding {
-        purpose: Purpose::Offline,
-        verifier: arguments.verifier.clone().unwrap_or_else(|| evidence.binding.verifier.clone()),
-        host: arguments.host.clone().unwrap_or_else(|| evidence.binding.host.clone()),
-        nonce,
-        // Nobody is connected: that the quote names some TLS key is all there is.
-        tls_spki_sha256: evidence.binding.tls_spki_sha256,
-        body_sha256: EMPTY_BODY,
-    };
+    let references = references(&arguments.reference, &policy)?;
+    let signer = arguments.token_out.as_ref().map(|_| token_signer(arguments.token_key.as_deref())).transpose()?;
+    let anchor = arguments.anchor.read()?;
+    let binding = binding(arguments, &anchor, &evidence, nonce);
     let context = Context {
-        ak: &ak,
+        ak: &anchor.ak,
         binding: &binding,
-        ek: ek_fingerprint,
+        ek: anchor.ek,
         references: &references,
         policy: &policy,
         certificates: &CertificateCache::new(),
         previous: None,
     };
     let good = appraise(&evidence, &context).map_err(|denial| denied(denial.reasons))?;
-    let boot = good.boot();
-    let value = json!({
-        "trusted": true, "reasons": [], "host": binding.host, "boot": boot,
-        "reference": good.reference_name(), "ima_entries": good.ima_entries(),
+    let key = match (&arguments.token_out, &signer) {
+        (Some(path), Some(signer)) => Some(write_token(path, signer, &good, &arguments.issuer)?),
+        _ => None,
+    };
+    out.show(&as_json(&good, key), || as_text(&good, key))
+}
+
+/// What the evidence must be bound to. What nobody gave from outside is taken from the evidence, whose quote covers it.
+fn binding(arguments: &VerifyArguments, anchor: &Anchor, evidence: &Evidence, nonce: Vec<u8>) -> Binding {
+    let enrolled = anchor.enrolled.as_ref();
+    let host = arguments.host.as_ref().or(enrolled.map(|(host, _)| host));
+    let verifier = arguments.verifier.as_ref().or(enrolled.map(|(_, verifier)| verifier));
+    Binding {
+        purpose: Purpose::Offline,
+        verifier: verifier.unwrap_or(&evidence.binding.verifier).clone(),
+        host: host.unwrap_or(&evidence.binding.host).clone(),
+        nonce,
+        // Nobody is connected: that the quote names some TLS key is all there is.
+        tls_spki_sha256: evidence.binding.tls_spki_sha256,
+        body_sha256: EMPTY_BODY,
+    }
+}
+
+/// Reads reference values, each with the signature that lies beside it, if one does.
+fn references(paths: &[PathBuf], policy: &Policy) -> Result<Vec<ReferenceValues>, Failure> {
+    let read = |path: &PathBuf| {
+        let text = files::read_text(path, LARGE)?;
+        let values = match files::read_if_there(&signature_path(path), SMALL)? {
+            Some(jws) => {
+                let jws = String::from_utf8(jws).unwrap_or_default();
+                ReferenceValues::from_signed(&text, &jws, &policy.reference_signers)
+            }
+            None => ReferenceValues::from_toml(&text),
+        };
+        values.map_err(|error| match error {
+            ReferenceError::Signature(error) => Failure::NotTrusted(vec![signature_reason(path, &error)]),
+            other => content(path, &other),
+        })
+    };
+    paths.iter().map(read).collect()
+}
+
+/// Where the signature of a file of reference values lies: beside it, with `.sig` added to its name.
+pub fn signature_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".sig");
+    PathBuf::from(name)
+}
+
+/// Why a signature does not count, as a reason against whatever rests on it.
+pub fn signature_reason(path: &Path, error: &SignatureError) -> Reason {
+    let code = match error {
+        SignatureError::UnknownSigner(_) => "reference.signer-unknown",
+        _ => "reference.signature-invalid",
+    };
+    reason(code, format!("{}: {error}.", signature_path(path).display()))
+}
+
+fn token_signer(key: Option<&Path>) -> Result<TokenSigner, Failure> {
+    let Some(path) = key else { return TokenSigner::generate().map_err(|error| Failure::Usage(error.to_string())) };
+    let pem = files::read_secret(path, 16 * 1024)?;
+    let pem = std::str::from_utf8(&pem).map_err(|_| content(path, &"it is not a PEM"))?;
+    TokenSigner::from_pem(pem).map_err(|error| content(path, &error))
+}
+
+fn write_token<'s>(path: &Path, signer: &'s TokenSigner, good: &Appraisal, issuer: &str) -> Result<&'s Jwk, Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let host = &good.quote().binding().host;
+    let context = ResultContext { verifier: issuer, host, issued_at: now, expires_at: now.saturating_add(TOKEN_TTL) };
+    let token = signer
+        .sign(&AttestationResult::new(good, &context))
+        .map_err(|error| Failure::Content { path: path.to_owned(), text: error.to_string() })?;
+    files::write(path, format!("{token}\n").as_bytes())?;
+    Ok(signer.jwk())
+}
+
+fn as_json(good: &Appraisal, key: Option<&Jwk>) -> Value {
+    let reference = good.reference();
+    let mut value = json!({
+        "trusted": true, "reasons": [], "host": good.quote().binding().host, "boot": good.boot(),
+        "policy": good.policy_name(), "policy_sha256": hex::encode(good.policy_digest()),
+        "reference": reference.name, "reference_version": reference.version,
+        "reference_sha256": hex::encode(reference.digest), "reference_signer": reference.signed_by,
+        "by_rule": good.by_rule(), "secure_boot": good.secure_boot(), "command_line": good.command_line(),
+        "ima_judged": good.ima_judged(), "ima_entries": good.ima_entries(), "caveats": caveats(good),
     });
-    out.show(&value, || {
-        format!(
-            "trusted: {} (resetCount {}, restartCount {}) is as in the reference values {:?}; {} measured files",
-            binding.host,
-            boot.reset_count,
-            boot.restart_count,
-            good.reference_name(),
-            good.ima_entries()
-        )
-    })
+    if let (Some(key), Some(value)) = (key, value.as_object_mut()) {
+        value.insert("token_key".to_owned(), json!(key));
+    }
+    value
+}
+
+/// What the verdict does not say, though one might think so.
+fn caveats(good: &Appraisal) -> Vec<&'static str> {
+    let mut caveats = Vec::new();
+    if good.boot().ek.is_none() {
+        caveats.push("the attestation key's parent is unknown: nothing proves in which boot the evidence was made");
+    }
+    if good.reference().signed_by.is_none() {
+        caveats.push("the reference values are not signed");
+    }
+    if !good.ima_judged() {
+        caveats.push("the policy does not ask which programs ran");
+    }
+    caveats
+}
+
+fn as_text(good: &Appraisal, key: Option<&Jwk>) -> String {
+    let (boot, reference) = (good.boot(), good.reference());
+    let mut lines = vec![format!(
+        "trusted: {} (resetCount {}, restartCount {}) is as in the reference values {:?} (version {}); {} measured files",
+        good.quote().binding().host,
+        boot.reset_count,
+        boot.restart_count,
+        reference.name,
+        reference.version,
+        good.ima_entries()
+    )];
+    for rule in good.by_rule() {
+        lines.push(format!("by rule: {} ({}): {}", rule.what, rule.rule, rule.reason));
+    }
+    lines.extend(caveats(good).iter().map(|caveat| format!("but: {caveat}")));
+    if let Some(key) = key {
+        lines.push(format!("the token's key: {}", json!(key)));
+    }
+    lines.join("\n")
 }
 
 /// A file that is not what it should be.
@@ -118,7 +228,7 @@ pub fn content(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::Content { path: path.to_owned(), text: error.to_string() }
 }
 
-/// What was found against evidence.
+/// Evidence that does not hold.
 pub fn denied(reasons: Vec<portcullis_attest::reason::Reason>) -> Failure {
     Failure::NotTrusted(reasons.into_iter().map(Into::into).collect())
 }
@@ -126,22 +236,4 @@ pub fn denied(reasons: Vec<portcullis_attest::reason::Reason>) -> Failure {
 /// A reason of this program's own.
 pub fn reason(code: &str, text: String) -> Reason {
     Reason { code: Code::Other(code.to_owned()), pcr: None, event: None, expected: None, found: None, text }
-}
-
-/// A public area, with or without the length that TPM2B_PUBLIC puts before it.
-fn public_area(path: &Path) -> Result<Vec<u8>, Failure> {
-    let bytes = files::read(path, SMALL)?;
-    let area = match bytes.split_first_chunk::<2>() {
-        Some((length, rest)) if usize::from(u16::from_be_bytes(*length)) == rest.len() => rest.to_vec(),
-        _ => bytes,
-    };
-    PublicArea::parse(&area).map_err(|error| content(path, &format!("no TPMT_PUBLIC or TPM2B_PUBLIC: {error}")))?;
-    Ok(area)
-}
-
-fn fingerprint(path: &Path, ek_public: &[u8]) -> Result<[u8; 32], Failure> {
-    let area = PublicArea::parse(ek_public).map_err(|error| content(path, &error))?;
-    let spki = area.spki_der().map_err(|error| content(path, &error))?;
-    let digest = portcullis_attest::key::Bank::Sha256.hash(&spki);
-    digest.try_into().map_err(|_| content(path, &"its fingerprint cannot be computed"))
 }

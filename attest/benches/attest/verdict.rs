@@ -35,7 +35,7 @@ impl Rules {
     ) -> Result<Appraisal, Denial> {
         let (policy, references) = (&self.policy, &self.references);
         let context =
-            Context { ak, binding: &binding(), ek: [1; 32], references, policy, certificates, previous: None };
+            Context { ak, binding: &binding(), ek: Some([1; 32]), references, policy, certificates, previous: None };
         appraise(evidence, &context)
     }
 }

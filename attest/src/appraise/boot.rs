@@ -12,12 +12,13 @@ use crate::key::Bank;
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
 
-/// One boot of one TPM. Equal instances are the same boot, as long as the AK was a child of that EK.
+/// One boot of one TPM. Equal instances are the same boot where the EK is known: the AK was then its child.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[serde(deny_unknown_fields)]
 pub struct BootInstance {
-    /// SHA-256 of the EK's SubjectPublicKeyInfo, lower-case hex.
-    pub ek: String,
+    /// SHA-256 of the EK's SubjectPublicKeyInfo, lower-case hex. `None` if nobody vouched for the AK's parent: then the
+    /// counters may be obfuscated, and nothing says that two equal instances are the same boot.
+    pub ek: Option<String>,
     /// How often the TPM was reset: once each boot.
     pub reset_count: u32,
     /// How often it was restarted or resumed since.
@@ -26,15 +27,21 @@ pub struct BootInstance {
 
 impl BootInstance {
     /// The boot instance that a quote was made in.
-    pub fn of(ek: [u8; 32], quote: &VerifiedQuote) -> Self {
+    pub fn of(ek: Option<[u8; 32]>, quote: &VerifiedQuote) -> Self {
         let clock = quote.clock();
-        Self { ek: hex::encode(ek), reset_count: clock.reset_count, restart_count: clock.restart_count }
+        Self { ek: ek.map(hex::encode), reset_count: clock.reset_count, restart_count: clock.restart_count }
+    }
+
+    /// Whether this is certainly the same boot of the same TPM.
+    pub fn is_same_boot(&self, other: &Self) -> bool {
+        self.ek.is_some() && self == other
     }
 }
 
 impl fmt::Display for BootInstance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EK {}, reset {}, restart {}", self.ek, self.reset_count, self.restart_count)
+        let ek = self.ek.as_deref().unwrap_or("unknown");
+        write!(f, "EK {ek}, reset {}, restart {}", self.reset_count, self.restart_count)
     }
 }
 
@@ -78,8 +85,9 @@ pub fn static_digest(bank: Bank, pcrs: &BTreeMap<u8, Vec<u8>>) -> [u8; 32] {
 /// A reset in between is allowed here: that is a new boot, which the rest of the appraisal judges afresh. Where the
 /// boot must be the same, [`Appraisal::continues`](super::Appraisal::continues) says so.
 pub(super) fn freshness(quote: &VerifiedQuote, boot: &BootInstance, previous: &Judged) -> Vec<Reason> {
-    if previous.boot.ek != boot.ek {
-        return vec![Reason::new(ReasonCode::BootOtherTpm).expected(&previous.boot.ek).found(&boot.ek)];
+    if previous.boot.ek != boot.ek || boot.ek.is_none() {
+        let shown = |boot: &BootInstance| boot.ek.clone().unwrap_or_else(|| "unknown".to_owned());
+        return vec![Reason::new(ReasonCode::BootOtherTpm).expected(shown(&previous.boot)).found(shown(boot))];
     }
     let mut reasons = Vec::new();
     let clock = quote.clock();

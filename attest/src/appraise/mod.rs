@@ -38,6 +38,7 @@ use crate::key::{Bank, EnrolledAk};
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::ReferenceValues;
+use crate::result::ByRule;
 
 /// The PCR that changes while the system runs: IMA's.
 pub const RUNTIME_PCR: u8 = crate::ima::PCR;
@@ -52,8 +53,9 @@ pub struct Context<'a> {
     pub ak: &'a EnrolledAk,
     /// What the quote must be bound to.
     pub binding: &'a Binding,
-    /// SHA-256 of the SubjectPublicKeyInfo of the endorsement key under which the AK was enrolled.
-    pub ek: [u8; 32],
+    /// SHA-256 of the SubjectPublicKeyInfo of the endorsement key under which the AK was enrolled. `None` for an AK whose
+    /// parent nobody vouches for.
+    pub ek: Option<[u8; 32]>,
     /// The reference values that the policy may name.
     pub references: &'a [ReferenceValues],
     /// What is required.
@@ -109,12 +111,38 @@ pub struct Appraisal {
     boot: BootInstance,
     bank: Bank,
     policy: String,
-    reference: String,
+    policy_digest: [u8; 32],
+    reference: MatchedReference,
+    by_rule: Vec<ByRule>,
     secure_boot: Option<bool>,
     command_line: Option<String>,
     ima: Option<ImaState>,
     ima_judged: bool,
     continued: Option<ImaState>,
+}
+
+/// Reference values that a boot matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatchedReference {
+    /// Their name.
+    pub name: String,
+    /// Which edition of them.
+    pub version: u64,
+    /// SHA-256 of what they say.
+    pub digest: [u8; 32],
+    /// The id of the key that signed them, if one did.
+    pub signed_by: Option<String>,
+}
+
+impl MatchedReference {
+    fn new(values: &ReferenceValues) -> Self {
+        Self {
+            name: values.name().to_owned(),
+            version: values.version(),
+            digest: values.digest(),
+            signed_by: values.signed_by().map(str::to_owned),
+        }
+    }
 }
 
 /// Judges evidence from its first byte to the verdict.
@@ -123,9 +151,11 @@ pub struct Appraisal {
 /// Every reason of the stage that was reached, the gravest first.
 pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
     let quote = VerifiedQuote::verify(evidence, context.ak, context.binding).map_err(Denial::new)?;
-    let boot = BootInstance::of(context.ek, &quote);
+    // Only of a child of the EK the counters are true.
+    let ek = context.ek.filter(|_| context.ak.qualified_name().is_some());
+    let boot = BootInstance::of(ek, &quote);
     let fresh = context.previous.map_or_else(Vec::new, |previous| boot::freshness(&quote, &boot, previous));
-    let same_boot = context.previous.filter(|previous| previous.boot == boot);
+    let same_boot = context.previous.filter(|previous| previous.boot.is_same_boot(&boot));
     let ima = same_boot.and_then(|previous| previous.ima.as_ref());
     let replayed = match ReplayedLog::replay(quote, evidence, ima) {
         Ok(replayed) if fresh.is_empty() => replayed,
@@ -136,7 +166,7 @@ pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal,
         return Err(Denial::new(vec![Reason::new(ReasonCode::PolicyEmpty)]));
     };
     let claims = Claims::read(replayed, bank, context.certificates).map_err(Denial::new)?;
-    let appraisal = claims.appraise(context.ek, context.policy, context.references).map_err(Denial::new)?;
+    let appraisal = claims.appraise(ek, context.policy, context.references).map_err(Denial::new)?;
     match same_boot.map(|previous| appraisal.same_static_pcrs(previous)) {
         Some(reasons) if !reasons.is_empty() => Err(Denial::new(reasons)),
         _ => Ok(appraisal),
@@ -145,13 +175,13 @@ pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal,
 
 impl Claims<'_> {
     /// Compares the claims with what the policy requires: the last stage. `ek` is the fingerprint of the endorsement key
-    /// under which the AK was enrolled; which boot of it this is, the quote says.
+    /// under which the AK was enrolled, if it was; which boot of it this is, the quote says.
     ///
     /// # Errors
     /// Every difference.
     pub fn appraise(
         self,
-        ek: [u8; 32],
+        ek: Option<[u8; 32]>,
         policy: &Policy,
         references: &[ReferenceValues],
     ) -> Result<Appraisal, Vec<Reason>> {
@@ -164,7 +194,9 @@ impl Claims<'_> {
             boot: BootInstance::of(ek, replayed.quote()),
             bank,
             policy: policy.name.clone(),
-            reference: matched.values.name().to_owned(),
+            policy_digest: policy.digest(),
+            reference: MatchedReference::new(matched.values),
+            by_rule: Vec::new(),
             secure_boot: self.secure_boot().map(|claim| claim.value),
             command_line: self.command_line().and_then(|claim| claim.value.text),
             ima,
@@ -217,7 +249,7 @@ impl Appraisal {
     /// Everything that changed.
     pub fn continues(&self, judged: &Judged) -> Result<(), Vec<Reason>> {
         let mut reasons = Vec::new();
-        if self.boot != judged.boot {
+        if !self.boot.is_same_boot(&judged.boot) {
             let (then, now) = (judged.boot.to_string(), self.boot.to_string());
             reasons.push(Reason::new(ReasonCode::BootChanged).expected(then).found(now));
         }
@@ -243,9 +275,19 @@ impl Appraisal {
         &self.policy
     }
 
-    /// The name of the reference values that the boot matches.
-    pub fn reference_name(&self) -> &str {
+    /// SHA-256 of what the policy says.
+    pub const fn policy_digest(&self) -> [u8; 32] {
+        self.policy_digest
+    }
+
+    /// The reference values that the boot matches.
+    pub const fn reference(&self) -> &MatchedReference {
         &self.reference
+    }
+
+    /// What was accepted by a stated rule and not by its digest, each once.
+    pub fn by_rule(&self) -> &[ByRule] {
+        &self.by_rule
     }
 
     /// Whether Secure Boot was on; `None` if the firmware did not measure that and the policy did not ask.

@@ -92,7 +92,7 @@ impl VerifierKeys {
     }
 
     /// The payload of a compact JWS of this `typ`, if one of the keys signed it.
-    pub(super) fn verify(&self, typ: &'static str, jws: &str) -> Result<Vec<u8>, JwsError> {
+    pub(crate) fn verify(&self, typ: &'static str, jws: &str) -> Result<Vec<u8>, JwsError> {
         let malformed = |problem: String| JwsError::Malformed { expected: typ, problem };
         if jws.len() > MAX_BYTES {
             return Err(malformed("longer than 64 KiB".to_owned()));

@@ -15,7 +15,7 @@ use crate::reason::{Reason, ReasonCode};
 pub struct EnrolledAk {
     public: PublicArea,
     name: Vec<u8>,
-    qualified_name: Vec<u8>,
+    qualified_name: Option<Vec<u8>>,
     verifying: VerifyingKey,
 }
 
@@ -32,7 +32,20 @@ impl EnrolledAk {
             (Some(public), Some(ek), Some(verifying)) if reasons.is_empty() => {
                 let name = public.name();
                 let qualified_name = public.qualified_name(&ek.qualified_name_in_hierarchy(HIERARCHY_ENDORSEMENT));
-                Ok(Self { public, name, qualified_name, verifying })
+                Ok(Self { public, name, qualified_name: Some(qualified_name), verifying })
+            }
+            _ => Err(reasons),
+        }
+    }
+
+    /// Checks a public area (TPMT_PUBLIC) whose parent nobody vouches for. Its quotes are those of some TPM and no other's;
+    /// but a key outside the endorsement hierarchy gives obfuscated counters, so in which boot they were made is unproved.
+    pub fn without_parent(ak_public: &[u8]) -> Result<Self, Vec<Reason>> {
+        let public = PublicArea::parse(ak_public).map_err(|error| vec![unreadable(&error)])?;
+        let mut reasons = Vec::new();
+        match check_attestation_key(&public, Sha1::Refused, &mut reasons) {
+            Some(verifying) if reasons.is_empty() => {
+                Ok(Self { name: public.name(), public, qualified_name: None, verifying })
             }
             _ => Err(reasons),
         }
@@ -44,10 +57,10 @@ impl EnrolledAk {
         &self.name
     }
 
-    /// The key's qualified name: what its quotes give as qualifiedSigner.
+    /// The key's qualified name: what its quotes give as qualifiedSigner. `None` if its parent is unknown.
     #[must_use]
-    pub fn qualified_name(&self) -> &[u8] {
-        &self.qualified_name
+    pub fn qualified_name(&self) -> Option<&[u8]> {
+        self.qualified_name.as_deref()
     }
 
     /// The public area.

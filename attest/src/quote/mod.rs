@@ -126,7 +126,7 @@ fn check_one<'a>(
 ) -> Result<Checked<'a>, Vec<Reason>> {
     ak.verify(&quote.message, &quote.signature).map_err(|error| vec![signature_reason(&error)])?;
     let parsed = attest::Quote::parse(&quote.message).map_err(|error| vec![structure_reason(&error)])?;
-    let mut reasons = check_signed(&parsed, &quote.pcrs, ak.scheme_hash(), Some(ak.qualified_name()));
+    let mut reasons = check_signed(&parsed, &quote.pcrs, ak.scheme_hash(), ak.qualified_name());
     reasons.extend(check_extra_data(parsed.header.extra_data));
     if reasons.is_empty() {
         let Header { clock, firmware_version, .. } = parsed.header;

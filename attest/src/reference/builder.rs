@@ -93,14 +93,17 @@ impl ReferenceBuilder {
                 return Err(ReferenceError::Ima { path: path.clone(), problem: "is not a plain path" });
             }
         }
-        Ok(ReferenceValues {
+        let mut values = ReferenceValues {
             name: self.name.clone(),
             description: self.description.clone(),
             slots,
             ima: self.ima.clone(),
             version: self.version,
+            digest: [0; 32],
             signed_by: None,
-        })
+        };
+        values.digest = super::document::digest(&values);
+        Ok(values)
     }
 }
 

@@ -96,7 +96,7 @@ fn check_certification(
             reasons.push(Reason::new(code).expected(hex::encode(expected)).found(hex::encode(found)));
         }
     };
-    differ(ReasonCode::QuoteSignerMismatch, ak.qualified_name(), certify.header.qualified_signer);
+    differ(ReasonCode::QuoteSignerMismatch, ak.qualified_name().unwrap_or_default(), certify.header.qualified_signer);
     differ(ReasonCode::ParentBindingMismatch, &expected.extra_data(), certify.header.extra_data);
     if let Some(public) = public {
         differ(ReasonCode::ParentNotCertified, &public.name(), certify.name);

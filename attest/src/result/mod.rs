@@ -1,10 +1,17 @@
 //! The attestation result that relying parties read: an EAR (draft-ietf-rats-ear), as the claims of a JWT.
 //!
-//! Signing lies elsewhere; schema in `schemas/result-1.json`. A result speaks of one boot of one host for some minutes.
+//! Schema in `schemas/result-1.json`. A result speaks of one boot of one host for some minutes; two results of a host say
+//! what lies between them ([`Continuity`]).
+
+mod continuity;
+mod token;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use continuity::Continuity;
+pub use token::{Jwk, TYP, TokenError, TokenSigner};
 
 use crate::appraise::{Appraisal, BootInstance, static_digest};
 
@@ -71,6 +78,9 @@ pub struct Submodule {
     /// The policy that was applied.
     #[serde(rename = "ear.appraisal-policy-id")]
     pub appraisal_policy_id: String,
+    /// SHA-256 of what that policy says ([`Policy::digest`](crate::appraise::Policy::digest)), lower-case hex.
+    #[serde(rename = "portcullis.policy-sha256")]
+    pub policy_sha256: String,
     /// The boot that it is about.
     #[serde(rename = "portcullis.boot")]
     pub boot: BootInstance,
@@ -87,6 +97,18 @@ pub struct Submodule {
     /// The reference values that the boot matches.
     #[serde(rename = "portcullis.reference")]
     pub reference: String,
+    /// Which edition of them.
+    #[serde(rename = "portcullis.reference-version")]
+    pub reference_version: u64,
+    /// SHA-256 of what they say ([`ReferenceValues::digest`](crate::reference::ReferenceValues::digest)), lower-case hex.
+    #[serde(rename = "portcullis.reference-sha256")]
+    pub reference_sha256: String,
+    /// The key that signed them, if one did.
+    #[serde(rename = "portcullis.reference-signer", default, skip_serializing_if = "Option::is_none")]
+    pub reference_signer: Option<String>,
+    /// What was accepted by a rule and not by its digest, and why.
+    #[serde(rename = "portcullis.by-rule", default, skip_serializing_if = "Vec::is_empty")]
+    pub by_rule: Vec<ByRule>,
     /// How many measured programs the quote covers.
     #[serde(rename = "portcullis.ima-entries")]
     pub ima_entries: u64,
@@ -113,6 +135,18 @@ pub struct TrustworthinessVector {
     pub hardware: Option<i8>,
 }
 
+/// Something that was accepted by a stated rule.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(deny_unknown_fields)]
+pub struct ByRule {
+    /// What it is, in words.
+    pub what: String,
+    /// The rule.
+    pub rule: String,
+    /// Why there is such a rule.
+    pub reason: String,
+}
+
 /// What a result says beside the verdict.
 #[derive(Clone, Copy, Debug)]
 pub struct ResultContext<'a> {
@@ -136,14 +170,20 @@ impl AttestationResult {
                 instance_identity: Some(2),
                 configuration: Some(2),
                 executables: Some(if appraisal.ima_judged() { 2 } else { 3 }),
-                hardware: Some(2),
+                // Of an attestation key alone nobody said in what it lives.
+                hardware: appraisal.boot().ek.is_some().then_some(2),
             },
             appraisal_policy_id: appraisal.policy_name().to_owned(),
+            policy_sha256: hex::encode(appraisal.policy_digest()),
             boot: appraisal.boot(),
             ak: hex::encode(quote.ak_name()),
             tls_spki_sha256: hex::encode(quote.binding().tls_spki_sha256),
             static_pcrs: hex::encode(static_digest(appraisal.bank(), &appraisal.static_pcrs())),
-            reference: appraisal.reference_name().to_owned(),
+            reference: appraisal.reference().name.clone(),
+            reference_version: appraisal.reference().version,
+            reference_sha256: hex::encode(appraisal.reference().digest),
+            reference_signer: appraisal.reference().signed_by.clone(),
+            by_rule: appraisal.by_rule().to_vec(),
             ima_entries: appraisal.ima_entries(),
             tpm_firmware: quote.firmware_version(),
         };

@@ -5,7 +5,7 @@ use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::EnrolledAk;
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::result::{AttestationResult, ResultContext};
+use portcullis_attest::result::{AttestationResult, ResultContext, TYP};
 use sha2::{Digest, Sha256};
 
 use super::Service;
@@ -16,7 +16,6 @@ use crate::api;
 use crate::reason::{Reason, ServiceCode};
 
 /// The `typ` of a result token's header.
-const RESULT_TYP: &str = "JWT";
 
 /// `POST /v1/challenges`.
 pub fn challenge(service: &Service, key: [u8; 32], request: &api::ChallengeRequest) -> Answer<api::ChallengeResponse> {
@@ -116,7 +115,7 @@ fn history_moved(
     ek: [u8; 32],
     quote: &VerifiedQuote,
 ) -> Option<Reason> {
-    let boot = BootInstance::of(ek, quote);
+    let boot = BootInstance::of(Some(ek), quote);
     let previous = previous.filter(|previous| previous.boot == boot);
     let (left_out, judged) = (evidence.ima_from, service.rules.ima_from(&host.host, previous));
     let expected = || if judged == 0 { "0".to_owned() } else { format!("0 or {judged}") };
@@ -160,7 +159,7 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
     let context = Context {
         ak: &ak,
         binding: &binding,
-        ek,
+        ek: Some(ek),
         references: service.rules.references(),
         policy: service.rules.policy(&host.host),
         certificates: &service.certificates,
@@ -222,7 +221,7 @@ pub fn attest(service: &Service, key: [u8; 32], request: &api::AttestRequest) ->
     let until = now.saturating_add(ttl);
     let context = ResultContext { verifier: &service.id, host: &host.host, issued_at: now, expires_at: until };
     let result = AttestationResult::new(appraisal, &context);
-    let token = service.token_signer.sign(RESULT_TYP, &result).map_err(|e| Refusal::Internal(e.to_string()))?;
+    let token = service.token_signer.sign(TYP, &result).map_err(|e| Refusal::Internal(e.to_string()))?;
     if !service.store.record_trusted(&host.host, &judgement(&question, appraisal)?, until, now)? {
         return Err(Refusal::code(ServiceCode::HostConcurrent));
     }

@@ -92,7 +92,7 @@ fn n43_another_tpm_firmware_waits_for_an_operator() {
 #[test]
 fn another_tpm_is_not_the_one_that_was_judged() {
     let mut judged = Host::good().appraise().unwrap().judged();
-    judged.boot.ek = "ab".repeat(32);
+    judged.boot.ek = Some("ab".repeat(32));
     let host = Host::good();
     let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged)).unwrap_err();
     assert_eq!(codes(&reasons), [Code::BootOtherTpm]);

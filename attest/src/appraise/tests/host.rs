@@ -167,7 +167,7 @@ impl Host {
     /// TPMS_ATTEST of a quote.
     fn attest(&self, pcrs: &PcrValues) -> Vec<u8> {
         let mut out = b"\xffTCG\x80\x18".to_vec();
-        out.extend(tpm2b(self.ak.qualified_name()));
+        out.extend(tpm2b(self.ak.qualified_name().unwrap_or(&[0; 34])));
         out.extend(tpm2b(&Self::binding().extra_data()));
         out.extend(self.clock_ms.to_be_bytes());
         out.extend(self.reset_count.to_be_bytes());
@@ -191,7 +191,7 @@ impl Host {
         let context = Context {
             ak: &self.ak,
             binding: &Self::binding(),
-            ek: [0xee; 32],
+            ek: Some([0xee; 32]),
             references: &self.references,
             policy: &self.policy,
             certificates: &CertificateCache::new(),

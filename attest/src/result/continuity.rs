@@ -1,0 +1,75 @@
+//! What two results of one host say of the time between them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Submodule;
+
+/// How a later result of a host continues an earlier one.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case", tag = "continuity")]
+pub enum Continuity {
+    /// The same boot, with the same measured state.
+    SameBoot,
+    /// The host booted in between, so often: what it was told or given in the earlier boot is gone.
+    Reset {
+        /// Resets of its TPM.
+        resets: u32,
+    },
+    /// It was suspended and resumed in between, so often, or its TPM was restarted without a reset.
+    Restarted {
+        /// Restarts of its TPM.
+        restarts: u32,
+    },
+    /// The counters are those of one boot, but what was measured at boot is not: one of the results is wrong.
+    OtherState,
+    /// The later result is from before the earlier one, by the TPM's own count.
+    Backwards,
+    /// The results are of different TPMs.
+    OtherTpm,
+    /// Nobody vouched for the parent of an attestation key, so the counters prove nothing.
+    Unproved,
+}
+
+impl Continuity {
+    /// What lies between two results.
+    pub fn between(earlier: &Submodule, later: &Submodule) -> Self {
+        let (then, now) = (&earlier.boot, &later.boot);
+        if then.ek.is_none() || now.ek.is_none() {
+            return Self::Unproved;
+        }
+        if then.ek != now.ek {
+            return Self::OtherTpm;
+        }
+        match now.reset_count.checked_sub(then.reset_count) {
+            None => Self::Backwards,
+            Some(0) => match now.restart_count.checked_sub(then.restart_count) {
+                None => Self::Backwards,
+                Some(0) if earlier.static_pcrs != later.static_pcrs => Self::OtherState,
+                Some(0) => Self::SameBoot,
+                Some(restarts) => Self::Restarted { restarts },
+            },
+            Some(resets) => Self::Reset { resets },
+        }
+    }
+
+    /// Whether the later result is of the same boot in the same state.
+    pub const fn is_same_boot(self) -> bool {
+        matches!(self, Self::SameBoot)
+    }
+}
+
+impl fmt::Display for Continuity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SameBoot => f.write_str("the same boot"),
+            Self::Reset { resets } => write!(f, "another boot: the TPM was reset {resets} times in between"),
+            Self::Restarted { restarts } => write!(f, "resumed: the TPM was restarted {restarts} times in between"),
+            Self::OtherState => f.write_str("the same boot with another measured state, which cannot be"),
+            Self::Backwards => f.write_str("the later result is from before the earlier one"),
+            Self::OtherTpm => f.write_str("another TPM"),
+            Self::Unproved => f.write_str("unproved: nobody vouched for the attestation key's parent"),
+        }
+    }
+}
