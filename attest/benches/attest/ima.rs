@@ -1,5 +1,6 @@
 //! IMA lists: entries a second, and what a check costs that goes on from an earlier one.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use portcullis_attest::appraise::{Claims, ReplayedLog};
@@ -31,7 +32,7 @@ pub fn run(report: &mut Report, rounds: usize) {
 }
 
 fn replay(report: &mut Report, rounds: usize) {
-    let list = list(0, ENTRIES);
+    let list = List::new(&[0; 32], 0, ENTRIES).bytes;
     let parsed = ImaList::parse_binary(&list).expect("a list as Linux writes it");
     let whole = || ImaList::parse_binary(&list).expect("a list").replay(Bank::Sha256, ExtendRule::Digest);
     let digests_hold = || parsed.entries().all(|entry| entry.template_digest_holds());
@@ -57,12 +58,11 @@ fn goes_on(report: &mut Report, rounds: usize) {
     let mut pcr = vec![0; 32];
     // In parts, so that the million need not be held at once.
     for from in (0..OLD).step_by(usize::try_from(ENTRIES).expect("small")) {
-        pcr = extended(&pcr, &list(from, ENTRIES));
+        pcr = List::new(&pcr, from, ENTRIES).pcr;
     }
-    let pcrs = |pcr: &[u8]| [(Bank::Sha256, pcr.to_vec())].into();
-    let state = |pcr| ImaState { entries: OLD, pcrs: pcrs(pcr), rules: [0; 32], by_rule: [].into() };
-    let new = list(OLD, NEW);
-    let (before, after) = (state(&pcr), extended(&pcr, &new));
+    let new = List::new(&pcr, OLD, NEW);
+    let pcrs = [(Bank::Sha256, pcr.clone())].into();
+    let before = ImaState { entries: OLD, pcrs, by_rule: BTreeMap::new(), rules: [0; 32] };
     let boot = Boot::new("recorded", boots::recorded_log(), &[Bank::Sha256]);
     let evidence = |pcr: &[u8], ima: Vec<u8>| {
         let mut quoted = boot.evidence.quotes[0].pcrs.clone();
@@ -70,7 +70,7 @@ fn goes_on(report: &mut Report, rounds: usize) {
         let evidence = boot.tpm.evidence(&binding(), &quoted);
         Evidence { eventlog: boot.evidence.eventlog.clone(), ima, ima_from: OLD, ..evidence }
     };
-    let (unchanged, grown) = (evidence(&pcr, Vec::new()), evidence(&after, new));
+    let (unchanged, grown) = (evidence(&pcr, Vec::new()), evidence(&new.pcr, new.bytes));
     let cache = CertificateCache::new();
     let check = |evidence: &Evidence| {
         let quote = VerifiedQuote::verify(evidence, &boot.ak, &binding()).expect("a quote that holds");
@@ -89,33 +89,33 @@ fn goes_on(report: &mut Report, rounds: usize) {
     report.row(Row::figure(&about, "10 new entries cost", ten.difference(none), "µs"));
 }
 
-fn extended(pcr: &[u8], list: &[u8]) -> Vec<u8> {
-    let list = ImaList::parse_binary(list).expect("a list as Linux writes it");
-    list.entries()
-        .fold(pcr.to_vec(), |pcr, entry| Bank::Sha256.hash_parts(&[&pcr, &Bank::Sha256.hash(&entry.template_data())]))
-}
-
 /// A list as Linux writes it (`binary_runtime_measurements`, template ima-ng), with the names of a recorded one.
-fn list(from: u64, entries: u64) -> Vec<u8> {
-    let recorded = ImaList::parse(recorded::SECURE_BOOT.ima).expect("a recorded list");
-    let names: Vec<_> = recorded.entries().skip(1).map(|entry| entry.name_lossy().into_owned()).collect();
-    let mut bytes = Vec::new();
-    for (number, name) in (from..from + entries).zip(names.iter().cycle()) {
-        let field = |parts: &[&[u8]]| {
-            let content = parts.concat();
-            [&size(&content)[..], &content].concat()
-        };
-        let digest = Bank::Sha256.hash(&number.to_le_bytes());
-        let data = [field(&[b"sha256:\0", &digest]), field(&[name.as_bytes(), b"\0"])].concat();
-        bytes.extend(u32::from(PCR).to_le_bytes());
-        bytes.extend(Bank::Sha1.hash(&data));
-        bytes.extend(field(&[b"ima-ng"]));
-        bytes.extend(size(&data));
-        bytes.extend(data);
-    }
-    bytes
+struct List {
+    bytes: Vec<u8>,
+    /// PCR 10 after it.
+    pcr: Vec<u8>,
 }
 
-fn size(bytes: &[u8]) -> [u8; 4] {
-    u32::try_from(bytes.len()).expect("short").to_le_bytes()
+impl List {
+    fn new(before: &[u8], from: u64, entries: u64) -> Self {
+        let recorded = ImaList::parse(recorded::SECURE_BOOT.ima).expect("a recorded list");
+        let names: Vec<_> = recorded.entries().skip(1).map(|entry| entry.name_lossy().into_owned()).collect();
+        let mut list = Self { bytes: Vec::new(), pcr: before.to_vec() };
+        for (number, name) in (from..from + entries).zip(names.iter().cycle()) {
+            let digest = Bank::Sha256.hash(&number.to_le_bytes());
+            let data = [field(&[b"sha256:\0", &digest]), field(&[name.as_bytes(), b"\0"])].concat();
+            list.bytes.extend(u32::from(PCR).to_le_bytes());
+            list.bytes.extend(Bank::Sha1.hash(&data));
+            list.bytes.extend(field(&[b"ima-ng"]));
+            list.bytes.extend(field(&[&data]));
+            list.pcr = Bank::Sha256.extend(&list.pcr, &Bank::Sha256.hash(&data));
+        }
+        list
+    }
+}
+
+fn field(parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let size = u32::try_from(content.len()).expect("short");
+    [&size.to_le_bytes()[..], &content].concat()
 }
