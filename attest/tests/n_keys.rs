@@ -154,7 +154,7 @@ fn n25_public_areas_must_end_where_they_end() {
 
 #[test]
 fn n17_n26_schemes_that_prove_nothing_here() {
-    // SHA-1, an unknown hash, no scheme at all, SM2 with SM3 and with SHA-256.
+    // SHA-1, an unknown hash, no scheme at all, SM2 on another curve than its own.
     assert_eq!(ecc(|ak| ak.scheme = (ECDSA, 0x0004)), [Code::AkScheme]);
     assert_eq!(rsa(|ak| ak.scheme = (RSASSA, 0x0004)), [Code::AkScheme]);
     assert_eq!(ecc(|ak| ak.scheme = (ECDSA, 0x0027)), [Code::AkScheme]);

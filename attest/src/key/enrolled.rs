@@ -2,7 +2,7 @@
 
 use super::HIERARCHY_ENDORSEMENT;
 use super::bank::Bank;
-use super::public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind};
+use super::public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme};
 use super::signature::{Sha1, Signature, SignatureError, VerifyingKey, scheme_name};
 use crate::reason::{Reason, ReasonCode};
 
@@ -131,9 +131,11 @@ fn check_name_algorithm(ak: &PublicArea, reasons: &mut Vec<Reason>) {
     }
 }
 
+/// Attestation keys may also be of SM2's curve; that such a key signs with SM2, and no other key does, is for its scheme.
 pub(super) fn attestation_key_weakness(key: &KeyKind) -> Option<Reason> {
     let weak = match key {
         KeyKind::Rsa { bits, exponent, .. } => rsa_weakness(*bits, *exponent),
+        KeyKind::Ecc { curve: Curve::Sm2P256, .. } => None,
         KeyKind::Ecc { curve, .. } => curve_weakness(*curve),
     };
     weak.map(|found| Reason::new(ReasonCode::AkWeakKey).found(found))
@@ -166,7 +168,6 @@ fn check_scheme(ak: &PublicArea, sha1: Sha1, reasons: &mut Vec<Reason>) -> Optio
         None
     };
     match ak.scheme() {
-        Scheme::Sign(SchemeKind::Sm2, _) => refuse("SM2".to_owned()),
         Scheme::Sign(kind, Some(hash)) if hash == Bank::Sha1 && sha1 == Sha1::Refused => {
             refuse(scheme_name(kind, hash))
         }

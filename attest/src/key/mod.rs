@@ -5,6 +5,7 @@ mod enrolled;
 mod public;
 mod quoting;
 mod signature;
+mod sm2;
 mod spki;
 
 pub(crate) use bank::MAX_DIGEST;

@@ -116,9 +116,9 @@ impl QuotingKey {
             Known::Area { verifying, .. } => {
                 verifying.verify_plain(signature, message).is_ok().then(|| verifying.hash())
             }
-            Known::Bare(key) => [SchemeKind::RsaSsa, SchemeKind::RsaPss, SchemeKind::Ecdsa]
+            Known::Bare(key) => [SchemeKind::RsaSsa, SchemeKind::RsaPss, SchemeKind::Ecdsa, SchemeKind::Sm2]
                 .into_iter()
-                .flat_map(|kind| [Bank::Sha256, Bank::Sha384, Bank::Sha512].map(|hash| (kind, hash)))
+                .flat_map(|kind| Bank::ALL.map(|hash| (kind, hash)))
                 .filter_map(|(kind, hash)| VerifyingKey::new(key, kind, hash, Sha1::Refused).ok())
                 .find(|verifying| verifying.verify_plain(signature, message).is_ok())
                 .map(|verifying| verifying.hash()),

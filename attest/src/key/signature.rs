@@ -2,13 +2,13 @@
 
 use aws_lc_rs::rsa::RsaPssSaltLength;
 use aws_lc_rs::signature::{self as aws, ParsedPublicKey, RsaParameters, VerificationAlgorithm};
-use der::Encode as _;
-use der::Sequence;
 use der::asn1::UintRef;
+use der::{Decode as _, Encode as _, Sequence};
 use thiserror::Error;
 
 use super::bank::Bank;
 use super::public::{Curve, KeyKind, PublicArea, SchemeKind};
+use super::sm2::Sm2Key;
 use crate::wire::{Reader, WireError};
 
 /// Longest signature number read: that of RSA-4096.
@@ -115,14 +115,25 @@ pub(crate) struct VerifyingKey {
     hash: Bank,
     /// Exact length of a signature's numbers (RSA), or the most they may have (elliptic curves).
     size: usize,
-    /// One parsed key for each form that the signature may have (RSAPSS: two salt lengths).
-    keys: std::sync::Arc<[ParsedPublicKey]>,
+    keys: Keys,
+}
+
+/// Parsed keys.
+#[derive(Clone)]
+enum Keys {
+    /// One for each form that the signature may have (RSAPSS: two salt lengths).
+    AwsLc(std::sync::Arc<[ParsedPublicKey]>),
+    Sm2(Box<Sm2Key>),
 }
 
 impl VerifyingKey {
     pub(crate) fn new(key: &KeyKind, kind: SchemeKind, hash: Bank, sha1: Sha1) -> Result<Self, SignatureError> {
         let unsupported = |what: &str| SignatureError::Unsupported(format!("{} with {what}", scheme_name(kind, hash)));
         let (size, algorithms): (usize, Vec<&'static dyn VerificationAlgorithm>) = match (key, kind) {
+            (KeyKind::Ecc { curve: Curve::Sm2P256, x, y }, SchemeKind::Sm2) if hash == Bank::Sm3_256 => {
+                let keys = Keys::Sm2(Box::new(Sm2Key::new(x, y)?));
+                return Ok(Self { kind, hash, size: 32, keys });
+            }
             (KeyKind::Rsa { modulus, .. }, SchemeKind::RsaSsa | SchemeKind::RsaPss) => {
                 (modulus.len(), rsa_algorithms(kind, hash, sha1).ok_or_else(|| unsupported("an RSA key"))?)
             }
@@ -139,7 +150,7 @@ impl VerifyingKey {
             .map(|algorithm| ParsedPublicKey::new(algorithm, &spki))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| SignatureError::Key(error.to_string()))?;
-        Ok(Self { kind, hash, size, keys: keys.into() })
+        Ok(Self { kind, hash, size, keys: Keys::AwsLc(keys.into()) })
     }
 
     pub(crate) fn kind(&self) -> SchemeKind {
@@ -157,25 +168,34 @@ impl VerifyingKey {
                 found: scheme_name(signature.kind, signature.hash),
             });
         }
-        let bytes = match signature.numbers.as_slice() {
-            [number] if number.len() == self.size => number.clone(),
-            [r, s] if r.len() <= self.size && s.len() <= self.size => ecdsa_der(r, s)?,
-            numbers => return Err(SignatureError::Number(numbers.iter().map(Vec::len).max().unwrap_or(0))),
-        };
-        self.check(message, &bytes)
-    }
-
-    /// A signature as other programs write it: RSA's number, or the DER of ECDSA's two.
-    pub(crate) fn verify_plain(&self, signature: &[u8], message: &[u8]) -> Result<(), SignatureError> {
-        self.check(message, signature)
-    }
-
-    fn check(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
-        if self.keys.iter().any(|key| key.verify_sig(message, signature).is_ok()) {
-            Ok(())
-        } else {
-            Err(SignatureError::Invalid)
+        match (&self.keys, signature.numbers.as_slice()) {
+            (Keys::AwsLc(keys), [number]) if number.len() == self.size => check(keys, message, number),
+            (Keys::AwsLc(keys), [r, s]) if r.len() <= self.size && s.len() <= self.size => {
+                check(keys, message, &ecdsa_der(r, s)?)
+            }
+            (Keys::Sm2(key), [r, s]) if r.len() <= self.size && s.len() <= self.size => key.verify(r, s, message),
+            (_, numbers) => Err(SignatureError::Number(numbers.iter().map(Vec::len).max().unwrap_or(0))),
         }
+    }
+
+    /// A signature as other programs write it: RSA's number, or the DER of an elliptic curve's two.
+    pub(crate) fn verify_plain(&self, signature: &[u8], message: &[u8]) -> Result<(), SignatureError> {
+        match &self.keys {
+            Keys::AwsLc(keys) => check(keys, message, signature),
+            Keys::Sm2(key) => {
+                let EcdsaSignature { r, s } =
+                    EcdsaSignature::from_der(signature).map_err(|_| SignatureError::Invalid)?;
+                key.verify(r.as_bytes(), s.as_bytes(), message)
+            }
+        }
+    }
+}
+
+fn check(keys: &[ParsedPublicKey], message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+    if keys.iter().any(|key| key.verify_sig(message, signature).is_ok()) {
+        Ok(())
+    } else {
+        Err(SignatureError::Invalid)
     }
 }
 
