@@ -10,6 +10,8 @@ use crate::failure::Failure;
 
 /// Evidence, logs.
 pub const LARGE: u64 = 64 * 1024 * 1024;
+/// Revocation lists of vendors.
+pub const LIST: u64 = 8 * 1024 * 1024;
 /// Configuration, certificates, keys, reference values.
 pub const SMALL: u64 = 1024 * 1024;
 
@@ -30,6 +32,21 @@ pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Failure
         Err(Failure::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
+}
+
+/// Reads the files of a directory, each of at most `limit` bytes, by name. What is no file is passed over.
+pub fn read_dir(dir: &Path, limit: u64) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let failed = |source| Failure::Read { path: dir.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        paths.push(entry.map_err(failed)?.path());
+    }
+    paths.sort();
+    paths
+        .into_iter()
+        .filter(|path| path.is_file())
+        .map(|path| Ok((path.display().to_string(), read(&path, limit)?)))
+        .collect()
 }
 
 /// Writes a file, in place of what may be there.

@@ -4,6 +4,7 @@
 
 mod anchor;
 mod connection;
+mod ek;
 mod eventlog;
 mod failure;
 mod files;
@@ -62,6 +63,9 @@ enum Command {
     /// Check single quotes, as `tpm2_quote` makes them
     #[command(subcommand)]
     Quote(quote::QuoteCommand),
+    /// Check certificates of endorsement keys
+    #[command(subcommand)]
+    Ek(ek::EkCommand),
     /// Read a firmware event log
     #[command(subcommand)]
     Eventlog(eventlog::EventLogCommand),
@@ -89,6 +93,7 @@ fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> R
         Command::Vm(command) => fleet::vm(command, &connection.connect()?, out),
         Command::Verify(arguments) => verify::verify(&arguments, out),
         Command::Quote(command) => quote::quote(command, out),
+        Command::Ek(command) => ek::ek(command, out),
         Command::Eventlog(command) => eventlog::run(command, out),
         Command::Ima(command) => ima::run(command, out),
     }

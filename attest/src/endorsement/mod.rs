@@ -29,7 +29,7 @@ pub use ek_certificate::EkCertificate;
 pub(crate) use ek_certificate::is_certificate_for;
 pub use enrolment::{ENROLMENT_SCHEMA, ENROLMENT_TYP, EnrolmentError, EnrolmentStatement};
 pub use revocation::{CrlError, Revocations, RevocationsError};
-pub use roots::{EkRoots, RootsError, RootsProblem};
+pub use roots::{EkRoots, RootsError, RootsProblem, pem_certificates};
 pub use verifier_keys::{JwsError, VerifierKeys};
 
 /// An endorsement key that was checked; made only by [`EndorsementKey::check`].

@@ -8,13 +8,19 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use const_oid::{AssociatedOid as _, ObjectIdentifier};
-use der::{Decode as _, Encode as _, Reader as _, SliceReader};
+use der::asn1::BitString;
+use der::{Decode as _, Encode as _, Reader as _, Sequence, SliceReader};
 use sha2::{Digest as _, Sha256};
+use spki::AlgorithmIdentifierOwned;
 use thiserror::Error;
-use x509_cert::crl::{CertificateList, RevokedCert};
+use x509_cert::certificate::Version;
+use x509_cert::crl::RevokedCert;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::crl::{CrlNumber, IssuingDistributionPoint};
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, KeyUsage, SubjectKeyIdentifier};
+
+use x509_cert::name::Name;
+use x509_cert::time::Time;
 
 use super::certificate::ParsedCertificate;
 use super::pem;
@@ -31,7 +37,7 @@ pub enum CrlError {
     /// Longer than any vendor's.
     #[error("{0} bytes are more than a revocation list has")]
     TooLong(usize),
-    /// Not DER of a CRL of version 2.
+    /// Not DER of a CRL.
     #[error("not a certificate revocation list in DER: {0}")]
     Der(String),
     /// It lists only a part of what its authority revoked, or what others revoked.
@@ -208,10 +214,36 @@ impl Scope {
     }
 }
 
+/// CertificateList (RFC 5280, 5.1). Not x509-cert's, which reads no lists of version 1; some authorities make no others.
+#[derive(Clone, Debug, Sequence)]
+struct CertificateList {
+    tbs: TbsCertList,
+    algorithm: AlgorithmIdentifierOwned,
+    signature: BitString,
+}
+
+/// TBSCertList (RFC 5280, 5.1).
+#[derive(Clone, Debug, Sequence)]
+struct TbsCertList {
+    #[asn1(optional = "true")]
+    version: Option<Version>,
+    signature: AlgorithmIdentifierOwned,
+    issuer: Name,
+    this_update: Time,
+    #[asn1(optional = "true")]
+    next_update: Option<Time>,
+    #[asn1(optional = "true")]
+    revoked: Option<Vec<RevokedCert>>,
+    #[asn1(context_specific = "0", tag_mode = "EXPLICIT", optional = "true")]
+    extensions: Option<Vec<Extension>>,
+}
+
 /// A certificate revocation list, with the bytes that its authority signed.
 #[derive(Clone, Debug)]
 pub(super) struct Crl {
-    list: CertificateList,
+    issuer: Name,
+    algorithm: ObjectIdentifier,
+    signature: Vec<u8>,
     signed: Vec<u8>,
     scope: Scope,
     authority_key: Option<Vec<u8>>,
@@ -226,25 +258,22 @@ impl Crl {
             return Err(CrlError::TooLong(der.len()));
         }
         let not_der = |error: der::Error| CrlError::Der(error.to_string());
-        let mut list = CertificateList::from_der(der).map_err(not_der)?;
+        let CertificateList { tbs, algorithm, signature } = CertificateList::from_der(der).map_err(not_der)?;
         let signed = first_element(der).map_err(not_der)?;
-        let tbs = &mut list.tbs_cert_list;
-        if tbs.signature != list.signature_algorithm {
-            return Err(CrlError::Der("its two signature algorithms differ".to_owned()));
+        let extensions = tbs.extensions.unwrap_or_default();
+        if tbs.signature != algorithm || !matches!(tbs.version, None | Some(Version::V2)) {
+            return Err(CrlError::Der("its two signature algorithms differ, or it has another version".to_owned()));
         }
-        let extensions = tbs.crl_extensions.as_deref().unwrap_or_default();
-        let scope = scope(extensions)?;
-        let authority_key = authority_key(extensions).map_err(not_der)?;
-        let serials =
-            tbs.revoked_certificates.take().unwrap_or_default().iter().map(serial).collect::<Result<_, _>>()?;
         Ok(Self {
+            issuer: tbs.issuer,
+            algorithm: algorithm.oid,
+            signature: signature.as_bytes().unwrap_or_default().to_vec(),
             signed,
-            scope,
-            authority_key,
+            scope: scope(&extensions)?,
+            authority_key: authority_key(&extensions).map_err(not_der)?,
             this_update: tbs.this_update.to_unix_duration(),
             next_update: tbs.next_update.as_ref().map(|time| time.to_unix_duration()),
-            serials,
-            list,
+            serials: tbs.revoked.unwrap_or_default().iter().map(serial).collect::<Result<_, _>>()?,
         })
     }
 
@@ -254,7 +283,7 @@ impl Crl {
         let key = tbs.get_extension::<SubjectKeyIdentifier>().ok().flatten();
         let other_key =
             matches!((&self.authority_key, key), (Some(ours), Some((_, theirs))) if ours != theirs.0.as_bytes());
-        self.list.tbs_cert_list.issuer == *tbs.subject() && !other_key
+        self.issuer == *tbs.subject() && !other_key
     }
 
     fn verify(&self, issuer: &ParsedCertificate) -> Result<(), String> {
@@ -262,10 +291,7 @@ impl Crl {
         if !matches!(usage, Ok(None)) && !matches!(usage, Ok(Some((_, usage))) if usage.crl_sign()) {
             return Err("its key may not sign revocation lists".to_owned());
         }
-        let signature = self.list.signature.as_bytes().ok_or("its signature is cut short")?;
-        issuer
-            .verify_signature(self.list.signature_algorithm.oid, &self.signed, signature)
-            .map_err(|error| error.to_string())
+        issuer.verify_signature(self.algorithm, &self.signed, &self.signature).map_err(|error| error.to_string())
     }
 }
 

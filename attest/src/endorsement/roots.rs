@@ -103,3 +103,9 @@ impl EkRoots {
         self.roots.len()
     }
 }
+
+/// The DER of every certificate in a file: PEM with one or more, or else the file itself. Not yet read as certificates.
+pub fn pem_certificates(content: &[u8]) -> Result<Vec<Vec<u8>>, RootsProblem> {
+    let blocks = pem::blocks(content, "CERTIFICATE").map_err(|_| RootsProblem::Pem)?;
+    Ok(if blocks.is_empty() { vec![content.to_vec()] } else { blocks })
+}

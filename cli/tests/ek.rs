@@ -1,0 +1,210 @@
+//! `portcullis ek check` with a vendor that OpenSSL plays, which shares no code with this project, and with the vendor of
+//! software TPMs.
+
+use std::path::Path;
+use std::process::Command;
+
+use portcullis_firmware_fixtures::tpm::{Swtpm, VendorCa};
+use serde_json::Value;
+
+/// What a vendor's authorities and endorsement keys have.
+const EXTENSIONS: &str = "\
+[root]
+basicConstraints=critical,CA:TRUE
+keyUsage=critical,keyCertSign,cRLSign
+subjectKeyIdentifier=hash
+[issuing]
+basicConstraints=critical,CA:TRUE,pathlen:0
+keyUsage=critical,keyCertSign,cRLSign
+subjectKeyIdentifier=hash
+authorityKeyIdentifier=keyid
+authorityInfoAccess=caIssuers;URI:http://tpm.example/root.crt
+[ek_rsa]
+basicConstraints=critical,CA:FALSE
+keyUsage=critical,keyEncipherment
+extendedKeyUsage=2.23.133.8.1
+authorityKeyIdentifier=keyid
+subjectAltName=critical,dirName:tpm
+[ek_ecc]
+basicConstraints=critical,CA:FALSE
+keyUsage=critical,keyAgreement
+extendedKeyUsage=2.23.133.8.1
+authorityKeyIdentifier=keyid
+subjectAltName=critical,dirName:tpm
+[tpm]
+0.2.23.133.2.1=id:4E544300
+0.2.23.133.2.2=NPCT75x
+0.2.23.133.2.3=id:00070002
+[ca]
+default_ca=lists
+[lists]
+database=index
+default_md=sha384
+default_crl_days=30
+";
+
+/// A vendor with its files in a directory: roots/, issuing.pem, ek-rsa.der, ek-ecc.der.
+struct Vendor(tempfile::TempDir);
+
+impl Vendor {
+    fn new() -> Self {
+        let vendor = Self(tempfile::tempdir().unwrap());
+        std::fs::write(vendor.path("ext"), EXTENSIONS).unwrap();
+        std::fs::create_dir(vendor.path("roots")).unwrap();
+        vendor.openssl("ecparam -name secp384r1 -genkey -noout -out root.key");
+        vendor.openssl("req -new -x509 -key root.key -sha384 -days 3650 -subj /O=Vendor/CN=Root -extensions root -config ext -out root.pem");
+        vendor.openssl("genrsa -out issuing.key 2048");
+        vendor.openssl("req -new -key issuing.key -subj /O=Vendor/CN=Issuing -out issuing.csr");
+        vendor.sign("issuing", "root", "issuing");
+        for (name, key) in [
+            ("ek-rsa", "genrsa -out ek-rsa.key 2048"),
+            ("ek-ecc", "ecparam -name secp384r1 -genkey -noout -out ek-ecc.key"),
+        ] {
+            vendor.openssl(key);
+            vendor.openssl(&format!("req -new -key {name}.key -subj / -out {name}.csr"));
+            vendor.sign(name, "issuing", &name.replace('-', "_"));
+            vendor.openssl(&format!("x509 -in {name}.pem -outform DER -out {name}.der"));
+        }
+        vendor.openssl("x509 -in root.pem -outform DER -out roots/root.cer");
+        vendor
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap();
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn sign(&self, name: &str, issuer: &str, extensions: &str) {
+        self.openssl(&format!(
+            "x509 -req -in {name}.csr -CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -sha256 -days 3650 -extfile ext \
+             -extensions {extensions} -out {name}.pem"
+        ));
+    }
+
+    /// A revocation list by the root of certificates with these serial numbers, into the directory `revocations`.
+    fn revoke(&self, serial: &str) {
+        let index = format!("R\t401231235959Z\t250101000000Z\t{serial}\tunknown\t/O=Vendor/CN=Issuing\n");
+        std::fs::write(self.path("index"), if serial.is_empty() { String::new() } else { index }).unwrap();
+        std::fs::create_dir_all(self.path("revocations")).unwrap();
+        self.openssl("ca -gencrl -config ext -keyfile root.key -cert root.pem -out revocations/root.crl.pem");
+    }
+
+    fn check(&self, arguments: &[&str], code: i32) -> Value {
+        check(self.0.path(), arguments, code)
+    }
+}
+
+fn check(dir: &Path, arguments: &[&str], code: i32) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["--json", "ek", "check"])
+        .args(arguments)
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
+}
+
+fn codes(value: &Value) -> Vec<&str> {
+    value["reasons"].as_array().unwrap().iter().map(|reason| reason["code"].as_str().unwrap()).collect()
+}
+
+const SENT: [&str; 4] = ["--roots", "roots", "--intermediates", "issuing.pem"];
+
+#[test]
+fn certificates_of_both_kinds_lead_to_their_root() {
+    let vendor = Vendor::new();
+    for name in ["ek-rsa.der", "ek-ecc.der", "ek-rsa.pem"] {
+        let value = vendor.check(&[&[name], &SENT[..]].concat(), 0);
+        assert_eq!((value["root"].as_str(), value["model"].as_str()), (Some("CN=Root,O=Vendor"), Some("NPCT75x")));
+        assert_eq!(value["manufacturer"], "id:4E544300");
+    }
+    // The padding of an NV index, and an intermediate that lies among the roots, in PEM beside the root's DER.
+    let mut padded = std::fs::read(vendor.path("ek-rsa.der")).unwrap();
+    padded.extend([0xFF; 700]);
+    std::fs::write(vendor.path("nv"), padded).unwrap();
+    std::fs::copy(vendor.path("issuing.pem"), vendor.path("roots/issuing.crt")).unwrap();
+    let value = vendor.check(&["nv", "--roots", "roots"], 0);
+    // The fingerprint is that of the key, however the certificate was written.
+    vendor.openssl("rsa -in ek-rsa.key -pubout -outform DER -out spki");
+    let spki = std::fs::read(vendor.path("spki")).unwrap();
+    assert_eq!(value["fingerprint"], hex::encode(portcullis_attest::key::Bank::Sha256.hash(&spki)));
+}
+
+#[test]
+fn a_missing_root_is_named() {
+    let vendor = Vendor::new();
+    let value = vendor.check(&["ek-rsa.der", "--roots", "roots"], 1);
+    assert_eq!(codes(&value), ["ek.root-unknown"]);
+    let expected = value["reasons"][0]["expected"].as_str().unwrap();
+    assert!(expected.contains("CN=Issuing,O=Vendor, key identifier "), "{expected}");
+    std::fs::remove_file(vendor.path("roots/root.cer")).unwrap();
+    let value = vendor.check(&[&["ek-ecc.der"], &SENT[..]].concat(), 1);
+    let expected = value["reasons"][0]["expected"].as_str().unwrap();
+    assert!(expected.contains("CN=Root,O=Vendor, key identifier "), "{expected}");
+    assert!(expected.ends_with("published at http://tpm.example/root.crt"), "{expected}");
+    // It is the key's own identifier, so that the root can be told from others of its name.
+    vendor.openssl("x509 -in root.pem -noout -ext subjectKeyIdentifier -out ski");
+    let identifier = std::fs::read_to_string(vendor.path("ski")).unwrap();
+    let identifier = identifier.lines().last().unwrap().trim().replace(':', "").to_lowercase();
+    assert!(expected.contains(&identifier), "{expected} {identifier}");
+}
+
+#[test]
+fn n31_revoked_by_the_vendor_or_the_operator() {
+    let vendor = Vendor::new();
+    let arguments = [&["ek-rsa.der"], &SENT[..], &["--revocations", "revocations"]].concat();
+    vendor.revoke("");
+    vendor.check(&arguments, 0);
+    vendor.openssl("x509 -in issuing.pem -noout -serial -out serial");
+    let serial = std::fs::read_to_string(vendor.path("serial")).unwrap();
+    vendor.revoke(serial.trim().strip_prefix("serial=").unwrap());
+    assert_eq!(codes(&vendor.check(&arguments, 1)), ["ek.revoked"]);
+    std::fs::remove_file(vendor.path("revocations/root.crl.pem")).unwrap();
+    vendor.openssl("x509 -in issuing.pem -noout -fingerprint -sha256 -out fingerprint");
+    let line = std::fs::read_to_string(vendor.path("fingerprint")).unwrap();
+    std::fs::write(vendor.path("revocations/ours"), line.split('=').next_back().unwrap()).unwrap();
+    assert_eq!(codes(&vendor.check(&arguments, 1)), ["ek.revoked"]);
+}
+
+#[test]
+fn software_tpms_have_certificates_like_any_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::new().unwrap();
+    std::fs::write(dir.path().join("own"), swtpm.ek_certificate_der().unwrap()).unwrap();
+    for (name, vendor) in [("roots", swtpm.vendor()), ("others", &VendorCa::new().unwrap())] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        std::fs::write(dir.path().join(name).join("vendor.pem"), vendor.chain_pem().unwrap()).unwrap();
+    }
+    let value = check(dir.path(), &["own", "--roots", "roots"], 0);
+    assert!(value["root"].as_str().unwrap().contains("swtpm-localca-rootca"), "{value}");
+    // Another vendor with the same names.
+    let value = check(dir.path(), &["own", "--roots", "others"], 1);
+    assert!(codes(&value).contains(&"ek.chain-invalid"), "{value}");
+}
+
+#[test]
+fn files_that_are_none_of_theirs() {
+    let vendor = Vendor::new();
+    for arguments in [
+        &["missing", "--roots", "roots"][..],
+        &["ek-rsa.der", "--roots", "missing"],
+        &["ek-rsa.der", "--roots", "roots", "--intermediates", "missing"],
+        &["ek-rsa.der", "--roots", "."],
+        &["both", "--roots", "roots"],
+    ] {
+        let both =
+            [std::fs::read(vendor.path("ek-rsa.pem")).unwrap(), std::fs::read(vendor.path("ek-ecc.pem")).unwrap()];
+        std::fs::write(vendor.path("both"), both.concat()).unwrap();
+        vendor.check(arguments, 2);
+    }
+    // What should be the certificate and is none is refused for what it is.
+    std::fs::write(vendor.path("junk"), b"junk").unwrap();
+    assert_eq!(codes(&vendor.check(&["junk", "--roots", "roots"], 1)), ["ek.certificate-malformed"]);
+    assert!(codes(&vendor.check(&["root.pem", "--roots", "roots"], 1)).contains(&"ek.certificate-ca"));
+}
