@@ -49,7 +49,7 @@ fn from_enrolment_to_the_last_receipt() {
     assert_eq!(claims["submods"]["h1"]["ear.status"], "affirming", "{claims}");
     let view = operator.host("h1").unwrap();
     assert_eq!(view.trust, Trust::Trusted, "{view:?}");
-    assert_eq!(view.boot.as_ref().unwrap().ek, enrolled.ek_fingerprint);
+    assert_eq!(view.boot.as_ref().unwrap().ek.as_ref(), Some(&enrolled.ek_fingerprint));
 
     // A tenant's volume is placed there, and only the order's own host sees the order.
     tenant.put_volume("disk", KEY).unwrap();

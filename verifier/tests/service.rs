@@ -170,7 +170,7 @@ fn it_stops_cleanly_and_gives_its_port_and_state_back() {
 fn a_log_that_cannot_be_written_ends_nothing_and_changes_no_exit_code() {
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     let setup = Setup::new(&[]);
-    let service = setup.serve_logging_to(full());
+    let service = setup.serve_logging_to(&setup.serve_args("127.0.0.1:0"), full());
     let mut host = Host::new("h1");
     assert!(host.join(&service).trusted);
     assert!(service.terminate().success());

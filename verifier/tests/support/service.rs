@@ -87,13 +87,18 @@ impl Setup {
 
     /// Starts the service on a free port and waits until it is ready.
     pub fn serve(&self) -> Running {
-        self.serve_logging_to(std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap())
+        self.serve_with(&self.serve_args("127.0.0.1:0"))
+    }
+
+    /// The same with arguments of the caller's.
+    pub fn serve_with(&self, args: &[String]) -> Running {
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        self.serve_logging_to(args, log)
     }
 
     /// The same with its log in a file of the caller's.
-    pub fn serve_logging_to(&self, log: std::fs::File) -> Running {
-        let args = self.serve_args("127.0.0.1:0");
-        let mut child = Command::new(PROGRAM).args(&args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+    pub fn serve_logging_to(&self, args: &[String], log: std::fs::File) -> Running {
+        let mut child = Command::new(PROGRAM).args(args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: serde_json::Value = serde_json::from_str(&line)

@@ -1,0 +1,91 @@
+//! By what the service judges: who signed the reference values, and which policy is for which host.
+
+mod support;
+
+use portcullis_attest::reference::signature::ReferenceSigner;
+use portcullis_verifier::service::authority;
+use support::boot::{POLICY, references};
+use support::host::{Host, codes};
+use support::service::{Setup, refused};
+
+fn signer() -> ReferenceSigner {
+    ReferenceSigner::from_pem(&authority::make_key().unwrap()).unwrap()
+}
+
+/// The tests' policy, which believes these signers only.
+fn policy(signers: &[&ReferenceSigner]) -> String {
+    let keys: Vec<String> =
+        signers.iter().map(|signer| format!("\"\"\"{}\"\"\"", signer.public_pem().unwrap())).collect();
+    POLICY.replace("unsigned_references = true", &format!("reference_signers = [{}]", keys.join(", ")))
+}
+
+#[test]
+fn reference_values_count_with_the_signature_of_whom_the_policy_names() {
+    let setup = Setup::new(&[]);
+    let (good, other) = (signer(), signer());
+    setup.write("policy.toml", &policy(&[&other, &good]));
+    setup.write("reference.toml.sig", &good.sign(references().as_bytes()).unwrap());
+    let service = setup.serve();
+    let mut host = Host::new("h1");
+    assert!(host.join(&service).trusted);
+    assert!(service.terminate().success());
+    assert!(!setup.log().contains("count under no policy"), "{}", setup.log());
+
+    // Without its signature the same file is anybody's.
+    std::fs::remove_file(setup.path("reference.toml.sig")).unwrap();
+    let service = setup.serve();
+    assert_eq!(codes(host.attest(&service)), ["reference.unsigned"]);
+    assert!(service.terminate().success());
+    assert!(setup.log().contains("signed by nobody, count under no policy"), "{}", setup.log());
+
+    // A signature that does not hold is no mere absence: the service does not start.
+    for (jws, expected) in [
+        (signer().sign(references().as_bytes()).unwrap(), "none of those that may sign"),
+        (good.sign(b"something else").unwrap(), "not of this content"),
+        ("no signature".to_owned(), "not a detached signature"),
+    ] {
+        setup.write("reference.toml.sig", &jws);
+        let (code, said) = refused(&setup.serve_args("127.0.0.1:0"));
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains("reference.toml.sig") && said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn a_signer_that_the_policy_names_no_more_vouches_for_nothing() {
+    let setup = Setup::new(&[]);
+    let (before, now) = (signer(), signer());
+    // Two policies: the file is read with the keys of both, and counts under the one that names its signer.
+    setup.write("policy.toml", &policy(&[&now]).replace("hosts = [\"*\"]", "hosts = [\"new-*\"]"));
+    setup.write("second.toml", &policy(&[&before]).replace("hosts = [\"*\"]", "hosts = [\"old-*\"]"));
+    setup.write("reference.toml.sig", &before.sign(references().as_bytes()).unwrap());
+    let mut args = setup.serve_args("127.0.0.1:0");
+    args.extend(["--policy".to_owned(), setup.path("second.toml")]);
+    let service = setup.serve_with(&args);
+    assert!(Host::new("old-1").join(&service).trusted);
+    let mut new = Host::new("new-1");
+    let enrolled = new.enrol(&service).unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
+    assert_eq!(codes(new.attest(&service)), ["reference.signer-unknown"]);
+    // A host that no policy is for gets nothing.
+    let mut stray = Host::new("stray");
+    let enrolled = stray.enrol(&service).unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
+    assert!(codes(stray.attest(&service)).contains(&"policy.host".to_owned()));
+}
+
+#[test]
+fn the_first_policy_for_a_host_counts() {
+    let setup = Setup::new(&[]);
+    // For h1 stricter than for the rest: it may not run what the others may.
+    setup.write("policy.toml", &POLICY.replace("hosts = [\"*\"]", "hosts = [\"h1\"]").replace("\"good\"", "\"other\""));
+    setup.write("second.toml", POLICY);
+    let mut args = setup.serve_args("127.0.0.1:0");
+    args.extend(["--policy".to_owned(), setup.path("second.toml")]);
+    let service = setup.serve_with(&args);
+    assert!(Host::new("h2").join(&service).trusted);
+    let mut first = Host::new("h1");
+    let enrolled = first.enrol(&service).unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
+    assert_eq!(codes(first.attest(&service)), ["reference.missing"]);
+}
