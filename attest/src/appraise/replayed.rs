@@ -157,7 +157,7 @@ fn check_bank(quote: &VerifiedQuote, log: &EventLog<'_>, bank: Bank) -> Vec<Reas
     for (&pcr, quoted) in quote.pcrs(bank).into_iter().flatten() {
         let initial = initial_value(bank, pcr, log.startup_locality().unwrap_or(0));
         let value = replayed.get(&pcr);
-        let extended = log.events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr));
+        let extended = log.extends_pcr(pcr);
         if ALWAYS_EXTENDED.contains(&pcr) && !extended && *quoted == initial {
             let reason = Reason::new(ReasonCode::EventlogBankUnextended).pcr(pcr.into());
             reasons.push(reason.found(format!("{bank} {}", hex::encode(quoted))));
@@ -193,10 +193,7 @@ fn mismatch(log: &EventLog<'_>, bank: Bank, pcr: u8, quoted: &[u8], replayed: &[
 
 /// Events of PCRs that were not quoted are only what the host says. None are expected, so none are overlooked.
 fn not_quoted(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
-    let quoted = |pcr: u32| u8::try_from(pcr).is_ok_and(|pcr| quote.banks().any(|bank| quote.pcr(bank, pcr).is_some()));
-    let mut pcrs: Vec<u32> =
-        log.events().iter().filter(|event| event.extends() && !quoted(event.pcr)).map(|event| event.pcr).collect();
-    pcrs.sort_unstable();
-    pcrs.dedup();
-    pcrs.into_iter().map(|pcr| Reason::new(ReasonCode::EventlogPcrNotQuoted).pcr(pcr)).collect()
+    let quoted = |pcr: u8| quote.banks().any(|bank| quote.pcr(bank, pcr).is_some());
+    let pcrs = log.extended_pcrs().filter(|pcr| !quoted(*pcr));
+    pcrs.map(|pcr| Reason::new(ReasonCode::EventlogPcrNotQuoted).pcr(pcr.into())).collect()
 }

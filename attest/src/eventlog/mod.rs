@@ -47,6 +47,8 @@ pub struct EventLog<'a> {
     events: Vec<Event<'a>>,
     trailing: &'a [u8],
     startup_locality: Option<u8>,
+    /// One bit for each PCR that an event extends.
+    extended: u32,
 }
 
 /// In which of the two forms a log is written.
@@ -138,6 +140,16 @@ impl<'a> EventLog<'a> {
     /// The locality that started the TPM, where the log says so: 0, 3 or 4. PCR 0 starts from it.
     pub const fn startup_locality(&self) -> Option<u8> {
         self.startup_locality
+    }
+
+    /// The PCRs that at least one event extends.
+    pub fn extended_pcrs(&self) -> impl Iterator<Item = u8> {
+        (0..=u8::MAX).filter(|pcr| self.extends_pcr(*pcr))
+    }
+
+    /// Whether at least one event extends this PCR.
+    pub fn extends_pcr(&self, pcr: u8) -> bool {
+        self.extended.checked_shr(pcr.into()).is_some_and(|from_it| from_it & 1 == 1)
     }
 
     /// The banks for which every event has a digest.

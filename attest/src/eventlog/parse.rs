@@ -11,6 +11,9 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Most events that a log may have. Real ones have some hundreds.
 pub const MAX_EVENTS: usize = 65_536;
 
+/// Bytes that an event takes in many real logs; only for how much room to make beforehand.
+const LIKELY_EVENT_SIZE: usize = 256;
+
 /// Most algorithms that a header may declare: a TPM has no more banks than `HASH_COUNT` of its specification.
 const MAX_ALGORITHMS: u32 = 16;
 
@@ -93,8 +96,8 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
     }
     let mut cursor = Cursor::new(bytes);
     let format = header(&mut cursor)?;
-    let mut log = EventLog { format, events: Vec::new(), trailing: &[], startup_locality: None };
-    let mut pcr0_extended = false;
+    let events = Vec::with_capacity(bytes.len().div_ceil(LIKELY_EVENT_SIZE).min(MAX_EVENTS));
+    let mut log = EventLog { format, events, trailing: &[], startup_locality: None, extended: 0 };
     let padding = padding_start(bytes);
     while !cursor.is_empty() {
         if cursor.offset() >= padding || is_no_event(cursor.rest(), &log.format) {
@@ -107,9 +110,9 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
         }
         let event = event(&mut cursor, number, &log.format)?;
         if event.event_type == EventType::NO_ACTION {
-            no_action(&event, &mut log, pcr0_extended)?;
-        } else if event.pcr == 0 {
-            pcr0_extended = true;
+            no_action(&event, &mut log)?;
+        } else {
+            log.extended |= 1_u32.checked_shl(event.pcr).unwrap_or(0);
         }
         log.events.push(event);
     }
@@ -230,7 +233,7 @@ fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Res
 }
 
 /// What an event that extends nothing may still change: the value from which PCR 0 starts.
-fn no_action(event: &Event<'_>, log: &mut EventLog<'_>, pcr0_extended: bool) -> Result<(), EventLogError> {
+fn no_action(event: &Event<'_>, log: &mut EventLog<'_>) -> Result<(), EventLogError> {
     if event.data.starts_with(SPEC_ID) {
         return Err(EventLogError::SpecId(format!("appears again as event {}", event.number)));
     }
@@ -251,7 +254,7 @@ fn no_action(event: &Event<'_>, log: &mut EventLog<'_>, pcr0_extended: bool) -> 
     if log.startup_locality.is_some() {
         return wrong("appears more than once");
     }
-    if pcr0_extended {
+    if log.extends_pcr(0) {
         return wrong("comes after PCR 0 was extended");
     }
     log.startup_locality = Some(*locality);

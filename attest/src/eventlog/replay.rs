@@ -2,26 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use super::{Event, EventLog};
+use super::{Event, EventLog, PCR_COUNT};
 use crate::key::Bank;
 
 impl EventLog<'_> {
     /// The value of every PCR that the log extends (and of PCR 0 where the log tells from which locality it starts),
     /// for one bank. Empty if the log has no digests of that bank.
     pub fn replay(&self, bank: Bank) -> BTreeMap<u8, Vec<u8>> {
-        let mut pcrs = BTreeMap::new();
         if !self.banks().contains(&bank) {
-            return pcrs;
+            return BTreeMap::new();
         }
+        let mut values: [Option<Vec<u8>>; PCR_COUNT as usize] = Default::default();
         if self.startup_locality.is_some() {
-            pcrs.insert(0, self.start(bank, 0));
+            values[0] = Some(self.start(bank, 0));
         }
         for event in &self.events {
             let Some((pcr, digest)) = extended_by(event, bank) else { continue };
-            let value = pcrs.entry(pcr).or_insert_with(|| self.start(bank, pcr));
-            bank.extend_in_place(value, digest);
+            let Some(value) = values.get_mut(usize::from(pcr)) else { continue };
+            bank.extend_in_place(value.get_or_insert_with(|| self.start(bank, pcr)), digest);
         }
-        pcrs
+        (0..).zip(values).filter_map(|(pcr, value)| Some((pcr, value?))).collect()
     }
 
     /// The value from which a PCR starts in the boot that the log tells of.
