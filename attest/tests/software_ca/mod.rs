@@ -124,20 +124,22 @@ impl Certificate {
 
     /// The certificate with one more extension, given as it is to be written.
     pub fn signed_with_extra(&self, issuer: &Authority, extra: &[u8]) -> Vec<u8> {
-        let algorithm = seq(&[&oid(self.algorithm)]);
+        issuer.sign_tbs(&self.tbs(extra), self.algorithm)
+    }
+
+    /// The TBSCertificate, with one more extension.
+    pub fn tbs(&self, extra: &[u8]) -> Vec<u8> {
         let extensions: Vec<u8> = self.extensions.iter().flat_map(Extension::der).chain(extra.to_vec()).collect();
-        let tbs = seq(&[
+        seq(&[
             &tlv(0xA0, &[&tlv(0x02, &[&[self.version]])]),
             &tlv(0x02, &[&[0x11]]),
-            &algorithm,
+            &seq(&[&oid(self.algorithm)]),
             &self.issuer,
             &seq(&[&tlv(0x17, &[self.not_before.as_bytes()]), &tlv(0x17, &[self.not_after.as_bytes()])]),
             &self.subject,
             &self.key,
             &tlv(0xA3, &[&seq(&[&extensions])]),
-        ]);
-        let signature = issuer.secret.sign(&SystemRandom::new(), &tbs).unwrap();
-        seq(&[&tbs, &algorithm, &tlv(0x03, &[&[0], signature.as_ref()])])
+        ])
     }
 }
 
@@ -150,7 +152,11 @@ pub struct Authority {
 impl Authority {
     /// An authority called `subject`, whose certificate says that `issuer` signed it.
     pub fn new(subject: &str, issuer: &str) -> Self {
-        let secret = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        Self::with_key(subject, issuer, EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap())
+    }
+
+    /// The same with a key of the caller's.
+    pub fn with_key(subject: &str, issuer: &str, secret: EcdsaKeyPair) -> Self {
         let algorithm = seq(&[&oid("1.2.840.10045.2.1"), &oid("1.2.840.10045.3.1.7")]);
         let key = seq(&[&algorithm, &tlv(0x03, &[&[0], secret.public_key().as_ref()])]);
         let certificate = Certificate {
@@ -164,6 +170,12 @@ impl Authority {
             extensions: vec![authority(None), key_usage(KEY_CERT_SIGN)],
         };
         Self { certificate, secret }
+    }
+
+    /// A certificate of these bytes, whatever they say.
+    pub fn sign_tbs(&self, tbs: &[u8], algorithm: &str) -> Vec<u8> {
+        let signature = self.secret.sign(&SystemRandom::new(), tbs).unwrap();
+        seq(&[tbs, &seq(&[&oid(algorithm)]), &tlv(0x03, &[&[0], signature.as_ref()])])
     }
 
     pub fn self_signed(&self) -> Vec<u8> {

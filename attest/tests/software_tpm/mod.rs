@@ -2,6 +2,7 @@
 //! valid all the same.
 #![allow(dead_code, reason = "every test file uses some of it")]
 
+use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{
@@ -131,6 +132,13 @@ fn modulus(key: &RsaKeyPair) -> Vec<u8> {
     modulus.strip_prefix(&[0]).unwrap_or(modulus).to_vec()
 }
 
+/// A P-256 key that is the same in every run: its secret is this number in every byte.
+pub fn fixed_p256(number: u8, algorithm: &'static EcdsaSigningAlgorithm) -> EcdsaKeyPair {
+    let secret = [number; 32];
+    let public = PrivateKey::from_private_key(&ECDH_P256, &secret).unwrap().compute_public_key().unwrap();
+    EcdsaKeyPair::from_private_key_and_public_key(algorithm, &secret, public.as_ref()).unwrap()
+}
+
 enum Secret {
     Ecdsa(EcdsaKeyPair),
     Rsa(RsaKeyPair, &'static RsaSignatureEncoding),
@@ -149,8 +157,18 @@ impl SoftTpm {
         Self::ecdsa(P256, Bank::Sha256, &aws::ECDSA_P256_SHA256_FIXED_SIGNING)
     }
 
+    /// The same TPM in every run, so that stored bytes keep their meaning.
+    pub fn fixed() -> Self {
+        let mut tpm = Self::of_key(P256, Bank::Sha256, fixed_p256(1, &aws::ECDSA_P256_SHA256_FIXED_SIGNING));
+        tpm.ek.unique = vec![vec![0xA5; 256]];
+        tpm
+    }
+
     pub fn ecdsa(curve: u16, hash: Bank, algorithm: &'static EcdsaSigningAlgorithm) -> Self {
-        let key = EcdsaKeyPair::generate(algorithm).unwrap();
+        Self::of_key(curve, hash, EcdsaKeyPair::generate(algorithm).unwrap())
+    }
+
+    fn of_key(curve: u16, hash: Bank, key: EcdsaKeyPair) -> Self {
         let point = &key.public_key().as_ref()[1..];
         let (x, y) = point.split_at(point.len() / 2);
         let ak = Public {
