@@ -4,7 +4,7 @@
 //! put any there.
 
 use const_oid::ObjectIdentifier;
-use const_oid::db::rfc5911::{ID_MESSAGE_DIGEST, ID_SIGNED_DATA};
+use const_oid::db::rfc5911::{ID_DATA, ID_MESSAGE_DIGEST, ID_SIGNED_DATA};
 use const_oid::db::rfc5912::{ID_SHA_256, ID_SHA_384, ID_SHA_512};
 use der::asn1::AnyRef;
 use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
@@ -109,8 +109,10 @@ fn read(cms: &[u8]) -> Option<Vec<Signer<'_>>> {
     // Version, the hashes that are used, and the content: the kernel's is not there.
     expect(&mut reader, Tag::Integer)?;
     expect(&mut reader, Tag::Set)?;
-    let content = expect(&mut reader, Tag::Sequence)?;
-    let [_] = parts(content.value())?;
+    let [content] = parts(expect(&mut reader, Tag::Sequence)?.value())?;
+    if oid(content)? != ID_DATA {
+        return None;
+    }
     let mut last = any(&mut reader)?;
     for revocations_or_certificates in [0, 1] {
         if last.tag() == context(revocations_or_certificates) {

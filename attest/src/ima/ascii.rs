@@ -52,13 +52,12 @@ fn push_data(out: &mut Vec<u8>, template: &Template<'_>, text: &[u8]) -> Result<
     for _ in before {
         values.push(columns.next().ok_or(FEW)?);
     }
-    let mut from_end = columns.next().ok_or(FEW)?.rsplitn(after.len().saturating_add(1), |byte| *byte == b' ');
-    let mut last = Vec::with_capacity(after.len());
-    for _ in after {
-        last.push(from_end.next().ok_or(FEW)?);
-    }
-    values.push(from_end.next().ok_or(FEW)?);
-    values.extend(last.into_iter().rev());
+    let rest = columns.next().ok_or(FEW)?;
+    let mut rest: Vec<_> = rest.rsplitn(after.len().saturating_add(1), |byte| *byte == b' ').collect();
+    rest.reverse();
+    values.extend(rest);
+    // What strips spaces from the ends of lines takes empty fields with it.
+    values.resize(fields.len(), b"");
 
     let mut data = Vec::new();
     for (field, value) in fields.iter().zip(values) {

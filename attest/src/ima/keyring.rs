@@ -7,8 +7,9 @@ use aws_lc_rs::digest::Digest;
 use aws_lc_rs::signature::{self as aws, ParsedPublicKey, VerificationAlgorithm};
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5912::{ID_EC_PUBLIC_KEY, RSA_ENCRYPTION, SECP_256_R_1, SECP_384_R_1, SECP_521_R_1};
+use der::asn1::UintRef;
 use der::pem::PemLabel as _;
-use der::{Decode as _, Document, Encode as _};
+use der::{Decode as _, Document, Encode as _, Sequence};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spki::SubjectPublicKeyInfoRef;
 use thiserror::Error;
@@ -146,12 +147,15 @@ impl Key {
         let spki = SubjectPublicKeyInfoRef::from_der(der).map_err(|error| wrong(error.to_string()))?;
         let curve = spki.algorithm.parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
         let algorithms = algorithms(spki.algorithm.oid, curve).ok_or_else(|| wrong("its kind is not known".into()))?;
+        let bits = spki.subject_public_key.raw_bytes();
+        if spki.algorithm.oid == RSA_ENCRYPTION && !is_strong_rsa(bits) {
+            return Err(wrong("it is an RSA key of another size, or with an exponent that is no exponent".into()));
+        }
         let mut checks = Vec::new();
         for (bank, algorithm) in algorithms {
             let key = ParsedPublicKey::new(algorithm, der).map_err(|error| wrong(error.to_string()))?;
             checks.push((bank, Arc::new(key)));
         }
-        let bits = spki.subject_public_key.raw_bytes();
         let ids = Bank::Sha1.hash(bits).last_chunk().copied().into_iter().collect();
         let fingerprint = Bank::Sha256.hash(der);
         Ok(Self { pem: String::new(), fingerprint, ids, subject_key_id: None, issuer_and_serial: None, checks })
@@ -163,6 +167,23 @@ impl Key {
         let digest = bank.aws_lc().and_then(|algorithm| Digest::import_less_safe(digest, algorithm).ok());
         check.zip(digest).is_some_and(|((_, key), digest)| key.verify_digest_sig(&digest, signature).is_ok())
     }
+}
+
+/// RSAPublicKey (RFC 8017, A.1.1).
+#[derive(Sequence)]
+struct RsaPublicKey<'a> {
+    modulus: UintRef<'a>,
+    exponent: UintRef<'a>,
+}
+
+/// The library refuses others only when they check a signature: an operator should hear of it before.
+fn is_strong_rsa(key: &[u8]) -> bool {
+    RsaPublicKey::from_der(key).is_ok_and(|key| {
+        let (modulus, exponent) = (key.modulus.as_bytes(), key.exponent.as_bytes());
+        let leading = modulus.first().map_or(0, |first| first.leading_zeros() as usize);
+        let bits = modulus.len().saturating_mul(8).saturating_sub(leading);
+        (2048..=8192).contains(&bits) && exponent != [1] && exponent.last().is_some_and(|last| last & 1 == 1)
+    })
 }
 
 type Check = (Bank, &'static dyn VerificationAlgorithm);

@@ -56,12 +56,7 @@ fn both_forms_of_one_list_say_the_same() {
             "ima-ng" => String::new(),
             "ima-sig" => " ".to_owned(),
             "ima-buf" => format!(" {}", hex::encode(b"root=/dev/vda")),
-            _ => format!(
-                " {} sha256:{} {}",
-                hex::encode(b"\x03sig"),
-                hex::encode([b'x'; 32]),
-                hex::encode(b"pkcs7")
-            ),
+            _ => format!(" {} sha256:{} {}", hex::encode(b"\x03sig"), hex::encode([b'x'; 32]), hex::encode(b"pkcs7")),
         };
         lines.push(format!(
             "{} {} {} {}:{} {}{more}\n",
