@@ -1,7 +1,5 @@
 //! The line in each PCR between what the firmware measured and what came after it.
 
-use std::collections::BTreeMap;
-
 use crate::eventlog::{Event, EventType};
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
@@ -49,22 +47,24 @@ impl Separators {
 }
 
 /// Exactly one in each PCR of the firmware, under its own name, and none that reports an error.
-pub(super) fn check(events: &[Event<'_>], bank: Bank) -> Vec<Reason> {
+pub(super) fn check(events: &[Event<'_>], separators: &Separators) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
-    let separators = Separators::new(bank);
+    let mut seen = [0_u32; 8];
     for event in events.iter().filter(|event| PCRS.contains(&event.pcr)) {
         let about = |code| Reason::new(code).pcr(event.pcr).event("separator").found(format!("event {}", event.number));
         match separators.state(event) {
             Some(state) => {
-                let count = seen.entry(event.pcr).or_default();
-                *count = count.saturating_add(1);
+                let mut repeated = false;
+                if let Some(count) = usize::try_from(event.pcr).ok().and_then(|pcr| seen.get_mut(pcr)) {
+                    *count = count.saturating_add(1);
+                    repeated = *count == 2;
+                }
                 if event.event_type != EventType::SEPARATOR {
                     reasons.push(about(ReasonCode::EventlogSeparatorRepeated).text(format!(
                         "Event {} has a separator's digest, but says it is {}.",
                         event.number, event.event_type
                     )));
-                } else if *count == 2 {
+                } else if repeated {
                     reasons.push(about(ReasonCode::EventlogSeparatorRepeated));
                 }
                 if state == State::Error {
@@ -76,7 +76,7 @@ pub(super) fn check(events: &[Event<'_>], bank: Bank) -> Vec<Reason> {
             None => {}
         }
     }
-    for pcr in PCRS.filter(|pcr| !seen.contains_key(pcr)) {
+    for (pcr, _) in PCRS.zip(seen).filter(|(_, count)| *count == 0) {
         reasons.push(Reason::new(ReasonCode::EventlogSeparatorMissing).pcr(pcr).event("separator"));
     }
     reasons

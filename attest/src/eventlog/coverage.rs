@@ -42,16 +42,17 @@ impl<'a> Event<'a> {
                 Some((_, text)) if bank.hash_parts(&[text, b"\0"]) == digest => Coverage::Text,
                 Some(_) => is_all(),
                 None if is(self.data) => Coverage::Data,
-                // systemd-boot's UTF-16 text.
+                // systemd-boot's texts are UTF-16; what others log here are names of files.
                 None => match self.data {
-                    [front @ .., 0] if is(front) => Coverage::Beginning(front.len()),
-                    [front @ .., 0, 0] if is(front) => Coverage::Beginning(front.len()),
-                    // It hashes the terminator of two bytes, and logs one of them.
-                    [front @ .., 0] if bank.hash_parts(&[front, &[0, 0]]) == digest => Coverage::Beginning(front.len()),
+                    [_, 0, ..] => self.coverage_of_utf16(bank, digest),
                     _ => Coverage::Nothing,
                 },
             },
-            EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2 => {
+            EventType::EFI_VARIABLE_BOOT => match Variable::parse_prefix(self.data) {
+                Ok((variable, _)) if is(variable.data) => Coverage::Value,
+                _ => is_all(),
+            },
+            EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_BOOT2 => {
                 match Variable::parse_prefix(self.data) {
                     _ if is(self.data) => Coverage::Data,
                     Ok((variable, _)) if is(variable.data) => Coverage::Value,
@@ -68,6 +69,17 @@ impl<'a> Event<'a> {
             | EventType::EFI_BOOT_SERVICES_DRIVER
             | EventType::EFI_RUNTIME_SERVICES_DRIVER => Coverage::Nothing,
             _ => is_all(),
+        }
+    }
+
+    /// Text that systemd-boot logs with a byte more or less of its terminator than it measures.
+    fn coverage_of_utf16(&self, bank: Bank, digest: &[u8]) -> Coverage {
+        let is = |data: &[u8]| bank.is_digest_of(data, digest);
+        match self.data {
+            [front @ .., 0] if is(front) => Coverage::Beginning(front.len()),
+            [front @ .., 0, 0] if is(front) => Coverage::Beginning(front.len()),
+            [front @ .., 0] if bank.hash_parts(&[front, &[0, 0]]) == digest => Coverage::Beginning(front.len()),
+            _ => Coverage::Nothing,
         }
     }
 

@@ -140,6 +140,23 @@ impl<'a> Event<'a> {
         image_path(self.data)
     }
 
+    /// The version that an event of type `EV_S_CRTM_VERSION` tells.
+    pub(crate) fn version(&self) -> Option<String> {
+        version(self.data)
+    }
+
+    /// What the firmware calls a part of itself.
+    pub(crate) fn firmware_label(&self) -> Option<String> {
+        match self.event_type {
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB => None,
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB2 => blob2_name(self.data),
+            EventType::S_CRTM_CONTENTS | EventType::POST_CODE | EventType::POST_CODE2 => {
+                ascii(self.data).or_else(|| blob2_name(self.data))
+            }
+            _ => text_of(self.data),
+        }
+    }
+
     /// What a tagged event names, and its text.
     pub(crate) fn tagged(&self) -> Option<(EventKind, Option<String>)> {
         let tagged = || tagged::meaning(self.pcr, self.data);
@@ -157,10 +174,11 @@ impl<'a> Event<'a> {
             },
             EventType::S_CRTM_VERSION => (K::FirmwareVersion, "firmware version", version(self.data)),
             EventType::S_CRTM_CONTENTS | EventType::POST_CODE | EventType::POST_CODE2 => {
-                (K::FirmwareCode, "firmware code", ascii(self.data).or_else(|| blob2_name(self.data)))
+                (K::FirmwareCode, "firmware code", self.firmware_label())
             }
-            EventType::EFI_PLATFORM_FIRMWARE_BLOB => (K::FirmwareCode, "firmware volume", None),
-            EventType::EFI_PLATFORM_FIRMWARE_BLOB2 => (K::FirmwareCode, "firmware volume", blob2_name(self.data)),
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB | EventType::EFI_PLATFORM_FIRMWARE_BLOB2 => {
+                (K::FirmwareCode, "firmware volume", self.firmware_label())
+            }
             EventType::EFI_HCRTM_EVENT => {
                 (K::FirmwareCode, "hardware root of trust for measurement", text_of(self.data))
             }
@@ -286,7 +304,7 @@ fn version(data: &[u8]) -> Option<String> {
 }
 
 /// GRUB logs a file's name only; what it is can be guessed from that, for words.
-fn file_words(path: &str) -> &'static str {
+pub(crate) fn file_words(path: &str) -> &'static str {
     let name = path.rsplit('/').next().unwrap_or(path);
     if name.starts_with("vmlinuz") || name.starts_with("bzImage") || name.starts_with("linux") {
         "kernel file"

@@ -18,6 +18,7 @@ mod parse;
 mod replay;
 mod signature_database;
 mod signature_list;
+mod subject;
 mod tagged;
 mod variable;
 
@@ -25,7 +26,7 @@ pub use certificate_cache::CertificateCache;
 pub(crate) use certificate_cache::Form;
 pub use coverage::Coverage;
 pub(crate) use cursor::{Cursor, Short};
-pub(crate) use describe::text_of;
+pub(crate) use describe::{file_words, text_of};
 pub use describe::{Description, EventKind};
 pub use event_type::EventType;
 pub(crate) use parse::NO_PCR;

@@ -2,15 +2,10 @@
 
 use core::fmt;
 
-use der::Decode as _;
-use x509_cert::Certificate;
-
 use super::signature_list::{OWNER_SIZE, signature_lists};
+use super::subject;
 use super::{Guid, Signature, SignatureListError, SignatureType};
 use crate::key::Bank;
-
-/// Longest subject that is kept, in characters.
-const MAX_SUBJECT: usize = 256;
 
 /// The entries of PK, KEK, db or dbx, or the one entry by which an image was verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,16 +100,8 @@ impl SignatureDatabase {
 impl SignerCertificate {
     fn new(der: &[u8], owner: Option<Guid>) -> Self {
         let fingerprint = Bank::Sha256.hash(der).try_into().unwrap_or_default();
-        let subject = Certificate::from_der(der).ok().map(|certificate| name(&certificate));
-        Self { fingerprint, subject, owner }
+        Self { fingerprint, subject: subject::of_certificate(der), owner }
     }
-}
-
-/// The common name where there is one: the rest of a subject says little more.
-fn name(certificate: &Certificate) -> String {
-    let subject = certificate.tbs_certificate().subject().to_string();
-    let common_name = subject.split(',').find_map(|part| part.trim().strip_prefix("CN="));
-    common_name.unwrap_or(&subject).chars().take(MAX_SUBJECT).collect()
 }
 
 /// Whether the bytes are one DER sequence from their first to their last.

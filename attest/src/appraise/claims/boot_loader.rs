@@ -2,7 +2,7 @@
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventKind, EventType, text_of};
+use crate::eventlog::{Coverage, EventKind, EventType, file_words, text_of};
 use crate::key::Bank;
 
 /// The PCR of GRUB's commands.
@@ -160,10 +160,10 @@ impl<'a> Claims<'a> {
 
     fn grub_files(&self, words: &str) -> Vec<Claim<'a, MeasuredFile>> {
         let file = |covered: Covered<'_, 'a>| {
-            let description = covered.event.describe(self.bank());
-            let is_file = description.kind == EventKind::GrubFile && description.words == words;
-            let value = MeasuredFile { measurer: Measurer::Grub, label: description.text };
-            is_file.then(|| covered.claim(value))
+            let is_file = covered.is(EventType::IPL) && covered.event.grub_text().is_none();
+            let label = is_file.then(|| covered.event.label())??;
+            let value = |label| MeasuredFile { measurer: Measurer::Grub, label: Some(label) };
+            (file_words(&label) == words).then(|| covered.claim(value(label)))
         };
         self.log().of_pcr(FILES).filter_map(file).collect()
     }

@@ -1,14 +1,65 @@
 //! Events together with what was found once for each: how far its digest of the judged bank covers what it says.
 
 use super::{Claim, Ground};
-use crate::eventlog::{Coverage, Event, EventType, Variable};
+use crate::eventlog::{Coverage, Event, EventType, PCR_COUNT, Variable};
 use crate::key::Bank;
 
-/// All events of a log that extend a PCR, with their coverage.
+/// Number of PCRs, as a number of places.
+const PCRS: usize = PCR_COUNT as usize;
+
+/// What was found for each event, and where the events of each PCR are: claims ask for them again and again.
+#[derive(Clone, Debug)]
+pub(super) struct Coverages {
+    of_event: Vec<Coverage>,
+    /// Places of the events that extend a PCR, by PCR and then in the order of the log.
+    by_pcr: Vec<usize>,
+    /// Where in that the events of each PCR begin and end.
+    ranges: [(usize, usize); PCRS],
+}
+
+impl Coverages {
+    /// Hashes the data of every event.
+    pub fn of(events: &[Event<'_>], bank: Bank) -> Self {
+        let mut counts = [0_usize; PCRS];
+        let pcr = |event: &Event<'_>| usize::try_from(event.pcr).ok().filter(|_| event.extends());
+        for event in events {
+            if let Some(count) = pcr(event).and_then(|pcr| counts.get_mut(pcr)) {
+                *count = count.saturating_add(1);
+            }
+        }
+        let mut ranges = [(0, 0); PCRS];
+        let mut begin: usize = 0;
+        for (range, count) in ranges.iter_mut().zip(counts) {
+            *range = (begin, begin);
+            begin = begin.saturating_add(count);
+        }
+        let mut by_pcr = vec![0; begin];
+        for (place, event) in events.iter().enumerate() {
+            let Some((_, end)) = pcr(event).and_then(|pcr| ranges.get_mut(pcr)) else { continue };
+            if let Some(slot) = by_pcr.get_mut(*end) {
+                *slot = place;
+                *end = end.saturating_add(1);
+            }
+        }
+        Self { of_event: events.iter().map(|event| event.coverage(bank)).collect(), by_pcr, ranges }
+    }
+
+    /// The coverage of the event at this place.
+    pub fn get(&self, place: usize) -> Coverage {
+        self.of_event.get(place).copied().unwrap_or(Coverage::Nothing)
+    }
+
+    fn of_pcr(&self, pcr: u32) -> &[usize] {
+        let range = usize::try_from(pcr).ok().and_then(|pcr| self.ranges.get(pcr));
+        range.and_then(|(begin, end)| self.by_pcr.get(*begin..*end)).unwrap_or_default()
+    }
+}
+
+/// All events of a log with their coverage.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CoveredLog<'l, 'a> {
     events: &'l [Event<'a>],
-    coverage: &'l [Coverage],
+    coverages: &'l Coverages,
     pub bank: Bank,
 }
 
@@ -21,8 +72,8 @@ pub(super) struct Covered<'l, 'a> {
 }
 
 impl<'l, 'a> CoveredLog<'l, 'a> {
-    pub const fn new(events: &'l [Event<'a>], coverage: &'l [Coverage], bank: Bank) -> Self {
-        Self { events, coverage, bank }
+    pub const fn new(events: &'l [Event<'a>], coverages: &'l Coverages, bank: Bank) -> Self {
+        Self { events, coverages, bank }
     }
 
     /// Also those that extend nothing.
@@ -30,16 +81,19 @@ impl<'l, 'a> CoveredLog<'l, 'a> {
         self.events
     }
 
-    pub fn iter(self) -> impl DoubleEndedIterator<Item = Covered<'l, 'a>> {
-        self.events.iter().zip(self.coverage).filter(|(event, _)| event.extends()).filter_map(
-            move |(event, coverage)| {
-                Some(Covered { event, coverage: *coverage, digest: event.digests.get(self.bank)? })
-            },
-        )
+    /// Those that extend a PCR, in the order of the log.
+    pub fn iter(self) -> impl Iterator<Item = Covered<'l, 'a>> {
+        (0..self.events.len()).filter_map(move |place| self.at(place)).filter(|covered| covered.event.extends())
     }
 
-    pub fn of_pcr(self, pcr: u32) -> impl DoubleEndedIterator<Item = Covered<'l, 'a>> {
-        self.iter().filter(move |covered| covered.event.pcr == pcr)
+    /// Those that extend this PCR, in their order.
+    pub fn of_pcr(self, pcr: u32) -> impl Iterator<Item = Covered<'l, 'a>> {
+        self.coverages.of_pcr(pcr).iter().filter_map(move |place| self.at(*place))
+    }
+
+    fn at(self, place: usize) -> Option<Covered<'l, 'a>> {
+        let event = self.events.get(place)?;
+        Some(Covered { event, coverage: self.coverages.get(place), digest: event.digests.get(self.bank)? })
     }
 }
 

@@ -23,7 +23,7 @@ impl<'a> Claims<'a> {
     pub fn firmware_version(&self) -> Option<Claim<'a, FirmwareVersion>> {
         self.log().of_pcr(0).find_map(|covered| {
             let is_version = covered.is(EventType::S_CRTM_VERSION) && covered.coverage == Coverage::Data;
-            let text = || covered.event.describe(self.bank()).text.unwrap_or_else(|| hex::encode(covered.digest));
+            let text = || covered.event.version().unwrap_or_else(|| hex::encode(covered.digest));
             is_version.then(|| covered.claim(FirmwareVersion { text: text() }))
         })
     }
@@ -41,8 +41,8 @@ impl<'a> Claims<'a> {
             EventType::CPU_MICROCODE,
         ];
         let label = |covered: Covered<'_, 'a>| {
-            CODE.contains(&covered.event.event_type)
-                .then(|| covered.claim(Label { label: covered.event.describe(self.bank()).text }))
+            let is_code = CODE.contains(&covered.event.event_type);
+            is_code.then(|| covered.claim(Label { label: covered.event.firmware_label() }))
         };
         self.log().of_pcr(0).filter_map(label).collect()
     }

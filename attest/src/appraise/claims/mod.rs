@@ -30,10 +30,11 @@ pub use firmware::{FirmwareVersion, Label};
 pub use images::{Authority, Image, ImageKind, VerifiedBy};
 pub use shim::{SbatLevel, ShimList};
 
-use covered::CoveredLog;
+use covered::{Coverages, CoveredLog};
 use secure_boot::SecureBoot;
 
 use super::replayed::ReplayedLog;
+use super::separators::Separators;
 use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs, separators};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
@@ -69,7 +70,7 @@ pub struct Ground<'a> {
 pub struct Claims<'a> {
     replayed: ReplayedLog<'a>,
     bank: Bank,
-    coverage: Vec<Coverage>,
+    coverages: Coverages,
     certificates: &'a CertificateCache,
     secure_boot: SecureBoot<'a>,
 }
@@ -90,17 +91,22 @@ impl<'a> Claims<'a> {
             return Err(missing);
         }
         let events = replayed.log().events();
-        let coverage: Vec<Coverage> = events.iter().map(|event| event.coverage(bank)).collect();
-        let log = CoveredLog::new(events, &coverage, bank);
+        let coverages = Coverages::of(events, bank);
+        let log = CoveredLog::new(events, &coverages, bank);
+        let separators = Separators::new(bank);
         let mut reasons = contradictions::check(log);
-        reasons.extend(separators::check(events, bank));
-        let secure_boot = SecureBoot::read(log, certificates, &mut reasons);
+        reasons.extend(separators::check(events, &separators));
+        let secure_boot = SecureBoot::read(log, &separators, certificates, &mut reasons);
         reasons.extend(programs::check(&replayed, bank));
-        if reasons.is_empty() { Ok(Self { replayed, bank, coverage, certificates, secure_boot }) } else { Err(reasons) }
+        if reasons.is_empty() {
+            Ok(Self { replayed, bank, coverages, certificates, secure_boot })
+        } else {
+            Err(reasons)
+        }
     }
 
     fn log(&self) -> CoveredLog<'_, 'a> {
-        CoveredLog::new(self.replayed.log().events(), &self.coverage, self.bank)
+        CoveredLog::new(self.replayed.log().events(), &self.coverages, self.bank)
     }
 
     /// The replayed logs.
@@ -115,7 +121,7 @@ impl<'a> Claims<'a> {
 
     /// How far the digest of an event, given by its number, covers what it says.
     pub fn coverage(&self, event: usize) -> Coverage {
-        event.checked_sub(1).and_then(|index| self.coverage.get(index)).copied().unwrap_or(Coverage::Nothing)
+        event.checked_sub(1).map_or(Coverage::Nothing, |place| self.coverages.get(place))
     }
 
     /// Whether Secure Boot was on; `None` if the firmware did not measure that.
@@ -152,9 +158,7 @@ fn not_quoted(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
         let expected = if bank == Bank::Sha1 { "sha256 or stronger" } else { bank.name() };
         return vec![Reason::new(ReasonCode::PolicyBank).expected(expected).found(quoted.join(", "))];
     }
-    let is_extended = |pcr: u8| {
-        pcr != RUNTIME_PCR && replayed.log().events().iter().any(|event| event.extends() && event.pcr == u32::from(pcr))
-    };
+    let is_extended = |pcr: u8| pcr != RUNTIME_PCR && replayed.log().extends_pcr(pcr);
     (0..PCR_COUNT)
         .filter(|pcr| replayed.quote().pcr(bank, *pcr).is_none())
         .filter(|pcr| STATIC_PCRS.contains(pcr) || is_extended(*pcr))

@@ -29,9 +29,14 @@ pub(super) struct SecureBoot<'a> {
 
 impl<'a> SecureBoot<'a> {
     /// Everything that would make the state ambiguous is a reason.
-    pub fn read(log: CoveredLog<'_, 'a>, certificates: &CertificateCache, reasons: &mut Vec<Reason>) -> Self {
+    pub fn read(
+        log: CoveredLog<'_, 'a>,
+        separators: &Separators,
+        certificates: &CertificateCache,
+        reasons: &mut Vec<Reason>,
+    ) -> Self {
         let mut found = Self::default();
-        let measured = variables(log, reasons);
+        let measured = variables(log, separators, reasons);
         for Measured { place, covered, variable } in &measured {
             let Some(slot) = place.checked_sub(1).and_then(|place| found.databases.get_mut(place)) else {
                 found.state = state(covered, variable, reasons);
@@ -112,8 +117,11 @@ struct Measured<'l, 'a> {
 }
 
 /// The variables that were measured before the separator.
-fn variables<'l, 'a>(log: CoveredLog<'l, 'a>, reasons: &mut Vec<Reason>) -> Vec<Measured<'l, 'a>> {
-    let separators = Separators::new(log.bank);
+fn variables<'l, 'a>(
+    log: CoveredLog<'l, 'a>,
+    separators: &Separators,
+    reasons: &mut Vec<Reason>,
+) -> Vec<Measured<'l, 'a>> {
     let separator = log
         .of_pcr(PCR)
         .find(|covered| separators.state(covered.event).is_some())

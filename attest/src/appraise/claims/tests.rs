@@ -284,7 +284,7 @@ fn drivers_of_cards_and_what_firmware_says_of_itself_are_claimed() {
 
 #[test]
 fn a_certificate_that_was_seen_before_is_not_read_again() {
-    let mut log = LogBuilder::good_boot(&BANKS);
+    let log = LogBuilder::good_boot(&BANKS);
     let list = signature_list(b"db");
     log.position(&variable(Guid::IMAGE_SECURITY, "db", &list));
     let host = host(log.bytes(), Bank::Sha256);
@@ -320,11 +320,12 @@ fn real_logs_contradict_nothing() {
         let bytes = std::fs::read(&path).unwrap();
         let log = EventLog::parse(&bytes).unwrap();
         let bank = if log.banks().contains(&Bank::Sha256) { Bank::Sha256 } else { Bank::Sha1 };
-        let coverage: Vec<_> = log.events().iter().map(|event| event.coverage(bank)).collect();
-        let covered = CoveredLog::new(log.events(), &coverage, bank);
+        let coverages = Coverages::of(log.events(), bank);
+        let covered = CoveredLog::new(log.events(), &coverages, bank);
         let mut reasons = contradictions::check(covered);
-        reasons.extend(separators::check(log.events(), bank));
-        let state = SecureBoot::read(covered, &cache, &mut reasons).state().map(|claim| claim.value);
+        let separators = Separators::new(bank);
+        reasons.extend(separators::check(log.events(), &separators));
+        let state = SecureBoot::read(covered, &separators, &cache, &mut reasons).state().map(|claim| claim.value);
         states.push((name.clone(), state));
         assert_eq!(reasons, [], "{name}");
     }
