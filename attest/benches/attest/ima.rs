@@ -90,14 +90,14 @@ fn goes_on(report: &mut Report, rounds: usize) {
 }
 
 /// A list as Linux writes it (`binary_runtime_measurements`, template ima-ng), with the names of a recorded one.
-struct List {
-    bytes: Vec<u8>,
+pub struct List {
+    pub bytes: Vec<u8>,
     /// PCR 10 after it.
-    pcr: Vec<u8>,
+    pub pcr: Vec<u8>,
 }
 
 impl List {
-    fn new(before: &[u8], from: u64, entries: u64) -> Self {
+    pub fn new(before: &[u8], from: u64, entries: u64) -> Self {
         let recorded = ImaList::parse(recorded::SECURE_BOOT.ima).expect("a recorded list");
         let names: Vec<_> = recorded.entries().skip(1).map(|entry| entry.name_lossy().into_owned()).collect();
         let mut list = Self { bytes: Vec::new(), pcr: before.to_vec() };

@@ -7,6 +7,7 @@ mod boots;
 mod floor;
 mod hostile;
 mod ima;
+mod peers;
 mod quote;
 mod report;
 mod rounds;
@@ -21,10 +22,11 @@ use report::Report;
 #[global_allocator]
 static COUNTED: allocations::Counted = allocations::Counted;
 
-const PARTS: [&str; 3] = ["quote", "ima", "hostile"];
+const PARTS: [&str; 4] = ["quote", "ima", "hostile", "peers"];
 
 fn main() {
     let mut json = None;
+    let mut programs = peers::Programs::default();
     let mut rounds = 101;
     let mut parts: Vec<String> = Vec::new();
     let mut arguments = std::env::args().skip(1);
@@ -32,6 +34,8 @@ fn main() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
         match argument.as_str() {
             "--json" => json = Some(PathBuf::from(value())),
+            "--portcullis" => programs.portcullis = Some(PathBuf::from(value())),
+            "--keylime" => programs.keylime = Some(PathBuf::from(value())),
             "--rounds" => rounds = value().parse().expect("--rounds takes a number"),
             // Cargo says so to every benchmark.
             "--bench" => {}
@@ -47,6 +51,7 @@ fn main() {
             "quote" => quote::run(&mut report, rounds),
             "ima" => ima::run(&mut report, rounds),
             "hostile" => hostile::run(&mut report),
+            "peers" => peers::run(&mut report, rounds, &programs),
             _ => panic!("no part is called {part}"),
         }
     }

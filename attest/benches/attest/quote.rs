@@ -14,7 +14,7 @@ use crate::rounds::{self, Contender};
 use crate::software_tpm::binding;
 use crate::verdict::Rules;
 
-fn quoted(boot: &Boot) -> VerifiedQuote {
+pub fn quoted(boot: &Boot) -> VerifiedQuote {
     VerifiedQuote::verify(&boot.evidence, &boot.ak, &binding()).expect("a quote that holds")
 }
 
@@ -27,7 +27,7 @@ fn checked<'a>(boot: &'a Boot, certificates: &'a CertificateCache) -> Claims<'a>
 }
 
 /// All checks and every claim, as the library gives them to callers.
-fn judge(boot: &Boot, certificates: &CertificateCache) {
+pub fn judge(boot: &Boot, certificates: &CertificateCache) {
     every_claim(&checked(boot, certificates));
 }
 

@@ -6,24 +6,12 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use nix::time::{ClockId, clock_gettime};
 
-/// Whose processor time a contender takes.
-#[derive(Clone, Copy)]
-pub enum Cost {
-    /// This thread's.
-    Thread,
-    #[expect(dead_code, reason = "for programs beside ours")]
-    /// That of the programs it starts and waits for, from their first instruction to their end.
-    Children,
-}
-
 /// One thing that is measured.
 pub struct Contender<'a> {
     pub name: &'static str,
-    cost: Cost,
-    /// Does it this many times in one turn, so that a turn is long against the clock's own cost.
-    repetitions: u32,
-    work: Box<dyn FnMut() + 'a>,
-    /// What one repetition cost in each round.
+    /// Has one turn, and says what doing it once cost.
+    turn: Box<dyn FnMut() -> Duration + 'a>,
+    /// What it cost in each round.
     costs: Vec<Duration>,
 }
 
@@ -38,22 +26,29 @@ pub struct Summary {
 }
 
 impl<'a> Contender<'a> {
-    pub fn new(name: &'static str, repetitions: u32, work: impl FnMut() + 'a) -> Self {
-        Self { name, cost: Cost::Thread, repetitions, work: Box::new(work), costs: Vec::new() }
+    /// Work of this thread, done so many times in one turn that a turn is long against the clock's own cost.
+    pub fn new(name: &'static str, repetitions: u32, mut work: impl FnMut() + 'a) -> Self {
+        Self::told(name, move || {
+            let before = of_this_thread();
+            for _ in 0..repetitions {
+                work();
+            }
+            (of_this_thread() - before) / repetitions
+        })
     }
 
-    #[expect(dead_code, reason = "for programs beside ours")]
-    /// A contender that is another program.
-    pub fn program(name: &'static str, work: impl FnMut() + 'a) -> Self {
-        Self { cost: Cost::Children, ..Self::new(name, 1, work) }
+    /// Work of programs that are started and waited for, from their first instruction to their last.
+    pub fn program(name: &'static str, mut work: impl FnMut() + 'a) -> Self {
+        Self::told(name, move || {
+            let before = of_children();
+            work();
+            of_children() - before
+        })
     }
 
-    fn turn(&mut self) {
-        let before = self.cost.so_far();
-        for _ in 0..self.repetitions {
-            (self.work)();
-        }
-        self.costs.push((self.cost.so_far() - before) / self.repetitions);
+    /// Work of which somebody else says what it cost.
+    pub fn told(name: &'static str, turn: impl FnMut() -> Duration + 'a) -> Self {
+        Self { name, turn: Box::new(turn), costs: Vec::new() }
     }
 
     /// Microseconds of one repetition.
@@ -74,17 +69,14 @@ impl<'a> Contender<'a> {
     }
 }
 
-impl Cost {
-    fn so_far(self) -> Duration {
-        match self {
-            Self::Thread => clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has this clock").into(),
-            Self::Children => {
-                let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("Linux counts this");
-                let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);
-                Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time()))
-            }
-        }
-    }
+fn of_this_thread() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has this clock").into()
+}
+
+fn of_children() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("Linux counts this");
+    let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);
+    Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time()))
 }
 
 impl Summary {
@@ -101,7 +93,8 @@ pub fn run(contenders: &mut [Contender<'_>], rounds: usize) {
     for round in 0..=rounds {
         for turn in 0..contenders.len() {
             let place = (round + turn) % contenders.len();
-            contenders[place].turn();
+            let cost = (contenders[place].turn)();
+            contenders[place].costs.push(cost);
         }
         if round == 0 {
             contenders.iter_mut().for_each(|contender| contender.costs.clear());
