@@ -6,14 +6,16 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use portcullis_attest::eventlog::EventLog;
 use portcullis_attest::evidence::PcrValues;
+use portcullis_attest::ima::ImaList;
 use portcullis_attest::key::{PublicArea, QuotingKey};
-use portcullis_attest::quote::{CheckedQuote, PcrFile};
+use portcullis_attest::quote::{Caveat, CheckedQuote, PcrFile};
 use portcullis_attest::reason::{Reason, ReasonCode};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::files::{self, SMALL};
+use crate::files::{self, LARGE, SMALL};
 use crate::output::Output;
 use crate::verify::{content, denied};
 
@@ -49,6 +51,22 @@ pub struct QuoteCheck {
     /// The nonce, the whole of the quote's extraData; "" for a quote that answers none.
     #[arg(long, value_name = "HEX")]
     nonce: String,
+    /// Replay this firmware event log (binary_bios_measurements) against the quoted PCRs.
+    #[arg(long, value_name = "FILE")]
+    eventlog: Option<PathBuf>,
+    /// Replay this IMA list (binary_runtime_measurements or ascii_runtime_measurements) against the quoted PCR 10.
+    #[arg(long, value_name = "FILE")]
+    ima: Option<PathBuf>,
+}
+
+/// What the quote and the logs beside it say.
+struct Answer {
+    quote: CheckedQuote,
+    caveats: Vec<Caveat>,
+    /// The log's events.
+    events: Option<usize>,
+    /// The list's entries, and how many of them the quote covers.
+    entries: Option<(usize, usize)>,
 }
 
 /// Runs `portcullis quote …`.
@@ -64,7 +82,34 @@ pub fn quote(command: QuoteCommand, out: Output) -> Result<(), Failure> {
     let message = files::read(&arguments.message, SMALL)?;
     let signature = files::read(&arguments.signature, SMALL)?;
     let quote = CheckedQuote::check(&key, &message, &signature, &values, &nonce).map_err(denied)?;
-    out.show(&as_json(&quote), || as_text(&quote))
+    let answer = with_logs(quote, &arguments)?;
+    out.show(&as_json(&answer), || as_text(&answer))
+}
+
+/// Replays the logs that were given.
+fn with_logs(quote: CheckedQuote, arguments: &QuoteCheck) -> Result<Answer, Failure> {
+    let mut reasons = Vec::new();
+    let mut caveats = quote.caveats().to_vec();
+    let (mut events, mut entries) = (None, None);
+    if let Some(path) = &arguments.eventlog {
+        let bytes = files::read(path, LARGE)?;
+        let log = EventLog::parse(&bytes).map_err(|error| content(path, &error))?;
+        events = Some(log.events().len());
+        match quote.replay_eventlog(&log) {
+            Ok(more) => caveats.extend(more),
+            Err(bad) => reasons.extend(bad),
+        }
+    }
+    if let Some(path) = &arguments.ima {
+        let bytes = files::read(path, LARGE)?;
+        let list = ImaList::parse(&bytes).map_err(|error| content(path, &error))?;
+        match quote.replay_ima(&list) {
+            Ok(covered) => entries = Some((list.entries().count(), covered)),
+            Err(bad) => reasons.extend(bad),
+        }
+        caveats.retain(|caveat| *caveat != Caveat::RuntimeUnchecked);
+    }
+    if reasons.is_empty() { Ok(Answer { quote, caveats, events, entries }) } else { Err(denied(reasons)) }
 }
 
 fn key(ak: &Path, ek: Option<&Path>) -> Result<QuotingKey, Failure> {
@@ -77,14 +122,17 @@ fn key(ak: &Path, ek: Option<&Path>) -> Result<QuotingKey, Failure> {
     key.under(&ek).ok_or_else(|| Failure::Usage("--ek needs an --ak with its attributes, not a PEM".to_owned()))
 }
 
-fn as_json(quote: &CheckedQuote) -> Value {
+fn as_json(answer: &Answer) -> Value {
+    let quote = &answer.quote;
     let clock = quote.clock();
     let caveats: Vec<Value> =
-        quote.caveats().iter().map(|caveat| json!({ "code": caveat.as_str(), "text": caveat.sentence() })).collect();
+        answer.caveats.iter().map(|caveat| json!({ "code": caveat.as_str(), "text": caveat.sentence() })).collect();
     json!({
-        "holds": true, "reasons": [], "caveats": caveats, "hash": quote.hash().to_string(), "pcrs": pcrs(quote.pcrs()),
+        "holds": true, "reasons": [], "caveats": caveats, "hash": quote.hash().to_string(), "pcrs": pcrs(quote.pcrs().all()),
         "clock_ms": clock.clock_ms, "reset_count": clock.reset_count, "restart_count": clock.restart_count,
         "safe": clock.safe, "firmware_version": format!("{:016x}", quote.firmware_version()),
+        "eventlog": answer.events.map(|events| json!({ "events": events })),
+        "ima": answer.entries.map(|(entries, covered)| json!({ "entries": entries, "covered": covered })),
     })
 }
 
@@ -95,7 +143,8 @@ fn pcrs(values: &PcrValues) -> Value {
     values.iter().map(|(name, pcrs)| (name.to_string(), bank(pcrs))).collect()
 }
 
-fn as_text(quote: &CheckedQuote) -> String {
+fn as_text(answer: &Answer) -> String {
+    let quote = &answer.quote;
     let clock = quote.clock();
     let mut lines = vec![format!(
         "the quote holds (resetCount {}, restartCount {}, clock {} ms{}, TPM firmware {:016x})",
@@ -105,8 +154,14 @@ fn as_text(quote: &CheckedQuote) -> String {
         if clock.safe { "" } else { ", which is not safe" },
         quote.firmware_version(),
     )];
-    lines.extend(quote.caveats().iter().map(|caveat| format!("WARNING: {}", caveat.sentence())));
-    for (bank, pcrs) in quote.pcrs() {
+    lines.extend(answer.events.map(|events| format!("the event log's {events} events lead to the quoted PCRs")));
+    lines.extend(
+        answer.entries.map(|(entries, covered)| {
+            format!("the quoted PCR 10 covers {covered} of the IMA list's {entries} entries")
+        }),
+    );
+    lines.extend(answer.caveats.iter().map(|caveat| format!("WARNING: {}", caveat.sentence())));
+    for (bank, pcrs) in quote.pcrs().all() {
         lines.push(format!("{bank}:"));
         lines.extend(pcrs.iter().map(|(pcr, value)| format!("  {pcr:2}: {}", hex::encode(value))));
     }

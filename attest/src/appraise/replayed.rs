@@ -7,7 +7,7 @@ use crate::eventlog::{EventLog, EventLogError, initial_value};
 use crate::evidence::Evidence;
 use crate::ima::{Entries, ImaList, ImaState};
 use crate::key::Bank;
-use crate::quote::VerifiedQuote;
+use crate::quote::{QuotedPcrs, VerifiedQuote};
 use crate::reason::{Reason, ReasonCode};
 
 /// PCRs that every firmware extends, if only with the separator.
@@ -50,7 +50,7 @@ impl<'a> ReplayedLog<'a> {
             }
         };
         if let Some(log) = &log {
-            reasons.extend(check_log(&quote, log));
+            reasons.extend(check_log(quote.values(), log));
         }
         let ima = match ImaList::parse_binary(&evidence.ima) {
             Ok(list) => Some(list),
@@ -60,7 +60,7 @@ impl<'a> ReplayedLog<'a> {
             }
         };
         let ima = ima.map(|list| {
-            let entries = programs::covered(&quote, &list, evidence.ima_from, previous, &mut reasons);
+            let entries = programs::covered(quote.values(), &list, evidence.ima_from, previous, &mut reasons);
             (list, entries)
         });
         let (Some(log), Some((ima, ima_entries)), true) = (log, ima, reasons.is_empty()) else {
@@ -71,6 +71,18 @@ impl<'a> ReplayedLog<'a> {
             .filter(|bank| *bank != Bank::Sha1 && quote.pcr(*bank, RUNTIME_PCR).is_some())
             .max_by_key(|bank| bank.digest_size());
         Ok(Self { quote, log, ima, ima_entries, ima_bank, ima_from: evidence.ima_from, continued: previous.cloned() })
+    }
+
+    /// What of quoted values a firmware event log does not lead to, whether or not it is all that a host must show.
+    pub(crate) fn differences(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
+        compare_banks(quote, log)
+    }
+
+    /// How many entries of a whole IMA list quoted values cover, if they cover it at all.
+    pub(crate) fn ima_covered(quote: &QuotedPcrs, list: &ImaList<'_>) -> Result<usize, Vec<Reason>> {
+        let mut reasons = Vec::new();
+        let covered = programs::covered(quote, list, 0, None, &mut reasons);
+        if reasons.is_empty() { Ok(covered) } else { Err(reasons) }
     }
 
     /// The quote.
@@ -128,12 +140,20 @@ fn unreadable(error: &EventLogError) -> Reason {
     Reason::new(code).found(error.to_string())
 }
 
-fn check_log(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
+fn check_log(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if !log.trailing().is_empty() {
         let found = format!("{} bytes after event {}", log.trailing().len(), log.events().len());
         reasons.push(Reason::new(ReasonCode::EventlogTrailing).found(found));
     }
+    reasons.extend(compare_banks(quote, log));
+    reasons.extend(not_quoted(quote, log));
+    reasons
+}
+
+/// Every quoted PCR of every quoted bank must be what the log leads to.
+fn compare_banks(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
+    let mut reasons = Vec::new();
     let banks = log.banks();
     for bank in quote.banks() {
         if !banks.contains(&bank) {
@@ -147,11 +167,10 @@ fn check_log(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
         }
         reasons.extend(check_bank(quote, log, bank));
     }
-    reasons.extend(not_quoted(quote, log));
     reasons
 }
 
-fn check_bank(quote: &VerifiedQuote, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
+fn check_bank(quote: &QuotedPcrs, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let replayed = log.replay(bank);
     for (&pcr, quoted) in quote.pcrs(bank).into_iter().flatten() {
@@ -192,7 +211,7 @@ fn mismatch(log: &EventLog<'_>, bank: Bank, pcr: u8, quoted: &[u8], replayed: &[
 }
 
 /// Events of PCRs that were not quoted are only what the host says. None are expected, so none are overlooked.
-fn not_quoted(quote: &VerifiedQuote, log: &EventLog<'_>) -> Vec<Reason> {
+fn not_quoted(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
     let quoted = |pcr: u8| quote.banks().any(|bank| quote.pcr(bank, pcr).is_some());
     let pcrs = log.extended_pcrs().filter(|pcr| !quoted(*pcr));
     pcrs.map(|pcr| Reason::new(ReasonCode::EventlogPcrNotQuoted).pcr(pcr.into())).collect()

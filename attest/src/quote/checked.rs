@@ -4,8 +4,9 @@ use subtle::ConstantTimeEq as _;
 
 use super::attest::ClockInfo;
 use super::pcr_file::{PcrFile, PcrFileError};
+use super::values::QuotedPcrs;
 use super::{check_signed, signature_reason, structure_reason};
-use crate::evidence::{MAX_SIGNED, PcrValues};
+use crate::evidence::MAX_SIGNED;
 use crate::key::{Bank, QuotingKey};
 use crate::quote::attest::Quote;
 use crate::reason::{Reason, ReasonCode};
@@ -21,6 +22,10 @@ pub enum Caveat {
     Sha1,
     /// The quote answers no nonce: it may be of any age.
     NoNonce,
+    /// Bytes follow the last event of the log that was replayed.
+    TrailingBytes,
+    /// PCR 10 was quoted and extended, and the list that would say with what was not replayed.
+    RuntimeUnchecked,
 }
 
 impl Caveat {
@@ -32,6 +37,8 @@ impl Caveat {
             Self::ParentUnknown => "parent-unknown",
             Self::Sha1 => "sha1",
             Self::NoNonce => "no-nonce",
+            Self::TrailingBytes => "trailing-bytes",
+            Self::RuntimeUnchecked => "runtime-unchecked",
         }
     }
 
@@ -50,6 +57,10 @@ impl Caveat {
                  for a host to be trusted."
             }
             Self::NoNonce => "The quote answers an empty nonce: it may be of any age.",
+            Self::TrailingBytes => "Bytes follow the last event of the event log: padding, or what no digest covers.",
+            Self::RuntimeUnchecked => {
+                "PCR 10 was extended since the boot; without the IMA list nobody can say with what."
+            }
         }
     }
 }
@@ -60,7 +71,7 @@ impl Caveat {
 /// by [`CheckedQuote::check`].
 #[derive(Clone, Debug)]
 pub struct CheckedQuote {
-    pcrs: PcrValues,
+    pcrs: QuotedPcrs,
     clock: ClockInfo,
     firmware_version: u64,
     hash: Bank,
@@ -100,7 +111,7 @@ impl CheckedQuote {
             (nonce.is_empty(), Caveat::NoNonce),
         ];
         Ok(Self {
-            pcrs,
+            pcrs: QuotedPcrs::new(pcrs),
             clock: parsed.header.clock,
             firmware_version: parsed.header.firmware_version,
             hash,
@@ -110,7 +121,7 @@ impl CheckedQuote {
 
     /// The values of the selected PCRs: those that the TPM signed.
     #[must_use]
-    pub fn pcrs(&self) -> &PcrValues {
+    pub fn pcrs(&self) -> &QuotedPcrs {
         &self.pcrs
     }
 

@@ -3,6 +3,7 @@
 
 mod attest;
 mod checked;
+mod logs;
 mod pcr_file;
 mod values;
 
@@ -14,6 +15,7 @@ pub use attest::{AttestError, ClockInfo};
 pub(crate) use attest::{Certify, Header};
 pub use checked::{Caveat, CheckedQuote};
 pub use pcr_file::{PcrFile, PcrFileError};
+pub use values::QuotedPcrs;
 
 use crate::binding::Binding;
 use crate::evidence::{Evidence, MAX_QUOTES, PcrValues, SignedQuote};
@@ -25,7 +27,7 @@ use crate::reason::{Reason, ReasonCode};
 /// Made only by [`VerifiedQuote::verify`].
 #[derive(Clone, Debug)]
 pub struct VerifiedQuote {
-    pcrs: PcrValues,
+    pcrs: QuotedPcrs,
     clock: ClockInfo,
     firmware_version: u64,
     binding: Binding,
@@ -70,6 +72,7 @@ impl VerifiedQuote {
         let latest = same_boot(&checked, &mut reasons);
         match latest {
             Some((clock, firmware_version)) if reasons.is_empty() => {
+                let pcrs = QuotedPcrs::new(pcrs);
                 Ok(Self { pcrs, clock, firmware_version, binding: expected.clone(), ak_name: ak.name().to_vec() })
             }
             _ => Err(reasons),
@@ -79,18 +82,24 @@ impl VerifiedQuote {
     /// The value of a PCR, if it was quoted.
     #[must_use]
     pub fn pcr(&self, bank: Bank, index: u8) -> Option<&[u8]> {
-        self.pcrs.get(&bank)?.get(&index).map(Vec::as_slice)
+        self.pcrs.pcr(bank, index)
     }
 
     /// The banks of which at least one PCR was quoted.
     pub fn banks(&self) -> impl Iterator<Item = Bank> + '_ {
-        self.pcrs.keys().copied()
+        self.pcrs.banks()
     }
 
     /// The quoted PCRs of a bank.
     #[must_use]
     pub fn pcrs(&self, bank: Bank) -> Option<&BTreeMap<u8, Vec<u8>>> {
-        self.pcrs.get(&bank)
+        self.pcrs.pcrs(bank)
+    }
+
+    /// The values of all quoted PCRs.
+    #[must_use]
+    pub fn values(&self) -> &QuotedPcrs {
+        &self.pcrs
     }
 
     /// The TPM's clock and counters; of several quotes, those of the latest.
@@ -208,10 +217,10 @@ fn structure_reason(error: &AttestError) -> Reason {
     Reason::new(code).found(error.to_string())
 }
 
-/// The values of all quotes together. Banks of which a quote selects no PCR are left out.
+/// The values of all quotes together.
 fn merge(checked: &[Checked<'_>], reasons: &mut Vec<Reason>) -> PcrValues {
     let mut all = PcrValues::new();
-    for (&bank, values) in checked.iter().flat_map(|quote| quote.pcrs).filter(|(_, values)| !values.is_empty()) {
+    for (&bank, values) in checked.iter().flat_map(|quote| quote.pcrs) {
         let known = all.entry(bank).or_default();
         for (&pcr, value) in values {
             let first = known.entry(pcr).or_insert_with(|| value.clone());

@@ -1,11 +1,48 @@
 //! The PCR values that come along with a quote: exactly the selected ones, and those that the TPM hashed.
 
+use std::collections::BTreeMap;
+
 use subtle::ConstantTimeEq as _;
 
 use super::attest::Quote;
 use crate::evidence::PcrValues;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
+
+/// The values of the PCRs that a quote covers: what the TPM held when it signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotedPcrs(PcrValues);
+
+impl QuotedPcrs {
+    /// Banks of which no PCR was selected are left out. Only for values that were checked.
+    pub(super) fn new(mut checked: PcrValues) -> Self {
+        checked.retain(|_, pcrs| !pcrs.is_empty());
+        Self(checked)
+    }
+
+    /// The value of a PCR, if it was quoted.
+    #[must_use]
+    pub fn pcr(&self, bank: Bank, index: u8) -> Option<&[u8]> {
+        self.0.get(&bank)?.get(&index).map(Vec::as_slice)
+    }
+
+    /// The banks of which at least one PCR was quoted.
+    pub fn banks(&self) -> impl Iterator<Item = Bank> + '_ {
+        self.0.keys().copied()
+    }
+
+    /// The quoted PCRs of a bank.
+    #[must_use]
+    pub fn pcrs(&self, bank: Bank) -> Option<&BTreeMap<u8, Vec<u8>>> {
+        self.0.get(&bank)
+    }
+
+    /// All of them, by bank and PCR.
+    #[must_use]
+    pub fn all(&self) -> &PcrValues {
+        &self.0
+    }
+}
 
 /// Checks `values` against the quote's selection and digest. `scheme_hash` is the hash of the signing scheme, which is
 /// also the one that a TPM makes pcrDigest with (Part 3, 18.4).
