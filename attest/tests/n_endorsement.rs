@@ -1,4 +1,4 @@
-//! Endorsement keys, their certificates and chains: N28 to N30 and N34. `genuine_certificates_pass` is the twin without the
+//! Endorsement keys, their certificates and chains: N28 to N30 and N34 (N31 is in n_revocation.rs, N32 in the verifier). `genuine_certificates_pass` is the twin without the
 //! defect.
 
 mod software_ca;
@@ -6,7 +6,6 @@ mod software_tpm;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
 use portcullis_attest::endorsement::{CredentialError, EkRoots, EndorsementKey, make_credential};
 use portcullis_attest::key::PublicArea;
 use portcullis_attest::reason::ReasonCode as Code;
@@ -94,11 +93,7 @@ fn genuine_certificates_pass() {
     assert!(!bare.is_certified());
 
     // Intermediates may lie beside the roots, in PEM with other text around.
-    let pem = |der: &[u8]| {
-        let body = base64::engine::general_purpose::STANDARD.encode(der);
-        format!("Vendor\n-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
-    };
-    let chain = [pem(&vendor.root.self_signed()), pem(&issuing)].concat();
+    let chain = [vendor.root.self_signed(), issuing.clone()].map(|der| pem("CERTIFICATE", &der)).concat();
     let roots = EkRoots::from_dir_files([("chain.pem", chain)]).unwrap();
     assert_eq!(roots.root_count(), 1);
     EndorsementKey::check(&vendor.ek.bytes(), Some(&leaf), &[], &roots, now()).unwrap();
@@ -196,6 +191,21 @@ fn n30_chains_that_do_not_hold() {
     // The root allows no authority below itself.
     let length = after(|vendor| vendor.root.certificate.replace(authority(Some(0))));
     assert_eq!(length, [Code::EkChainInvalid]);
+}
+
+#[test]
+fn n30_a_missing_root_is_named_as_far_as_its_certificates_tell() {
+    let mut vendor = Vendor::new();
+    vendor.issuing.certificate.replace(authority_key(&[0xAB, 0xCD]));
+    vendor.issuing.certificate.replace(published_at("http://tpm.example/root.crt"));
+    let issuing = vendor.issuing.certificate.signed_by(&vendor.root);
+    let leaf = vendor.leaf.signed_by(&vendor.issuing);
+    let check = |roots: &EkRoots| EndorsementKey::check(&vendor.ek.bytes(), Some(&leaf), &[&issuing], roots, now());
+    check(&vendor.roots()).unwrap();
+    let reasons = check(&EkRoots::default()).unwrap_err();
+    let expected = "a root or intermediate CN=root, key identifier abcd, published at http://tpm.example/root.crt";
+    assert_eq!(reasons[0].expected.as_deref(), Some(expected));
+    assert_eq!(reasons[0].found.as_deref(), Some("no such certificate for CN=issuing"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
 use der::Encode as _;
 use der::asn1::ObjectIdentifier;
 
@@ -15,6 +16,9 @@ pub const KEY_USAGE: &str = "2.5.29.15";
 pub const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
 pub const ALTERNATIVE_NAME: &str = "2.5.29.17";
 pub const NAME_CONSTRAINTS: &str = "2.5.29.30";
+pub const AUTHORITY_KEY: &str = "2.5.29.35";
+pub const SUBJECT_KEY: &str = "2.5.29.14";
+pub const AUTHORITY_INFORMATION: &str = "1.3.6.1.5.5.7.1.1";
 
 /// One DER element.
 pub fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -80,6 +84,7 @@ pub fn key_usage(bits: u8) -> Extension {
 pub const KEY_ENCIPHERMENT: u8 = 0x20;
 pub const KEY_AGREEMENT: u8 = 0x08;
 pub const KEY_CERT_SIGN: u8 = 0x04;
+pub const CRL_SIGN: u8 = 0x02;
 pub const DIGITAL_SIGNATURE: u8 = 0x80;
 
 pub fn extended_key_usage(usage: &str) -> Extension {
@@ -90,6 +95,22 @@ pub fn extended_key_usage(usage: &str) -> Extension {
 pub fn alternative_name(critical: bool) -> Extension {
     let directory = tlv(0xA4, &[&name("id:00001014")]);
     Extension { oid: ALTERNATIVE_NAME, critical, value: seq(&[&directory]) }
+}
+
+/// The identifier of the issuer's key.
+pub fn authority_key(id: &[u8]) -> Extension {
+    Extension { oid: AUTHORITY_KEY, critical: false, value: seq(&[&tlv(0x80, &[id])]) }
+}
+
+/// The identifier of the certificate's own key.
+pub fn subject_key(id: &[u8]) -> Extension {
+    Extension { oid: SUBJECT_KEY, critical: false, value: tlv(0x04, &[id]) }
+}
+
+/// Where the issuer's certificate can be had.
+pub fn published_at(uri: &str) -> Extension {
+    let access = seq(&[&oid("1.3.6.1.5.5.7.48.2"), &tlv(0x86, &[uri.as_bytes()])]);
+    Extension { oid: AUTHORITY_INFORMATION, critical: false, value: seq(&[&access]) }
 }
 
 /// A certificate, field by field.
@@ -132,7 +153,7 @@ impl Certificate {
         let extensions: Vec<u8> = self.extensions.iter().flat_map(Extension::der).chain(extra.to_vec()).collect();
         seq(&[
             &tlv(0xA0, &[&tlv(0x02, &[&[self.version]])]),
-            &tlv(0x02, &[&[0x11]]),
+            &tlv(0x02, &[&[SERIAL]]),
             &seq(&[&oid(self.algorithm)]),
             &self.issuer,
             &seq(&[&tlv(0x17, &[self.not_before.as_bytes()]), &tlv(0x17, &[self.not_after.as_bytes()])]),
@@ -141,6 +162,67 @@ impl Certificate {
             &tlv(0xA3, &[&seq(&[&extensions])]),
         ])
     }
+}
+
+/// A revocation list, field by field.
+pub struct RevocationList {
+    /// 1 for version 2; version 1 leaves it out.
+    pub version: Option<u8>,
+    pub issuer: Vec<u8>,
+    /// UTCTime.
+    pub this_update: &'static str,
+    pub next_update: &'static str,
+    /// Serial numbers; that of every certificate made here is [`SERIAL`].
+    pub serials: Vec<u8>,
+    pub extensions: Vec<Extension>,
+}
+
+/// The serial number of every certificate made here.
+pub const SERIAL: u8 = 0x11;
+
+impl RevocationList {
+    /// A current list by the authority of this name that revokes nothing.
+    pub fn new(issuer: &str) -> Self {
+        Self {
+            version: Some(1),
+            issuer: name(issuer),
+            this_update: "200101000000Z",
+            next_update: "491231235959Z",
+            serials: Vec::new(),
+            extensions: Vec::new(),
+        }
+    }
+
+    /// The same, revoking every certificate made here that this authority signed.
+    pub fn revoking(issuer: &str) -> Self {
+        Self { serials: vec![SERIAL], ..Self::new(issuer) }
+    }
+
+    pub fn signed_by(&self, issuer: &Authority) -> Vec<u8> {
+        let algorithm = seq(&[&oid(ECDSA_SHA256)]);
+        let time = |text: &str| tlv(0x17, &[text.as_bytes()]);
+        let entries: Vec<u8> =
+            self.serials.iter().flat_map(|serial| seq(&[&tlv(0x02, &[&[*serial]]), &time(self.this_update)])).collect();
+        let revoked = if entries.is_empty() { Vec::new() } else { seq(&[&entries]) };
+        let extensions: Vec<u8> = self.extensions.iter().flat_map(Extension::der).collect();
+        let extensions = if extensions.is_empty() { Vec::new() } else { tlv(0xA0, &[&seq(&[&extensions])]) };
+        let tbs = seq(&[
+            &self.version.map_or(Vec::new(), |version| tlv(0x02, &[&[version]])),
+            &algorithm,
+            &self.issuer,
+            &time(self.this_update),
+            &time(self.next_update),
+            &revoked,
+            &extensions,
+        ]);
+        issuer.sign_tbs(&tbs, ECDSA_SHA256)
+    }
+}
+
+/// PEM of one block, as vendors publish it.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("Vendor\r\n-----BEGIN {label}-----\r\n{body}\r\n-----END {label}-----\r\n")
 }
 
 /// A certificate authority with a P-256 key.
@@ -167,7 +249,7 @@ impl Authority {
             not_after: "491231235959Z",
             key,
             algorithm: ECDSA_SHA256,
-            extensions: vec![authority(None), key_usage(KEY_CERT_SIGN)],
+            extensions: vec![authority(None), key_usage(KEY_CERT_SIGN | CRL_SIGN)],
         };
         Self { certificate, secret }
     }
