@@ -23,7 +23,8 @@ pub enum ExtendRule {
 /// The template digests that a list shows: those with which the kernel extended a bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TemplateHash {
-    /// The bank. SHA-1, but for the lists that newer kernels show for each bank.
+    /// The bank. SHA-1, but for the lists that newer kernels show for each bank. Padded SHA-1 of 32 bytes may be SM3's
+    /// as well as SHA-256's; it is called the latter's.
     pub bank: Bank,
     /// By which rule: a list of a larger bank shows it, one of SHA-1 digests cannot.
     pub rule: ExtendRule,

@@ -236,7 +236,209 @@ fn n70_a_newline_in_a_name_does_not_make_two_entries_of_one_line() {
     assert!(ImaList::parse(line.as_bytes()).is_err());
 }
 
+/// An entry of any template, its fields as they are.
+fn raw(template: &str, fields: &[&[u8]]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for field in fields {
+        data.extend(u32::try_from(field.len()).unwrap().to_le_bytes());
+        data.extend(*field);
+    }
+    let mut list = ListBuilder::default();
+    list.raw(10, &Bank::Sha1.hash(&data), template, &data).bytes()
+}
+
+#[test]
+fn templates_are_known_by_name_or_by_their_fields() {
+    let digest = [&b"sha256:\0"[..], &[1; 32]].concat();
+    let verity = [&b"verity:sha256:\0"[..], &[1; 32]].concat();
+    let (sha1, name) = ([2; 20], &b"/x\0"[..]);
+    for (template, fields, verity) in [
+        ("ima-ng", vec![&digest[..], name], false),
+        ("d-ng|n-ng", vec![&digest, name], false),
+        ("ima-ngv2", vec![&verity, name], true),
+        ("ima-sigv2", vec![&verity, name, b"sig"], true),
+        ("d|n", vec![&sha1, name], false),
+        ("n-ng|d-ng|sig", vec![name, &digest, b""], false),
+        ("ima-modsig", vec![&digest, name, b"", b"", b""], false),
+        (
+            "evm-sig",
+            vec![&digest, name, b"evm", b"security.ima", &[4, 0, 0, 0], b"data", &[0; 4], &[0; 4], &[0xed, 0x81]],
+            false,
+        ),
+    ] {
+        let bytes = raw(template, &fields);
+        let list = ImaList::parse(&bytes).unwrap_or_else(|error| panic!("{template}: {error}"));
+        let entry = list.entries().next().unwrap();
+        assert_eq!((entry.name(), entry.template.name()), (&b"/x"[..], template));
+        assert_eq!((entry.digest().digest[0] > 0, entry.digest().verity), (true, verity), "{template}");
+        assert!(entry.template_digest_holds());
+        // One field more, one field less.
+        assert!(ImaList::parse(&raw(template, &[&fields[..], &[b""]].concat())).is_err(), "{template}");
+        assert!(ImaList::parse(&raw(template, &fields[1..])).is_err(), "{template}");
+    }
+    // What was measured, and under which name, must be said once.
+    for template in [
+        "",
+        "d-ng",
+        "n-ng|sig",
+        "d-ng|d-ng|n-ng",
+        "d-ng|d|n-ng",
+        "d-ng|n-ng|n",
+        "d-ng|n-ng|sig|sig",
+        "d-ng|n-ng|new",
+        "|",
+    ] {
+        let bytes = raw(template, &[&digest, name]);
+        assert!(matches!(ImaList::parse(&bytes), Err(ImaError::Template { entry: 1, .. })), "{template}");
+    }
+}
+
+#[test]
+fn ascii_lists_show_numbers_names_and_nothing_where_nothing_is() {
+    let digest = [&b"sha256:\0"[..], &[1; 32]].concat();
+    let hex = "01".repeat(32);
+    let line = |template: &str, fields: &[&[u8]], text: &str| {
+        let binary = raw(template, fields);
+        let binary = ImaList::parse(&binary).unwrap();
+        let entry = binary.entries().next().unwrap();
+        let line = format!("10 {} {template} {text}\n", hex::encode(entry.template_digest));
+        let ascii = ImaList::parse(line.as_bytes()).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let shown = ascii.entries().next().unwrap();
+        assert_eq!(shown.template_data(), entry.template_data(), "{line}");
+    };
+    let evm: [&[u8]; 9] =
+        [&digest, b"/x\0", b"evm", b"security.ima", &[4, 0, 0, 0], b"data", &[0xe8, 3, 0, 0], &[0; 4], &[0xed, 0x81]];
+    let text = format!("sha256:{hex} /x 65766d security.ima 04000000 64617461 1000 0 33261");
+    line("evm-sig", &evm, &text);
+    line("ima-modsig", &[&digest, b"/x y\0", b"", b"", b""], &format!("sha256:{hex} /x y   "));
+    line("ima-sig", &[&digest, b"/x\0", b""], &format!("sha256:{hex} /x "));
+    // As editors leave it that strip spaces from the ends of lines.
+    line("ima-sig", &[&digest, b"/x\0", b""], &format!("sha256:{hex} /x"));
+    line("d|n", &[&[1; 20], b"/x\0"], &format!("{} /x", "01".repeat(20)));
+    for wrong in [
+        format!("10 {} ima-ng sha256:{hex}", "01".repeat(20)),
+        format!("10 {} ima-ng {hex} /x", "01".repeat(20)),
+        format!("10 {} ima-ng sha256:{} /x", "01".repeat(20), "0A".repeat(32)),
+        format!("10 {} ima-ng sha256:{hex} /x", "01".repeat(19)),
+        format!("+10 {} ima-ng sha256:{hex} /x", "01".repeat(20)),
+        format!("10 {} ima-ng sha256:{hex} /x\n10 {} ima-ng sha256:{hex} /x", "01".repeat(20), "01".repeat(32)),
+        text.replace("33261", "65536"),
+        text.replace(" 1000 ", " -1 "),
+    ] {
+        let wrong = if wrong.starts_with("sha256") { format!("10 {} evm-sig {wrong}", "01".repeat(20)) } else { wrong };
+        assert!(ImaList::parse_ascii(wrong.as_bytes()).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn n65_a_violation_may_leave_room_for_a_sha1_only() {
+    let data = |size| {
+        let digest = [&b"sha256:\0"[..], &vec![0; size]].concat();
+        let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], bytes].concat();
+        [field(&digest), field(b"/x\0")].concat()
+    };
+    let with = |template_digest: &[u8], size| {
+        let mut list = ListBuilder::default();
+        let bytes = list.raw(10, template_digest, "ima-ng", &data(size)).bytes();
+        ImaList::parse(&bytes).map(|list| list.violations())
+    };
+    assert_eq!(with(&[0; 20], 20), Ok(1));
+    assert_eq!(with(&[0; 20], 32), Ok(1));
+    // What is no violation has a digest of its hash's length.
+    assert!(with(&Bank::Sha1.hash(&data(20)), 20).is_err());
+    assert!(with(&[0; 20], 19).is_err());
+}
+
+#[test]
+fn n72_lists_of_every_banks_template_digests_are_read_and_told_apart() {
+    let sha1 = small().bytes();
+    let sha1 = ImaList::parse(&sha1).unwrap();
+    let quoted = sha1.replay(Bank::Sha256, ExtendRule::Digest);
+    for bank in Bank::ALL {
+        for rule in [ExtendRule::Digest, ExtendRule::PaddedSha1] {
+            let mut list = ListBuilder::default();
+            list.raw(10, &vec![0; bank.digest_size()], "ima-ng", &template_data("sha256", &[0; 32], b"/v", &[]));
+            let violation = list.bytes().len();
+            for entry in sha1.entries() {
+                let data = entry.template_data();
+                let mut digest = if rule == ExtendRule::Digest { bank.hash(&data) } else { Bank::Sha1.hash(&data) };
+                digest.resize(bank.digest_size(), 0);
+                list.raw(10, &digest, entry.template.name(), &data);
+            }
+            let bytes = list.bytes();
+            let (bank, rule) = match (bank, rule) {
+                (Bank::Sha1, _) => (bank, ExtendRule::Digest),
+                // Padded, the digests of one length look the same.
+                (Bank::Sm3_256, ExtendRule::PaddedSha1) => (Bank::Sha256, rule),
+                _ => (bank, rule),
+            };
+            let list = ImaList::parse(&bytes[violation..]).unwrap();
+            assert_eq!(list.template_hash(), TemplateHash { bank, rule });
+            assert!(list.entries().all(|entry| entry.template_digest_holds()));
+            assert_eq!(list.replay(Bank::Sha256, ExtendRule::Digest), quoted, "what it shows changes no bank's replay");
+            // Also where the first entry is a violation, which shows nothing.
+            let list = ImaList::parse(&bytes).unwrap();
+            assert_eq!((list.template_hash(), list.violations()), (TemplateHash { bank, rule }, 1));
+            // One digest that is made by another rule than the rest.
+            let mut other = bytes.clone();
+            let last = bytes.len() - small().entries.last().unwrap().len() + 20 - bank.digest_size() + 4;
+            other[last] ^= 1;
+            let other = ImaList::parse(&other).unwrap();
+            assert_eq!(other.entries().filter(|entry| !entry.template_digest_holds()).count(), 1);
+        }
+    }
+}
+
+#[test]
+fn lists_that_are_only_large_end_in_an_error() {
+    assert_eq!(ImaList::parse(&vec![0; MAX_BYTES + 1]).unwrap_err(), ImaError::TooLarge(MAX_BYTES + 1));
+    for bytes in
+        [vec![0; 1 << 22], vec![0xff; 1 << 22], vec![b'1'; 1 << 22], b"1 ".repeat(1 << 21), vec![b'\n'; 1 << 22]]
+    {
+        assert!(ImaList::parse_binary(&bytes).is_err());
+        assert!(ImaList::parse_ascii(&bytes).is_err());
+        assert!(after(&bytes, u64::MAX).is_err());
+    }
+    // Sizes of 4 GiB that nothing backs.
+    let mut huge = raw("ima-ng", &[b"sha256:\0", b"/x\0"]);
+    let at = 4 + 20 + 4 + 6;
+    huge[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let error = ImaList::parse(&huge).unwrap_err();
+    assert!(matches!(error, ImaError::Truncated { entry: 1, needed: 0xffff_ffff, .. }), "{error:?}");
+}
+
 proptest! {
+    /// Wherever a list is cut in two, its end goes on from its beginning: to the same PCR as the whole.
+    #[test]
+    fn n86_a_list_in_two_parts_is_the_whole_list(
+        contents in proptest::collection::vec(any::<[u8; 4]>(), 1..40),
+        violations in proptest::collection::vec(any::<prop::sample::Index>(), 0..3),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut list = ListBuilder::default();
+        for content in &contents {
+            list.file("/usr/bin/x", content);
+        }
+        for at in violations {
+            let mut violation = ListBuilder::default();
+            list.entries[at.index(contents.len())] = violation.violation("/x").entries.remove(0);
+        }
+        let bytes = list.bytes();
+        let whole = ImaList::parse(&bytes).unwrap();
+        let cut = cut.index(contents.len() + 1);
+        let first = ListBuilder { entries: list.entries[..cut].to_vec() }.bytes();
+        for (bank, rule) in [(Bank::Sha256, ExtendRule::Digest), (Bank::Sha384, ExtendRule::PaddedSha1)] {
+            let quoted = whole.replay(bank, rule);
+            let pcr = ImaList::parse(&first).unwrap().replay(bank, rule);
+            let rest = ImaList::parse_binary(after(&bytes, cut as u64).unwrap()).unwrap();
+            let lane = Lane::new(bank, rule, &quoted).from(&pcr).unwrap();
+            prop_assert_eq!(rest.walk(&mut [lane], |_, _| {}), Some(contents.len() - cut));
+            let mut through = [Lane::new(bank, rule, &quoted).through(Some((cut as u64, &pcr)))];
+            prop_assert_eq!(whole.walk(&mut through, |_, _| {}), Some(contents.len()));
+            prop_assert!(through[0].continues);
+        }
+    }
+
     #[test]
     fn no_damage_makes_the_parser_panic(
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),

@@ -5,6 +5,7 @@ mod boot;
 pub(super) mod host;
 mod logs;
 mod policy;
+mod program_rules;
 mod programs;
 
 use host::Host;
