@@ -114,7 +114,9 @@ fn check(schema: &Value, value: &Value) -> Option<String> {
 fn the_policy_example_reads_and_is_what_the_schema_says() {
     let policy = Policy::from_toml(&read("examples/policy-1.toml")).unwrap();
     assert_eq!((policy.bank, policy.secure_boot, policy.ima), (Some(Bank::Sha256), true, true));
-    assert_eq!(policy.references, ["debian-12-host", "debian-12-host-next"]);
+    assert_eq!(policy.references, ["debian-12-host"]);
+    assert_eq!((policy.boot_signers.len(), policy.dbx.minimum.len(), policy.programs.rules().len()), (2, 1, 1));
+    assert!(policy.is_for("row-1-host-3") && !policy.is_for("row-2-host-3"));
     let schema = schema("policy-1.json");
     assert_eq!(check(&schema, &toml_example("examples/policy-1.toml")), None);
     assert_eq!(check(&schema, &serde_json::to_value(&policy).unwrap()), None);
@@ -128,6 +130,10 @@ fn the_policy_example_reads_and_is_what_the_schema_says() {
         ("hosts", serde_json::json!(["Host"])),
         ("hosts", serde_json::json!(["a*b"])),
         ("unsigned_references", "yes".into()),
+        ("boot_signers", serde_json::json!(["ab"])),
+        ("command_line", serde_json::json!({ "need": [] })),
+        ("dbx", serde_json::json!({})),
+        ("firmware", serde_json::json!({ "dma_protection": 1 })),
         ("more", 1.into()),
     ] {
         let mut wrong = toml_example("examples/policy-1.toml");
@@ -142,7 +148,7 @@ fn the_policy_example_reads_and_is_what_the_schema_says() {
 fn the_reference_example_reads_and_is_what_the_schema_says() {
     let values = ReferenceValues::from_toml(&read("examples/reference-1.toml")).unwrap();
     assert_eq!(values.name(), "debian-12-host");
-    assert_eq!((values.slots(4).len(), values.slots(8).len(), values.slots(9).len()), (3, 2, 1));
+    assert_eq!((values.slots(4).len(), values.slots(8).len(), values.slots(9).len()), (3, 3, 1));
     assert_eq!(values.ima(b"/usr/bin/portcullis-agent").map(std::collections::BTreeSet::len), Some(1));
     let schema = schema("reference-1.json");
     assert_eq!(check(&schema, &toml_example("examples/reference-1.toml")), None);
@@ -153,6 +159,7 @@ fn the_reference_example_reads_and_is_what_the_schema_says() {
     for (pointer, value) in [
         ("/name", Value::from("Debian 12")),
         ("/event/0/pcr", 24.into()),
+        ("/event/3/rule", "any".into()),
         ("/event/1/sha256/0", "DF".into()),
         ("/ima/0/sha256/0", "00".into()),
     ] {
@@ -161,6 +168,19 @@ fn the_reference_example_reads_and_is_what_the_schema_says() {
         assert!(check(&schema, &wrong).is_some(), "{pointer}");
         assert!(ReferenceValues::from_toml(&toml::to_string(&wrong).unwrap()).is_err(), "{pointer}");
     }
+}
+
+/// The policy's example names the key that signed the reference values' example.
+#[test]
+fn the_signature_example_is_of_the_reference_example() {
+    let policy = Policy::from_toml(&read("examples/policy-1.toml")).unwrap();
+    let (text, jws) = (read("examples/reference-1.toml"), read("examples/reference-1.toml.sig"));
+    let values = ReferenceValues::from_signed(&text, &jws, &policy.reference_signers).unwrap();
+    assert_eq!(values.signed_by(), Some(policy.reference_signers[0].id()));
+    assert!(policy.references.iter().any(|name| name == values.name()));
+    let (header, _) = jws.split_once("..").unwrap();
+    let header = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, header).unwrap();
+    assert_eq!(check(&schema("reference-signature-1.json"), &serde_json::from_slice(&header).unwrap()), None);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Compares claims with what the policy and the reference values say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::RUNTIME_PCR;
 use super::claims::Claims;
@@ -10,7 +10,8 @@ use crate::eventlog::{Coverage, Event, EventKind};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
-use crate::reference::{Difference, ReferenceValues, Slot, align};
+use crate::reference::{Acceptance, Judge, ReferenceValues, Rule, Slot, Step, align};
+use crate::result::ByRule;
 
 /// Most differences that are named for one PCR.
 const MAX_PER_PCR: usize = 10;
@@ -18,8 +19,10 @@ const MAX_PER_PCR: usize = 10;
 /// What a boot matches in full.
 pub(super) struct Match<'r> {
     pub values: &'r ReferenceValues,
+    /// What of the boot was accepted by a rule of theirs, each once.
+    pub by_rule: BTreeSet<ByRule>,
     /// How many programs were accepted by a rule of the policy, by the rule's reason.
-    pub by_rule: BTreeMap<String, u64>,
+    pub programs_by_rule: BTreeMap<String, u64>,
 }
 
 /// The reference values that the boot matches in full, if the policy's other demands hold too.
@@ -54,13 +57,13 @@ fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValu
             distrusted.push(reason);
             continue;
         }
-        let mut differences = compare(claims, values);
+        let (mut differences, by_rule) = compare(claims, policy, values);
         let programs =
             if policy.ima { Programs::judge(claims.replayed(), &policy.programs, values) } else { Programs::default() };
         differences.extend(programs.reasons);
         differences.extend(programs::left_out(claims.replayed(), policy, values));
         if differences.is_empty() {
-            return Ok(Match { values, by_rule: programs.by_rule });
+            return Ok(Match { values, by_rule, programs_by_rule: programs.by_rule });
         }
         if nearest.as_ref().is_none_or(|nearest| differences.len() < nearest.len()) {
             nearest = Some(differences);
@@ -75,28 +78,41 @@ fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValu
     }))
 }
 
-fn compare(claims: &Claims<'_>, values: &ReferenceValues) -> Vec<Reason> {
+/// Every difference, and what was accepted by a rule.
+fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> (Vec<Reason>, BTreeSet<ByRule>) {
     let bank = claims.bank();
     let log = claims.replayed().log();
-    let mut reasons = Vec::new();
+    let command_line = |line: &str| policy.command_line.accepts(line);
+    let judge = Judge { bank, command_line: &command_line };
+    let (mut reasons, mut by_rule) = (Vec::new(), BTreeSet::new());
     // Every PCR but the one that changes while the system runs: one without reference values must not be extended.
     for pcr in (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR) {
         let events: Vec<&Event<'_>> =
             log.events().iter().filter(|event| event.extends() && event.pcr == u32::from(pcr)).collect();
-        let differences = align(values.slots(pcr), &events, bank);
+        let steps = align(values.expected(pcr), &events, &judge);
+        let differences: Vec<_> = steps.iter().filter(|step| step.is_difference()).collect();
         let more = differences.len().saturating_sub(MAX_PER_PCR);
-        reasons.extend(differences.iter().take(MAX_PER_PCR).map(|difference| explain(difference, bank)));
+        reasons.extend(differences.iter().take(MAX_PER_PCR).filter_map(|step| explain(step, bank)));
         if more > 0 {
             let text = format!("PCR {pcr} differs in {more} more events.");
             reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr(pcr.into()).text(text));
         }
+        by_rule.extend(steps.iter().filter_map(accepted_by_rule));
     }
-    reasons
+    (reasons, by_rule)
 }
 
-fn explain(difference: &Difference<'_>, bank: Bank) -> Reason {
-    match difference {
-        Difference::Unexpected(event) => {
+fn accepted_by_rule(step: &Step<'_>) -> Option<ByRule> {
+    let Step::Accepted(slot, Acceptance::Rule) = step else { return None };
+    let rule = slot.rule.map_or("pattern", Rule::as_str).to_owned();
+    Some(ByRule { what: slot.what.clone(), rule, reason: slot.reason.clone() })
+}
+
+/// A difference in words.
+fn explain(step: &Step<'_>, bank: Bank) -> Option<Reason> {
+    Some(match step {
+        Step::Accepted(..) | Step::Absent(_) => return None,
+        Step::Unexpected(event) => {
             let description = event.describe(bank);
             let code = match description.kind {
                 EventKind::KernelCommandLine | EventKind::StubCommandLine => ReasonCode::EventlogCommandLine,
@@ -105,13 +121,13 @@ fn explain(difference: &Difference<'_>, bank: Bank) -> Reason {
             let reason = Reason::new(code).pcr(event.pcr).event(&description.words).found(shown(event, bank));
             reason.text(format!("The host measured something that no reference value foresees: {}.", description.words))
         }
-        Difference::Missing(slot) => {
+        Step::Missing(slot) => {
             let reason = Reason::new(ReasonCode::EventlogEventMissing).pcr(slot.pcr.into()).event(&slot.what);
             reason
                 .expected(slot.expected(bank))
                 .text(format!("The host did not measure what is required: {}.", slot.what))
         }
-        Difference::OtherValue(slot, event) => {
+        Step::OtherValue(slot, event) => {
             let code = code_of(slot, event, bank);
             let reason = Reason::new(code).pcr(event.pcr).event(words(slot, event, bank));
             let reason = reason.expected(expected(slot, event, bank)).found(shown(event, bank));
@@ -121,7 +137,7 @@ fn explain(difference: &Difference<'_>, bank: Bank) -> Reason {
                 reason
             }
         }
-    }
+    })
 }
 
 /// The slot's words, for whoever wrote them knows what should be there; without the label that a recording adds. The

@@ -188,7 +188,7 @@ impl Claims<'_> {
         let matched = compare::policy(&self, policy, references)?;
         let replayed = self.replayed();
         let bank = self.bank();
-        let ima = replayed.ima_state(programs::rules(policy, matched.values), matched.by_rule);
+        let ima = replayed.ima_state(programs::rules(policy, matched.values), matched.programs_by_rule);
         Ok(Appraisal {
             quote: replayed.quote().clone(),
             boot: BootInstance::of(ek, replayed.quote()),
@@ -196,7 +196,7 @@ impl Claims<'_> {
             policy: policy.name.clone(),
             policy_digest: policy.digest(),
             reference: MatchedReference::new(matched.values),
-            by_rule: Vec::new(),
+            by_rule: matched.by_rule.into_iter().collect(),
             secure_boot: self.secure_boot().map(|claim| claim.value),
             command_line: self.command_line().and_then(|claim| claim.value.text),
             ima,

@@ -2,16 +2,20 @@
 //! missing, or another value at a place that is otherwise right.
 
 use super::Slot;
+use super::expected::{Acceptance, Expected, Judge};
 use crate::eventlog::{Event, EventType};
-use crate::key::Bank;
 
 /// Most pairs of slot and event that are compared. Beyond that a boot has nothing in common with the values, and
 /// the differences are named from both ends only.
 const MAX_PAIRS: usize = 1 << 20;
 
-/// One difference between a boot and its reference values.
+/// One step through a boot and its reference values.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Difference<'a> {
+pub(crate) enum Step<'a> {
+    /// An event that its slot accepts.
+    Accepted(&'a Slot, Acceptance),
+    /// An optional slot without an event.
+    Absent(&'a Slot),
     /// An event for which there is no slot.
     Unexpected(&'a Event<'a>),
     /// A slot for which there is no event.
@@ -20,52 +24,91 @@ pub(crate) enum Difference<'a> {
     OtherValue(&'a Slot, &'a Event<'a>),
 }
 
+impl Step<'_> {
+    /// Whether the boot differs here from the values.
+    pub const fn is_difference(&self) -> bool {
+        !matches!(self, Self::Accepted(..) | Self::Absent(_))
+    }
+}
+
 /// What one step of an alignment costs. A step that explains more costs less than the two that would replace it.
 const SAME: u32 = 0;
 const OTHER_VALUE: u32 = 3;
 const ALONE: u32 = 2;
 
-/// All differences, in the order of the boot. None if and only if the events match the slots one to one and in order,
-/// optional slots aside.
-pub(crate) fn align<'a>(slots: &'a [Slot], events: &[&'a Event<'a>], bank: Bank) -> Vec<Difference<'a>> {
-    // What is equal at the beginning is left out: in nearly all boots that is everything. Not past an optional slot:
-    // whether an event is its or the next one's only the whole can tell.
-    let equal =
-        slots.iter().zip(events).take_while(|(slot, event)| !slot.optional && slot.accepts(event, bank)).count();
-    let (slots, events) = (slots.get(equal..).unwrap_or_default(), events.get(equal..).unwrap_or_default());
-    if slots.len().saturating_mul(events.len()) > MAX_PAIRS {
-        let missing = slots.iter().filter(|slot| !slot.optional).map(Difference::Missing);
-        return events.iter().map(|event| Difference::Unexpected(event)).chain(missing).collect();
+/// All steps, in the order of the boot. None is a difference if and only if the events match the slots one to one and in
+/// order, optional slots aside.
+pub(crate) fn align<'a>(slots: &'a [Expected], events: &[&'a Event<'a>], judge: &Judge<'_>) -> Vec<Step<'a>> {
+    if let Some(steps) = straight(slots, events, judge) {
+        return steps;
     }
-    let slots: Vec<_> = slots.iter().map(|slot| Place::new(slot, bank)).collect();
-    let events: Vec<_> = events.iter().map(|event| Happened::new(event, bank)).collect();
-    walk(&slots, &events)
+    // What is equal at the beginning is left out. Not past an optional slot: whether an event is its or the next one's
+    // only the whole can tell.
+    let equal: Vec<_> = slots
+        .iter()
+        .zip(events)
+        .map_while(|(expected, event)| {
+            let how = expected.accepts(event, judge).filter(|_| !expected.slot().optional)?;
+            Some(Step::Accepted(expected.slot(), how))
+        })
+        .collect();
+    let (slots, events) = (slots.get(equal.len()..).unwrap_or_default(), events.get(equal.len()..).unwrap_or_default());
+    let rest = if slots.len().saturating_mul(events.len()) > MAX_PAIRS {
+        let missing = slots.iter().map(Expected::slot).filter(|slot| !slot.optional).map(Step::Missing);
+        events.iter().map(|event| Step::Unexpected(event)).chain(missing).collect()
+    } else {
+        let events: Vec<_> = events.iter().map(|event| Happened::new(event, judge)).collect();
+        walk(slots, &events, judge)
+    };
+    [equal, rest].concat()
 }
 
-/// A slot with what is asked of it for every event.
-struct Place<'a> {
-    slot: &'a Slot,
-    accepted: Vec<Vec<u8>>,
+/// The steps of a boot without any difference: nearly all boots are. Each event is given to the first slot that accepts
+/// it; where that leads nowhere, an optional slot before it is passed over.
+fn straight<'a>(slots: &'a [Expected], events: &[&'a Event<'a>], judge: &Judge<'_>) -> Option<Vec<Step<'a>>> {
+    let mut steps = Vec::with_capacity(slots.len());
+    // Optional slots that took an event: how many steps were made before, which slot, and which event.
+    let mut choices = Vec::new();
+    // Slots that accept the same could be tried in endless ways; then the differences are sought instead.
+    let mut patience = slots.len().saturating_add(events.len()).saturating_mul(4);
+    let (mut s, mut e) = (0_usize, 0_usize);
+    loop {
+        let (expected, event) = (slots.get(s), events.get(e));
+        let accepted = expected.zip(event).and_then(|(expected, event)| expected.accepts(event, judge));
+        match (expected.map(Expected::slot), event) {
+            (None, None) => return Some(steps),
+            (Some(slot), Some(_)) if let Some(how) = accepted => {
+                if slot.optional {
+                    choices.push((steps.len(), s, e));
+                }
+                steps.push(Step::Accepted(slot, how));
+                (s, e) = (s.saturating_add(1), e.saturating_add(1));
+            }
+            (Some(slot), _) if slot.optional => {
+                steps.push(Step::Absent(slot));
+                s = s.saturating_add(1);
+            }
+            _ => {
+                let (before, slot, event) = choices.pop()?;
+                steps.truncate(before);
+                steps.push(Step::Absent(slots.get(slot)?.slot()));
+                (s, e) = (slot.saturating_add(1), event);
+            }
+        }
+        patience = patience.checked_sub(1)?;
+    }
 }
 
 /// An event with what is asked of it for every slot.
 struct Happened<'a> {
     event: &'a Event<'a>,
-    digest: &'a [u8],
     words: String,
     is_text: bool,
 }
 
-impl<'a> Place<'a> {
-    fn new(slot: &'a Slot, bank: Bank) -> Self {
-        Self { slot, accepted: slot.accepted(bank).collect() }
-    }
-}
-
 impl<'a> Happened<'a> {
-    fn new(event: &'a Event<'a>, bank: Bank) -> Self {
-        let digest = event.digests.get(bank).unwrap_or_default();
-        Self { event, digest, words: event.describe(bank).words, is_text: event.grub_text().is_some() }
+    fn new(event: &'a Event<'a>, judge: &Judge<'_>) -> Self {
+        Self { event, words: event.describe(judge.bank).words, is_text: event.grub_text().is_some() }
     }
 
     /// The words without the state that they may end in: Secure Boot on is Secure Boot off with another value.
@@ -94,23 +137,20 @@ impl Costs {
     }
 }
 
-fn same(place: &Place<'_>, happened: &Happened<'_>) -> bool {
-    place.slot.event_type == happened.event.event_type && place.accepted.iter().any(|digest| digest == happened.digest)
-}
-
-fn pair_cost(place: &Place<'_>, happened: &Happened<'_>) -> Option<u32> {
-    if same(place, happened) {
+fn pair_cost(expected: &Expected, happened: &Happened<'_>, judge: &Judge<'_>) -> Option<u32> {
+    if expected.accepts(happened.event, judge).is_some() {
         return Some(SAME);
     }
     // Events of different types are not the same thing with another value.
-    (place.slot.event_type == happened.event.event_type && similar(place.slot, happened)).then_some(OTHER_VALUE)
+    let slot = expected.slot();
+    (slot.event_type == happened.event.event_type && similar(slot, happened)).then_some(OTHER_VALUE)
 }
 
 /// Whether an event could be what a slot means: a command is no command line, a file is no text, and a variable no
 /// other variable.
 fn similar(slot: &Slot, happened: &Happened<'_>) -> bool {
     match slot.event_type {
-        EventType::IPL if !happened.is_text => slot.texts.is_empty(),
+        EventType::IPL if !happened.is_text => slot.texts.is_empty() && slot.patterns.is_empty(),
         EventType::IPL
         | EventType::EFI_VARIABLE_DRIVER_CONFIG
         | EventType::EFI_VARIABLE_BOOT
@@ -124,62 +164,63 @@ fn missing_cost(slot: &Slot) -> u32 {
     if slot.optional { SAME } else { ALONE }
 }
 
-fn walk<'a>(slots: &[Place<'a>], events: &[Happened<'a>]) -> Vec<Difference<'a>> {
+fn walk<'a>(slots: &'a [Expected], events: &[Happened<'a>], judge: &Judge<'_>) -> Vec<Step<'a>> {
     let width = events.len().saturating_add(1);
     let height = slots.len().saturating_add(1);
     let mut costs = Costs { table: vec![0; width.saturating_mul(height)], width };
     for s in (0..height).rev() {
         for e in (0..width).rev() {
-            let (slot, event) = (slots.get(s), events.get(e));
-            let mut best = if slot.is_none() && event.is_none() { 0 } else { u32::MAX / 2 };
-            if let Some(place) = slot {
-                best = best.min(costs.get(s.saturating_add(1), e).saturating_add(missing_cost(place.slot)));
+            let (expected, event) = (slots.get(s), events.get(e));
+            let mut best = if expected.is_none() && event.is_none() { 0 } else { u32::MAX / 2 };
+            if let Some(expected) = expected {
+                best = best.min(costs.get(s.saturating_add(1), e).saturating_add(missing_cost(expected.slot())));
             }
             if event.is_some() {
                 best = best.min(costs.get(s, e.saturating_add(1)).saturating_add(ALONE));
             }
-            if let (Some(slot), Some(event)) = (slot, event)
-                && let Some(cost) = pair_cost(slot, event)
+            if let (Some(expected), Some(event)) = (expected, event)
+                && let Some(cost) = pair_cost(expected, event, judge)
             {
                 best = best.min(costs.get(s.saturating_add(1), e.saturating_add(1)).saturating_add(cost));
             }
             costs.set(s, e, best);
         }
     }
-    follow(slots, events, &costs)
+    follow(slots, events, &costs, judge)
 }
 
-/// Walks along the cheapest way and names what is different on it.
-fn follow<'a>(slots: &[Place<'a>], events: &[Happened<'a>], costs: &Costs) -> Vec<Difference<'a>> {
-    let mut differences = Vec::new();
+/// Walks along the cheapest way.
+fn follow<'a>(slots: &'a [Expected], events: &[Happened<'a>], costs: &Costs, judge: &Judge<'_>) -> Vec<Step<'a>> {
+    let mut steps = Vec::new();
     let (mut s, mut e) = (0, 0);
     loop {
         let here = costs.get(s, e);
         let (next_s, next_e): (usize, usize) = (s.saturating_add(1), e.saturating_add(1));
         match (slots.get(s), events.get(e)) {
-            (None, None) => return differences,
-            (Some(slot), Some(event))
-                if pair_cost(slot, event)
+            (None, None) => return steps,
+            (Some(expected), Some(event))
+                if pair_cost(expected, event, judge)
                     .is_some_and(|cost| here == costs.get(next_s, next_e).saturating_add(cost)) =>
             {
-                if !same(slot, event) {
-                    differences.push(Difference::OtherValue(slot.slot, event.event));
-                }
+                let slot = expected.slot();
+                steps.push(match expected.accepts(event.event, judge) {
+                    Some(how) => Step::Accepted(slot, how),
+                    None => Step::OtherValue(slot, event.event),
+                });
                 (s, e) = (next_s, next_e);
             }
-            (Some(slot), _) if here == costs.get(next_s, e).saturating_add(missing_cost(slot.slot)) => {
-                if !slot.slot.optional {
-                    differences.push(Difference::Missing(slot.slot));
-                }
+            (Some(expected), _) if here == costs.get(next_s, e).saturating_add(missing_cost(expected.slot())) => {
+                let slot = expected.slot();
+                steps.push(if slot.optional { Step::Absent(slot) } else { Step::Missing(slot) });
                 s = next_s;
             }
             (_, Some(event)) => {
-                differences.push(Difference::Unexpected(event.event));
+                steps.push(Step::Unexpected(event.event));
                 e = next_e;
             }
             // Not reached: without an event the cost is that of passing the slot.
-            (Some(slot), None) => {
-                differences.push(Difference::Missing(slot.slot));
+            (Some(expected), None) => {
+                steps.push(Step::Missing(expected.slot()));
                 s = next_s;
             }
         }

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{MAX_SLOTS, ReferenceError, ReferenceValues, Slot};
-use crate::eventlog::{Coverage, Event, EventLog};
+use super::{Expected, MAX_SLOTS, ReferenceError, ReferenceValues, Slot};
 use crate::key::Bank;
 
 /// Highest PCR that a boot extends.
@@ -12,8 +11,8 @@ const MAX_PCR: u8 = 23;
 /// PCRs that any program can reset and extend anew: debug and application.
 const RESETTABLE: [u8; 2] = [16, 23];
 
-/// Longest text in a slot; a longer one is told by its digest.
-const MAX_TEXT: usize = 4096;
+/// Longest reason, in characters.
+const MAX_REASON: usize = 300;
 
 /// Reference values in the making.
 ///
@@ -24,7 +23,10 @@ pub struct ReferenceBuilder {
     name: String,
     description: String,
     version: u64,
-    slots: Vec<Slot>,
+    /// In the order in which they are expected, PCR by PCR or mixed.
+    pub(super) slots: Vec<Slot>,
+    /// Whether a boot is in it already: what another one does not show, or shows beside, is optional then.
+    pub(super) has_boot: bool,
     ima: BTreeMap<String, BTreeSet<Vec<u8>>>,
 }
 
@@ -34,21 +36,27 @@ impl ReferenceBuilder {
         Self { name: name.to_owned(), description: description.to_owned(), ..Self::default() }
     }
 
-    /// Which edition of these values it is: higher than that of those that they replace.
-    pub fn version(&mut self, version: u64) -> &mut Self {
-        self.version = version;
+    /// Begins with what there is, as its next edition: more boots are more accepted values.
+    pub fn from_values(values: &ReferenceValues) -> Self {
+        Self {
+            name: values.name.clone(),
+            description: values.description.clone(),
+            version: values.version.saturating_add(1),
+            slots: values.slots.values().flatten().map(|expected| expected.slot().clone()).collect(),
+            has_boot: !values.slots.is_empty(),
+            ima: values.ima.clone(),
+        }
+    }
+
+    /// Where the values come from, in words.
+    pub fn description(&mut self, description: &str) -> &mut Self {
+        description.clone_into(&mut self.description);
         self
     }
 
-    /// Adds a slot for each event of a recorded log that extends one of these PCRs, with its digests of these banks.
-    ///
-    /// A text that a digest covers is written as text. Call it once for each PCR that shall come from the recording;
-    /// what follows for the same PCR is expected behind it.
-    pub fn recorded(&mut self, log: &EventLog<'_>, banks: &[Bank], pcrs: &[u8]) -> &mut Self {
-        for event in log.events().iter().filter(|event| event.extends()) {
-            let Some(pcr) = u8::try_from(event.pcr).ok().filter(|pcr| pcrs.contains(pcr)) else { continue };
-            self.slots.push(recorded_slot(log, event, pcr, banks));
-        }
+    /// Which edition of these values it is: higher than that of those that they replace.
+    pub fn version(&mut self, version: u64) -> &mut Self {
+        self.version = version;
         self
     }
 
@@ -80,13 +88,13 @@ impl ReferenceBuilder {
         if !crate::binding::is_valid_id(&self.name) {
             return Err(ReferenceError::Name(self.name.chars().take(64).collect()));
         }
-        let mut slots: BTreeMap<u8, Vec<Slot>> = BTreeMap::new();
+        let mut slots: BTreeMap<u8, Vec<Expected>> = BTreeMap::new();
         for (slot, number) in self.slots.iter().zip(1_usize..) {
             let of_pcr = slots.entry(slot.pcr).or_default();
             if let Some(problem) = problem_of(slot, of_pcr.len()) {
                 return Err(ReferenceError::Slot { number, what: slot.what.clone(), problem });
             }
-            of_pcr.push(slot.clone());
+            of_pcr.push(Expected::new(slot.clone()));
         }
         for path in self.ima.keys() {
             if path.is_empty() || path.chars().any(char::is_control) {
@@ -123,46 +131,19 @@ fn problem_of(slot: &Slot, before: usize) -> Option<String> {
     if slot.what.trim().is_empty() {
         return Some("it does not say what it is".to_owned());
     }
-    if slot.texts.is_empty() && slot.digests.values().all(Vec::is_empty) {
-        return Some("it accepts neither a text nor a digest".to_owned());
+    let by_rule = slot.rule.is_some() || !slot.patterns.is_empty();
+    if slot.texts.is_empty() && slot.digests.values().all(Vec::is_empty) && !by_rule {
+        return Some("it accepts nothing: neither a text nor a digest, a pattern or a rule".to_owned());
+    }
+    let reason = slot.reason.trim();
+    if by_rule && reason.is_empty() {
+        return Some("a pattern or a rule needs a reason".to_owned());
+    }
+    if reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control) {
+        return Some(format!("its reason is not one line of at most {MAX_REASON} characters"));
     }
     slot.digests
         .iter()
         .find(|(bank, digests)| **bank == Bank::Sha1 || digests.iter().any(|digest| digest.len() != bank.digest_size()))
         .map(|(bank, _)| format!("it has {bank} digests that prove nothing"))
-}
-
-fn recorded_slot(log: &EventLog<'_>, event: &Event<'_>, pcr: u8, banks: &[Bank]) -> Slot {
-    let description = log.describe(event);
-    let covered = match description.coverage {
-        Coverage::Text => event.grub_text(),
-        Coverage::Data => core::str::from_utf8(event.data).ok(),
-        Coverage::Beginning(_) | Coverage::Value | Coverage::Nothing => None,
-    };
-    // Written as text only where a reader sees every character of it.
-    let text = covered.filter(|text| {
-        !text.is_empty() && text.len() <= MAX_TEXT && text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-    });
-    if let Some(text) = text {
-        let slot = Slot::text(pcr, event.event_type, &description.words, text);
-        // Not where the digest is of more than the text, such as a terminator.
-        if banks.iter().all(|bank| slot.accepts(event, *bank)) {
-            return slot;
-        }
-    }
-    let what = match &description.text {
-        // A label, for the reader: it names the file or variable that was measured.
-        Some(label) => format!("{}: {}", description.words, first_line(label)),
-        None => description.words,
-    };
-    let digests = banks
-        .iter()
-        .filter(|bank| **bank != Bank::Sha1)
-        .filter_map(|bank| Some((*bank, vec![event.digests.get(*bank)?.to_vec()])))
-        .collect();
-    Slot { pcr, event_type: event.event_type, what, texts: Vec::new(), digests, optional: false }
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(120).collect()
 }

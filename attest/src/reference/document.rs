@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{ReferenceBuilder, ReferenceError, ReferenceValues, SCHEMA, Slot};
+use super::{Expected, Pattern, ReferenceBuilder, ReferenceError, ReferenceValues, Rule, SCHEMA, Slot};
 use crate::eventlog::EventType;
 use crate::key::Bank;
 
@@ -33,6 +33,12 @@ struct EventEntry {
     what: String,
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     optional: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pattern: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     text: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -111,8 +117,17 @@ fn slot(entry: EventEntry, number: usize) -> Result<Slot, ReferenceError> {
             digests.insert(bank, read);
         }
     }
-    let EventEntry { pcr, what, text: texts, optional, .. } = entry;
-    Ok(Slot { pcr, event_type, what, texts, digests, optional })
+    let rule = match &entry.rule {
+        Some(name) => Some(name.parse::<Rule>().map_err(|()| wrong(format!("there is no rule {name:?}")))?),
+        None => None,
+    };
+    let pattern = |text: &String| {
+        let problem = || wrong(format!("{text:?} is no pattern: it needs a hole such as {{uuid}}, and text beside it"));
+        Pattern::new(text).ok_or_else(problem)
+    };
+    let patterns = entry.pattern.iter().map(pattern).collect::<Result<_, _>>()?;
+    let EventEntry { pcr, what, text: texts, optional, reason, .. } = entry;
+    Ok(Slot { pcr, event_type, what, texts, digests, patterns, rule, reason, optional })
 }
 
 /// One way to write each digest, so that files can be compared and searched as text.
@@ -143,11 +158,14 @@ pub(super) fn digest(values: &ReferenceValues) -> [u8; 32] {
 fn document(values: &ReferenceValues) -> Document {
     let digests =
         |slot: &Slot, bank| -> Vec<String> { slot.digests.get(&bank).into_iter().flatten().map(hex::encode).collect() };
-    let event = values.slots.values().flatten().map(|slot| EventEntry {
+    let event = values.slots.values().flatten().map(Expected::slot).map(|slot| EventEntry {
         pcr: slot.pcr,
         event_type: slot.event_type.to_string(),
         what: slot.what.clone(),
         optional: slot.optional,
+        reason: slot.reason.clone(),
+        rule: slot.rule.map(|rule| rule.to_string()),
+        pattern: slot.patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
         text: slot.texts.clone(),
         sha256: digests(slot, Bank::Sha256),
         sha384: digests(slot, Bank::Sha384),

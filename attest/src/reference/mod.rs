@@ -3,23 +3,35 @@
 //!
 //! A file of reference values is made to be read: for each PCR it lists, in order, what is measured, in words, and
 //! the texts or digests that are accepted. A text stands for its digest, so that nobody has to believe that the two
-//! belong together. The events of a PCR must match its slots one to one and in order; PCRs without slots must not be
-//! extended at all. Programs that the kernel may measure are listed by path and digest.
+//! belong together. What nobody can list in advance is accepted by a rule on its content, with the reason for it. The
+//! events of a PCR must match its slots one to one and in order; PCRs without slots must not be extended at all.
+//! Programs that the kernel may measure are listed by path and digest.
 
 mod align;
 mod builder;
+mod changes;
 mod document;
+mod expected;
+mod keylime;
+mod record;
+mod rule;
 pub mod signature;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-pub(crate) use align::{Difference, align};
+pub(crate) use align::{Step, align};
 pub use builder::ReferenceBuilder;
+pub use changes::{Change, ChangeKind, changes};
+use expected::Expected;
+pub(crate) use expected::{Acceptance, Judge};
+pub use keylime::{KeylimeError, KeylimePolicy};
+pub use record::NotTaken;
+pub use rule::{Pattern, Rule};
 use signature::{DetachedSignature, SignatureError, SignerKey};
 
-use crate::eventlog::{Event, EventType};
+use crate::eventlog::EventType;
 use crate::key::Bank;
 
 /// The schema that this version reads and writes.
@@ -36,7 +48,7 @@ pub const MAX_SLOTS: usize = 4096;
 pub struct ReferenceValues {
     name: String,
     description: String,
-    slots: BTreeMap<u8, Vec<Slot>>,
+    slots: BTreeMap<u8, Vec<Expected>>,
     ima: BTreeMap<String, BTreeSet<Vec<u8>>>,
     version: u64,
     digest: [u8; 32],
@@ -56,6 +68,12 @@ pub struct Slot {
     pub texts: Vec<String>,
     /// Accepted digests, by bank.
     pub digests: BTreeMap<Bank, Vec<Vec<u8>>>,
+    /// Accepted texts with holes.
+    pub patterns: Vec<Pattern>,
+    /// A rule by which other content is accepted, too.
+    pub rule: Option<Rule>,
+    /// Why there is a rule or a pattern: verdicts that rest on it repeat this.
+    pub reason: String,
     /// Whether the event may be missing.
     pub optional: bool,
 }
@@ -102,16 +120,30 @@ pub enum ReferenceError {
 }
 
 impl Slot {
+    /// A slot that accepts nothing yet.
+    pub fn new(pcr: u8, event_type: EventType, what: &str) -> Self {
+        Self {
+            pcr,
+            event_type,
+            what: what.to_owned(),
+            texts: Vec::new(),
+            digests: BTreeMap::new(),
+            patterns: Vec::new(),
+            rule: None,
+            reason: String::new(),
+            optional: false,
+        }
+    }
+
     /// A slot for an event that is told by its digest: a file, an image, a part of the firmware.
     pub fn digest(pcr: u8, event_type: EventType, what: &str, bank: Bank, digest: &[u8]) -> Self {
         let digests = BTreeMap::from([(bank, vec![digest.to_vec()])]);
-        Self { pcr, event_type, what: what.to_owned(), texts: Vec::new(), digests, optional: false }
+        Self { digests, ..Self::new(pcr, event_type, what) }
     }
 
     /// A slot for an event whose digest is that of a text.
     pub fn text(pcr: u8, event_type: EventType, what: &str, text: &str) -> Self {
-        let texts = vec![text.to_owned()];
-        Self { pcr, event_type, what: what.to_owned(), texts, digests: BTreeMap::new(), optional: false }
+        Self { texts: vec![text.to_owned()], ..Self::new(pcr, event_type, what) }
     }
 
     /// A command that GRUB runs, as it logs it without `grub_cmd: `.
@@ -141,22 +173,12 @@ impl Slot {
         self
     }
 
-    /// Whether an event is what this slot expects.
-    pub(crate) fn accepts(&self, event: &Event<'_>, bank: Bank) -> bool {
-        event.event_type == self.event_type
-            && event.digests.get(bank).is_some_and(|digest| self.accepted(bank).any(|accepted| accepted == digest))
-    }
-
-    /// All digests that it accepts.
-    fn accepted(&self, bank: Bank) -> impl Iterator<Item = Vec<u8>> + '_ {
-        let digests = self.digests.get(&bank).into_iter().flatten().cloned();
-        digests.chain(self.texts.iter().map(move |text| bank.hash(text.as_bytes())))
-    }
-
     /// What it accepts, for people: the texts if there are any.
     pub(crate) fn expected(&self, bank: Bank) -> String {
         let digests = self.digests.get(&bank).into_iter().flatten().map(hex::encode);
-        let mut all: Vec<String> = self.texts.iter().cloned().chain(digests).collect();
+        let patterns = self.patterns.iter().map(|pattern| pattern.as_str().to_owned());
+        let rule = self.rule.iter().map(|rule| format!("what the rule {rule} accepts"));
+        let mut all: Vec<String> = self.texts.iter().cloned().chain(patterns).chain(rule).chain(digests).collect();
         let more = all.len().saturating_sub(3);
         all.truncate(3);
         if more > 0 {
@@ -219,8 +241,22 @@ impl ReferenceValues {
     }
 
     /// The slots of a PCR, in the order in which they are expected; none for a PCR that must not be extended.
-    pub fn slots(&self, pcr: u8) -> &[Slot] {
+    pub fn slots(&self, pcr: u8) -> impl ExactSizeIterator<Item = &Slot> {
+        self.expected(pcr).iter().map(Expected::slot)
+    }
+
+    /// The PCRs that have slots.
+    pub fn pcrs(&self) -> impl Iterator<Item = u8> + '_ {
+        self.slots.keys().copied()
+    }
+
+    pub(crate) fn expected(&self, pcr: u8) -> &[Expected] {
         self.slots.get(&pcr).map_or(&[], Vec::as_slice)
+    }
+
+    /// The programs, each with its accepted digests.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, &BTreeSet<Vec<u8>>)> {
+        self.ima.iter().map(|(path, digests)| (path.as_str(), digests))
     }
 
     /// The accepted digests of a program, if it is listed.

@@ -1,6 +1,8 @@
 use super::*;
-use crate::eventlog::EventLog;
-use crate::eventlog::log_builder::LogBuilder;
+use crate::eventlog::log_builder::{LogBuilder, variable};
+use crate::eventlog::{EventLog, Guid};
+use crate::ima::ImaList;
+use crate::ima::list_builder::ListBuilder;
 
 const BANKS: [Bank; 2] = [Bank::Sha256, Bank::Sha384];
 
@@ -18,13 +20,15 @@ fn differences(values: &ReferenceValues, log: &LogBuilder, pcr: u8) -> Vec<Strin
     let bytes = log.bytes();
     let log = EventLog::parse(&bytes).unwrap();
     let events: Vec<_> = log.events().iter().filter(|event| event.pcr == u32::from(pcr)).collect();
-    align(values.slots(pcr), &events, Bank::Sha256)
+    let judge = Judge { bank: Bank::Sha256, command_line: &|line| line == "quiet" };
+    align(values.expected(pcr), &events, &judge)
         .iter()
-        .map(|difference| match difference {
-            Difference::Unexpected(event) => format!("+{}", event.grub_text().unwrap_or("?")),
-            Difference::Missing(slot) => format!("-{}", slot.expected(Bank::Sha256)),
-            Difference::OtherValue(slot, event) => {
-                format!("{} -> {}", slot.expected(Bank::Sha256), event.grub_text().unwrap_or("?"))
+        .filter_map(|step| match step {
+            Step::Accepted(..) | Step::Absent(_) => None,
+            Step::Unexpected(event) => Some(format!("+{}", event.grub_text().unwrap_or("?"))),
+            Step::Missing(slot) => Some(format!("-{}", slot.expected(Bank::Sha256))),
+            Step::OtherValue(slot, event) => {
+                Some(format!("{} -> {}", slot.expected(Bank::Sha256), event.grub_text().unwrap_or("?")))
             }
         })
         .collect()
@@ -135,4 +139,146 @@ fn files_that_could_not_be_meant_are_refused() {
     ] {
         assert!(ReferenceValues::from_toml(&wrong).is_err(), "{wrong}");
     }
+}
+
+/// Values of one boot after the other, each of these GRUB commands.
+fn merged(boots: &[&[&str]]) -> ReferenceValues {
+    let mut builder = ReferenceBuilder::new("merged", "");
+    for commands in boots {
+        let bytes = grub_log(commands).bytes();
+        builder.boot(&EventLog::parse(&bytes).unwrap(), &BANKS, &[8, 9]);
+    }
+    builder.build().unwrap()
+}
+
+fn grub_log(commands: &[&str]) -> LogBuilder {
+    let mut log = LogBuilder::new(&BANKS);
+    for command in commands {
+        log.grub("grub_cmd", command);
+    }
+    log
+}
+
+#[test]
+fn several_boots_are_more_accepted_values_of_the_same_slots() {
+    let boots: [&[&str]; 3] = [&["a", "linux 6.1", "c"], &["a", "linux 6.12", "c"], &["a", "extra", "linux 6.1", "c"]];
+    let values = merged(&boots);
+    let slots: Vec<_> = values.slots(8).map(|slot| (slot.texts.join("|"), slot.optional)).collect();
+    let slot = |text: &str, optional| (text.to_owned(), optional);
+    assert_eq!(slots, [slot("a", false), slot("extra", true), slot("linux 6.1|linux 6.12", false), slot("c", false)]);
+    for boot in boots {
+        assert_eq!(differences(&values, &grub_log(boot), 8), [""; 0], "{boot:?}");
+    }
+    // A mixture of good boots is good; anything else is not.
+    assert_eq!(differences(&values, &grub_log(&["a", "extra", "linux 6.12", "c"]), 8), [""; 0]);
+    assert_eq!(differences(&values, &grub_log(&["a", "extra", "c"]), 8).len(), 1);
+    assert_eq!(differences(&values, &grub_log(&["a", "other", "linux 6.1", "c"]), 8).len(), 1);
+    // The order in which boots are given changes what is optional, not what is accepted.
+    let shorter = merged(&[&["a", "b"], &["a"]]);
+    assert!(shorter.slots(8).nth(1).unwrap().optional);
+    assert_eq!(differences(&shorter, &grub_log(&["a"]), 8), [""; 0]);
+    assert_eq!(differences(&shorter, &grub_log(&["b"]), 8), ["-a"]);
+}
+
+#[test]
+fn an_update_is_one_more_edition_with_one_more_value() {
+    let first = values(&LogBuilder::good_boot(&BANKS));
+    let mut updated = LogBuilder::good_boot(&BANKS);
+    let at = updated.position(b"\x09\0\0\0/vmlinuz\0");
+    let mut kernel = LogBuilder::new(&BANKS);
+    kernel.measure(9, EventType::IPL, b"/vmlinuz\0", b"the next kernel");
+    updated.events[at] = kernel.events.remove(0);
+
+    let mut builder = ReferenceBuilder::from_values(&first);
+    let bytes = updated.bytes();
+    let pcrs: Vec<u8> = first.pcrs().collect();
+    builder.boot(&EventLog::parse(&bytes).unwrap(), &BANKS, &pcrs);
+    let second = builder.build().unwrap();
+    assert_eq!((first.version(), second.version(), second.name()), (0, 1, "good"));
+    let hex = |bank: Bank| format!("{bank}:{}", hex::encode(bank.hash(b"the next kernel")));
+    let changed = changes(&first, &second);
+    assert!(changed.iter().all(|change| change.change == ChangeKind::Added && change.pcr == Some(9)), "{changed:?}");
+    let values: Vec<_> = changed.iter().map(|change| change.value.clone()).collect();
+    assert_eq!(values, [hex(Bank::Sha256), hex(Bank::Sha384)]);
+    assert!(changes(&second, &first).iter().all(|change| change.change == ChangeKind::Removed));
+    assert_eq!(changes(&first, &first), []);
+    for log in [LogBuilder::good_boot(&BANKS), updated] {
+        for pcr in 0..24 {
+            assert_eq!(differences(&second, &log, pcr), [""; 0], "PCR {pcr}");
+        }
+    }
+}
+
+#[test]
+fn programs_of_a_recorded_list_are_listed_and_others_named() {
+    let mut list = ListBuilder::default();
+    list.entry("ima-sig", Bank::Sha256, &[1; 32], b"boot_aggregate", &[b""]);
+    list.file("/usr/bin/agent", b"agent").file("/memfd:runc (deleted)", b"runc").violation("/var/log/wtmp");
+    list.entry("ima-sig", Bank::Sha1, &[1; 20], b"/usr/bin/old", &[b""]);
+    let bytes = list.bytes();
+    let mut builder = ReferenceBuilder::new("x", "");
+    let not_taken = builder.programs(ImaList::parse_binary(&bytes).unwrap().entries());
+    let names: Vec<_> = not_taken.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["/var/log/wtmp", "/usr/bin/old"]);
+    let values = builder.build().unwrap();
+    assert_eq!(values.ima_len(), 2);
+    assert!(values.ima(b"/memfd:runc (deleted)").unwrap().contains(&Bank::Sha256.hash(b"runc")));
+}
+
+#[test]
+fn a_rule_accepts_content_that_its_digest_covers_and_nothing_by_name() {
+    let mut builder = ReferenceBuilder::new("x", "");
+    let order = |content: &[u8], measured: &[u8]| {
+        let mut log = LogBuilder::new(&BANKS);
+        log.measure(1, EventType::EFI_VARIABLE_BOOT, &variable(Guid::GLOBAL, "BootOrder", content), measured);
+        log
+    };
+    let mut slot = Slot::new(1, EventType::EFI_VARIABLE_BOOT, "boot order");
+    slot.rule = Some(Rule::BootOrder);
+    builder.slot(slot.clone());
+    assert!(builder.build().is_err(), "a rule without a reason");
+    slot.reason = "the order of disks differs".to_owned();
+    let mut builder = ReferenceBuilder::new("x", "");
+    let mut search = Slot::new(8, EventType::IPL, "GRUB command");
+    search.patterns = vec![Pattern::new("search --fs-uuid {uuid}").unwrap()];
+    search.reason = "each disk has its own".to_owned();
+    let mut line = Slot::new(8, EventType::IPL, "kernel command line");
+    line.rule = Some(Rule::CommandLine);
+    line.reason = "roots differ".to_owned();
+    let values = builder.slot(slot).slot(search).slot(line).build().unwrap();
+    assert_eq!(ReferenceValues::from_toml(&values.to_toml().unwrap()).unwrap(), values);
+
+    for content in [&[0, 0, 1, 0][..], &[7, 0]] {
+        assert_eq!(differences(&values, &order(content, content), 1), [""; 0]);
+    }
+    for content in [&[][..], &[0], &[1, 0, 1, 0], &[0; 1024]] {
+        assert_eq!(differences(&values, &order(content, content), 1).len(), 1, "{content:?}");
+    }
+    assert_eq!(differences(&values, &order(&[0, 0], b"something else"), 1).len(), 1);
+
+    let boot = |command: &str, line: &str| {
+        let mut log = grub_log(&[command]);
+        log.grub("kernel_cmdline", line);
+        differences(&values, &log, 8)
+    };
+    assert_eq!(boot("search --fs-uuid 1A2B-3C4D", "/vmlinuz quiet"), [""; 0]);
+    assert_eq!(boot("search --fs-uuid 1A2B-3C4D", "/vmlinuz init=/bin/sh").len(), 1);
+    assert_eq!(boot("search --fs-uuid /evil", "/vmlinuz quiet").len(), 1);
+    // The text is right, the digest is of another.
+    let mut log = grub_log(&[]);
+    log.measure(8, EventType::IPL, b"grub_cmd: search --fs-uuid 1A2B-3C4D\0", b"insmod evil");
+    log.grub("kernel_cmdline", "/vmlinuz quiet");
+    assert_eq!(differences(&values, &log, 8).len(), 1);
+}
+
+#[test]
+fn optional_slots_that_accept_the_same_cost_no_endless_work() {
+    let mut builder = ReferenceBuilder::new("x", "");
+    let mut log = LogBuilder::new(&BANKS);
+    for _ in 0..500 {
+        builder.slot(Slot::grub_command("a").optional());
+        log.grub("grub_cmd", "a");
+    }
+    log.grub("grub_cmd", "evil");
+    assert_eq!(differences(&builder.build().unwrap(), &log, 8), ["+evil"]);
 }

@@ -73,3 +73,32 @@ impl fmt::Display for Continuity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::result::AttestationResult;
+
+    #[test]
+    fn counters_say_what_lies_between_two_results() {
+        let result = include_str!("../../schemas/examples/result-1.json");
+        let result: AttestationResult = serde_json::from_str(result).unwrap();
+        let earlier = result.submods["host-1"].clone();
+        let after = |change: &dyn Fn(&mut Submodule)| {
+            let mut later = earlier.clone();
+            change(&mut later);
+            Continuity::between(&earlier, &later)
+        };
+        assert_eq!(after(&|_| {}), Continuity::SameBoot);
+        assert_eq!(after(&|later| later.boot.reset_count += 2), Continuity::Reset { resets: 2 });
+        assert_eq!(after(&|later| later.boot.restart_count += 1), Continuity::Restarted { restarts: 1 });
+        assert_eq!(after(&|later| later.boot.reset_count -= 1), Continuity::Backwards);
+        assert_eq!(after(&|later| later.static_pcrs = "00".repeat(32)), Continuity::OtherState);
+        assert_eq!(after(&|later| later.boot.ek = Some("00".repeat(32))), Continuity::OtherTpm);
+        assert_eq!(after(&|later| later.boot.ek = None), Continuity::Unproved);
+        let mut later = earlier.clone();
+        later.boot.restart_count = 5;
+        assert_eq!(Continuity::between(&later, &earlier), Continuity::Backwards);
+        assert!(Continuity::SameBoot.is_same_boot() && !Continuity::Reset { resets: 1 }.is_same_boot());
+    }
+}

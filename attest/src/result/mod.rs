@@ -109,6 +109,9 @@ pub struct Submodule {
     /// What was accepted by a rule and not by its digest, and why.
     #[serde(rename = "portcullis.by-rule", default, skip_serializing_if = "Vec::is_empty")]
     pub by_rule: Vec<ByRule>,
+    /// How many programs were accepted by a rule of the policy and not by the reference values, by the rule's reason.
+    #[serde(rename = "portcullis.programs-by-rule", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub programs_by_rule: BTreeMap<String, u64>,
     /// How many measured programs the quote covers.
     #[serde(rename = "portcullis.ima-entries")]
     pub ima_entries: u64,
@@ -184,6 +187,7 @@ impl AttestationResult {
             reference_sha256: hex::encode(appraisal.reference().digest),
             reference_signer: appraisal.reference().signed_by.clone(),
             by_rule: appraisal.by_rule().to_vec(),
+            programs_by_rule: appraisal.programs_by_rule().map(|(reason, count)| (reason.to_owned(), count)).collect(),
             ima_entries: appraisal.ima_entries(),
             tpm_firmware: quote.firmware_version(),
         };

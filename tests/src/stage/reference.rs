@@ -59,7 +59,7 @@ fn both(digests: &Digests) -> Result<BTreeMap<Bank, Vec<Vec<u8>>>, Trouble> {
 fn recorded(event: &Event<'_>, pcr: u8, what: &str) -> Slot {
     let digests = event.digests.iter().filter(|(bank, _)| BANKS.contains(bank));
     let digests = digests.map(|(bank, digest)| (bank, vec![digest.to_vec()])).collect();
-    Slot { pcr, event_type: event.event_type, what: what.to_owned(), texts: Vec::new(), digests, optional: false }
+    Slot { digests, ..Slot::new(pcr, event.event_type, what) }
 }
 
 /// PCR 4: in place of the recorder's boot programs, those of the image, by what the build computed of their files.

@@ -221,6 +221,12 @@ impl CommandLineRules {
         reasons
     }
 
+    /// Whether the arguments of a kernel that no reference value lists are accepted by these rules alone: only if they
+    /// say what is allowed.
+    pub(crate) fn accepts(&self, line: &str) -> bool {
+        self.allow.is_some() && self.check(line).is_empty()
+    }
+
     fn allows(&self, argument: &Argument) -> bool {
         let Some(allow) = &self.allow else { return true };
         // What must be there is judged above, value by value; but only the kernel's own arguments are.

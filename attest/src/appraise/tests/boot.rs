@@ -116,3 +116,21 @@ fn static_pcrs_that_change_within_a_boot_are_a_denial() {
     let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged)).unwrap_err();
     assert_eq!(codes(&reasons), [Code::BootStaticPcrs]);
 }
+
+/// The key alone anchors that one TPM made the evidence, and nothing of which boot it was.
+#[test]
+fn without_the_parent_of_the_key_no_boot_is_proved() {
+    let mut host = Host::good();
+    let public = host.ak.public().clone();
+    let judged = host.appraise().unwrap().judged();
+    let ak = crate::key::EnrolledAk::without_parent(&host.ak_public()).unwrap();
+    assert_eq!((ak.public(), ak.qualified_name()), (&public, None));
+    let evidence = host.evidence_of(host.pcrs());
+    host.ak = ak;
+    // Though the caller names an endorsement key: nothing ties the attestation key to it.
+    let appraisal = host.appraise_with(&evidence, None).unwrap();
+    assert_eq!(appraisal.boot().ek, None);
+    assert!(!appraisal.boot().is_same_boot(&appraisal.boot()));
+    appraisal.continues(&appraisal.judged()).expect_err("nothing says that it is the same boot");
+    assert_eq!(codes(&host.appraise_with(&evidence, Some(&judged)).unwrap_err()), [Code::BootOtherTpm]);
+}

@@ -111,6 +111,11 @@ impl Host {
         self
     }
 
+    /// TPMT_PUBLIC of its attestation key.
+    pub fn ak_public(&self) -> Vec<u8> {
+        ak_public(&self.key)
+    }
+
     fn log_bytes(&self) -> Vec<u8> {
         self.raw_log.clone().unwrap_or_else(|| self.log.bytes())
     }
