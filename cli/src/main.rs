@@ -12,6 +12,9 @@ mod fleet;
 mod ima;
 mod output;
 mod quote;
+mod record;
+mod reference;
+mod result;
 mod verify;
 
 use std::process::ExitCode;
@@ -60,6 +63,12 @@ enum Command {
     /// Judge evidence offline
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArguments),
+    /// Make, read, sign and check reference values
+    #[command(subcommand)]
+    Reference(reference::ReferenceCommand),
+    /// Read attestation results
+    #[command(subcommand)]
+    Result(result::ResultCommand),
     /// Check single quotes, as `tpm2_quote` makes them
     #[command(subcommand)]
     Quote(quote::QuoteCommand),
@@ -92,6 +101,8 @@ fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> R
         Command::Volume(command) => fleet::volume(command, &connection.connect()?, out),
         Command::Vm(command) => fleet::vm(command, &connection.connect()?, out),
         Command::Verify(arguments) => verify::verify(&arguments, out),
+        Command::Reference(command) => reference::run(command, out),
+        Command::Result(command) => result::run(&command, out),
         Command::Quote(command) => quote::quote(command, out),
         Command::Ek(command) => ek::ek(command, out),
         Command::Eventlog(command) => eventlog::run(command, out),

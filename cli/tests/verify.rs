@@ -4,9 +4,11 @@ mod support;
 
 use std::path::Path;
 
+use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::key::Bank;
-use serde_json::Value;
+use portcullis_attest::key::{Bank, PublicArea};
+use portcullis_verifier::service::signer::Signer;
+use serde_json::{Value, json as object};
 use support::boot::Boot;
 use support::verifier::Verifier;
 use support::{Host, json, run};
@@ -56,6 +58,119 @@ fn good_evidence_is_trusted_only_with_its_nonce_its_anchor_and_its_host() {
         std::fs::write(dir.join(name), sized).unwrap();
     }
     verify(&dir, NONCE, &ANCHOR, 0);
+}
+
+const SIGNING_KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
+    MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgrYe2oteE01w0pflJ\n\
+    HIVasn8RqG/tDZKy2BnxpUkdnSyhRANCAARkPUqp+PgusVKQcdOUlfk2DFDC0A66\n\
+    is6JpLkEko/k0pcxe2McPWZglZhtdSzEtJXvr1kejscRFrZQBrDqtv9M\n\
+    -----END PRIVATE KEY-----\n";
+
+/// Writes what a verifier signs of the host's enrolment, and the verifier's keys.
+fn enrol(dir: &Path, host: &str) {
+    let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
+    let evidence = Evidence::from_json(&read("evidence.json")).unwrap();
+    let verifier = &evidence.binding.verifier;
+    let statement = EnrolmentStatement::new(verifier, host, &read("ek.tpmt"), &read("ak.tpmt"), 1).unwrap();
+    let signer = Signer::from_pem(SIGNING_KEY).unwrap();
+    std::fs::write(dir.join("enrolment"), signer.sign(ENROLMENT_TYP, &statement).unwrap()).unwrap();
+    std::fs::write(dir.join("keys.json"), signer.jwks_json().unwrap()).unwrap();
+}
+
+#[test]
+fn n84_an_anchor_comes_from_outside_and_says_how_much_it_proves() {
+    const ENROLMENT: [&str; 4] = ["--enrolment", "enrolment", "--verifier-keys", "keys.json"];
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    assert_eq!(codes(&verify(&dir, NONCE, &[], 1)), ["ak.unanchored"]);
+
+    // The key alone: one TPM, and not which boot of it.
+    let good = verify(&dir, NONCE, &["--ak", "ak.tpmt"], 0);
+    assert_eq!((good["trusted"].as_bool(), &good["boot"]["ek"]), (Some(true), &Value::Null), "{good}");
+    assert!(good["caveats"][0].as_str().unwrap().contains("which boot"), "{good}");
+    let area = PublicArea::parse(&std::fs::read(dir.join("ak.tpmt")).unwrap()).unwrap();
+    let spki = base64(&area.spki_der().unwrap());
+    std::fs::write(dir.join("ak.pem"), format!("-----BEGIN PUBLIC KEY-----\n{spki}\n-----END PUBLIC KEY-----\n"))
+        .unwrap();
+    assert_eq!(codes(&verify(&dir, NONCE, &["--ak", "ak.pem"], 1)), ["ak.attributes-unknown"]);
+
+    // A statement, with the keys that signed it.
+    enrol(&dir, "honest");
+    let good = verify(&dir, NONCE, &ENROLMENT, 0);
+    assert_eq!(good["boot"]["ek"], host.fingerprint());
+    run(&dir, &[&["verify"], &FILES[..], &["--nonce", NONCE, "--enrolment", "enrolment"]].concat(), 2);
+    let whole = std::fs::read(dir.join("keys.json")).unwrap();
+    let mut keys: Value = serde_json::from_slice(&whole).unwrap();
+    keys["keys"][0]["kid"] = "another".into();
+    std::fs::write(dir.join("keys.json"), keys.to_string()).unwrap();
+    assert_eq!(codes(&verify(&dir, NONCE, &ENROLMENT, 1)), ["ak.unanchored"]);
+    enrol(&dir, "other");
+    assert_eq!(codes(&verify(&dir, NONCE, &ENROLMENT, 1)), ["quote.host-mismatch"]);
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let number = chunk.iter().chain([&0; 2]).take(3).fold(0, |number, byte| number << 8 | usize::from(*byte));
+        for place in 0..4 {
+            let digit = DIGITS[number >> (18 - 6 * place) & 63];
+            out.push(if place <= chunk.len() { char::from(digit) } else { '=' });
+        }
+        if out.len() % 65 == 64 {
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[test]
+fn n77_a_verdict_is_a_token_of_one_boot_of_one_host() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    std::fs::write(dir.join("token.pem"), SIGNING_KEY).unwrap();
+    let signed =
+        |out: &str| verify(&dir, NONCE, &[&ANCHOR[..], &["--token-out", out, "--token-key", "token.pem"]].concat(), 0);
+    let good = signed("first.jwt");
+    signed("second.jwt");
+    std::fs::write(dir.join("keys.json"), object!({ "keys": [good["token_key"]] }).to_string()).unwrap();
+    let keys = ["--verifier-keys", "keys.json"];
+    let checked = json(&dir, &[&["result", "check", "first.jwt"], &keys[..]].concat(), 0);
+    assert_eq!(checked["result"]["submods"]["honest"]["portcullis.boot"]["ek"], host.fingerprint(), "{checked}");
+    assert_eq!(checked["result"]["iss"], "portcullis-offline");
+    let other = json(&dir, &[&["result", "check", "first.jwt", "--host", "other"], &keys[..]].concat(), 1);
+    assert_eq!(codes(&other), ["result.other-host"]);
+    let same = json(&dir, &[&["result", "compare", "first.jwt", "second.jwt"], &keys[..]].concat(), 0);
+    assert_eq!((&same["same_boot"], &same["continuity"]["continuity"]), (&true.into(), &"same-boot".into()), "{same}");
+
+    // A key made for one run signs what no other run's key checks.
+    let own = verify(&dir, NONCE, &[&ANCHOR[..], &["--token-out", "own.jwt"]].concat(), 0);
+    let refused = json(&dir, &[&["result", "check", "own.jwt"], &keys[..]].concat(), 1);
+    assert_eq!(codes(&refused), ["result.signature-invalid"]);
+    std::fs::write(dir.join("own.json"), object!({ "keys": [own["token_key"]] }).to_string()).unwrap();
+    json(&dir, &["result", "check", "own.jwt", "--verifier-keys", "own.json"], 0);
+
+    // Without the parent's key the boot is unproved: two such results say nothing of each other.
+    let ak = ["--ak", "ak.tpmt", "--token-out", "unproved.jwt", "--token-key", "token.pem"];
+    verify(&dir, NONCE, &ak, 0);
+    let unproved = json(&dir, &[&["result", "compare", "unproved.jwt", "unproved.jwt"], &keys[..]].concat(), 1);
+    assert_eq!(codes(&unproved), ["boot.unproved"]);
+    // Nothing is signed for evidence that does not hold.
+    verify(&dir, NONCE, &["--ak", "ak.pem", "--token-out", "never.jwt"], 2);
+    assert!(!dir.join("never.jwt").exists());
+}
+
+#[test]
+fn bytes_behind_the_last_event_are_a_denial() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    let mut evidence = Evidence::from_json(&std::fs::read(dir.join("evidence.json")).unwrap()).unwrap();
+    evidence.eventlog.extend([0; 4]);
+    std::fs::write(dir.join("evidence.json"), evidence.to_json().unwrap()).unwrap();
+    assert_eq!(codes(&verify(&dir, NONCE, &ANCHOR, 1)), ["eventlog.trailing-bytes"]);
 }
 
 #[test]
