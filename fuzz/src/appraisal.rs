@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use portcullis_attest::appraise::{Appraisal, Context, Judged, Policy, RUNTIME_PCR, STATIC_PCRS, appraise};
+use portcullis_attest::appraise::{
+    Appraisal, Claims, Context, Judged, Policy, RUNTIME_PCR, ReplayedLog, STATIC_PCRS, appraise,
+};
 use portcullis_attest::eventlog::{CertificateCache, EventLog, initial_value};
 use portcullis_attest::evidence::{Evidence, PcrValues};
 use portcullis_attest::ima::{ExtendRule, ImaList};
 use portcullis_attest::key::Bank;
+use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reference::{ReferenceBuilder, ReferenceValues};
 use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
 use serde_json::Value;
@@ -16,7 +19,8 @@ use serde_json::Value;
 use super::Target;
 use super::ima;
 use super::keys::{AK, BINDING, TPM};
-use super::log_edit::{AgileLog, Input};
+use super::log_edit::{Input, LogParts};
+use super::recordings::Recordings;
 
 /// Policies of the tried kinds.
 pub const POLICIES: [&str; 4] = [
@@ -33,7 +37,7 @@ pub const POLICIES: [&str; 4] = [
 const RECORDED: [(&str, RecordedBoot); 2] = [("direct", recorded::DIRECT), ("shim", recorded::SECURE_BOOT)];
 
 struct Host {
-    log: AgileLog,
+    log: LogParts,
     ima: Vec<Vec<u8>>,
     /// What it was judged to be when its IMA list had half of its entries, by the policy "ima".
     judged: Judged,
@@ -79,7 +83,7 @@ pub fn reference_of(log: &[u8]) -> Option<ReferenceValues> {
 }
 
 fn host(boot: &RecordedBoot) -> Host {
-    let log = AgileLog::parse(boot.event_log).expect("a recorded log");
+    let log = LogParts::parse(boot.event_log).expect("a recorded log");
     let ima = ima::entries(boot.ima);
     let judged = ima[..ima.len() / 2].concat();
     let shown = Shown { log: boot.event_log, ima: &judged, ima_from: 0 };
@@ -133,22 +137,61 @@ fn judge(shown: &Shown<'_>, pcrs: &PcrValues, policy: &Policy, previous: Option<
     }
 }
 
-/// An event log, of which the quote says that it is true.
+/// An event log, of which the quote says that it is true: all claims are read from it.
 pub const APPRAISE_EVENT_LOG: Target =
-    Target { name: "appraise_event_log", body: appraise_event_log, max_len: 4096, seeds: |_| direct_logs() };
+    Target { name: "appraise_event_log", body: appraise_event_log, max_len: 4096, seeds: small_boots };
 
 fn appraise_event_log(bytes: &[u8]) -> bool {
-    let ima = HOSTS[0].ima[0].as_slice();
-    let Some(pcrs) = pcrs(bytes, ima) else { return false };
-    judge(&Shown { log: bytes, ima, ima_from: 0 }, &pcrs, &WORLD.policies[0], None).is_some()
+    // A log may have no bank that is quoted.
+    let Some(pcrs) = pcrs(bytes, &[]).filter(|pcrs| !pcrs.is_empty()) else { return false };
+    let ima = boot_aggregate(&pcrs);
+    let Some(pcrs) = self::pcrs(bytes, &ima) else { return false };
+    let quotes = TPM.evidence(&BINDING, &pcrs).quotes;
+    let evidence = Evidence::new(BINDING.clone(), quotes, bytes.to_vec(), ima);
+    let quote = VerifiedQuote::verify(&evidence, &AK, &BINDING).expect("a genuine quote");
+    let Ok(replayed) = ReplayedLog::replay(quote, &evidence, None) else { return false };
+    let certificates = CertificateCache::new();
+    let Ok(claims) = Claims::read(replayed, Bank::Sha256, &certificates) else { return false };
+    every_claim(&claims);
+    let _ = claims.appraise(Some([1; 32]), &WORLD.policies[0], &WORLD.references);
+    true
 }
 
-fn direct_logs() -> Vec<Vec<u8>> {
-    let log = &HOSTS[0].log;
-    let shim = &HOSTS[1].log;
+/// Reads all that can be claimed.
+fn every_claim(claims: &Claims<'_>) {
+    let count = claims.replayed().log().events().len();
+    let all = [
+        format!("{:?} {:?} {:?}", claims.secure_boot(), claims.db(), claims.dbx()),
+        format!("{:?} {:?}", claims.platform_key(), claims.exchange_keys()),
+        format!("{:?} {:?}", claims.grub_commands(), claims.command_lines()),
+        format!("{:?} {:?} {:?} {:?}", claims.command_line(), claims.kernel(), claims.initrd(), claims.uki()),
+        format!("{:?} {:?}", claims.firmware_version(), claims.firmware_code()),
+        format!("{:?} {:?}", claims.dma_protection(), claims.boot_order()),
+        format!("{:?} {:?}", claims.images(), claims.option_roms()),
+        format!("{:?} {:?}", claims.authorities(), claims.verified_by()),
+        format!("{:?} {:?} {:?}", claims.shim_lists(), claims.sbat_level(), claims.mok_list_trusted()),
+    ];
+    assert!(all.iter().all(|text| !text.is_empty()));
+    for image in claims.images() {
+        assert!((1..=count).contains(&image.ground.event), "a claim rests on an event of the log");
+    }
+}
+
+/// The entry with which IMA ties its list to these PCR values.
+fn boot_aggregate(pcrs: &PcrValues) -> Vec<u8> {
+    let sha256 = pcrs.get(&Bank::Sha256).into_iter().flatten();
+    let values: Vec<&[u8]> = sha256.filter(|(pcr, _)| **pcr <= 9).map(|(_, value)| value.as_slice()).collect();
+    let digest = [b"sha256:\0", Bank::Sha256.hash_parts(&values).as_slice()].concat();
+    let data = [ima::sized(&digest), ima::sized(b"boot_aggregate\0")].concat();
+    ima::encode(10, &Bank::Sha1.hash(&data), "ima-ng", &data)
+}
+
+/// Some events of each recorded boot, and what else a boot must have.
+fn small_boots(recordings: &Recordings) -> Vec<Vec<u8>> {
     let mut seeds = vec![recorded::DIRECT.event_log.to_vec()];
-    seeds.extend(log.events.chunks(4).map(|events| log.with(events)));
-    seeds.extend(shim.events.chunks(4).map(|events| shim.with(events)));
+    for log in recordings.event_logs.iter().filter_map(|bytes| LogParts::parse(bytes)) {
+        seeds.extend(log.events.chunks(3).map(|events| log.small_boot(events)));
+    }
     seeds
 }
 
@@ -182,6 +225,8 @@ pub const JUDGED_BEFORE: u8 = 4;
 pub const CONTINUED: u8 = 8;
 /// The event log has more bytes at its end.
 pub const TRAILING: u8 = 16;
+/// The list begins with the aggregate of the PCRs that the changed log leads to.
+pub const AGGREGATE: u8 = 32;
 /// From this bit on: which policy.
 pub const POLICY_SHIFT: u32 = 6;
 
@@ -200,6 +245,9 @@ fn appraise_edited(bytes: &[u8]) -> bool {
     }
     let genuine = host.log.with(&host.log.events);
     let edited = [&log.with(&log.events), trailing].concat();
+    if let (Some(first), Some(pcrs)) = (entries.first_mut().filter(|_| is(AGGREGATE)), pcrs(&edited, &[])) {
+        *first = boot_aggregate(&pcrs);
+    }
     let whole_list = [before, entries.clone()].concat().concat();
     let covered = if is(GENUINE_QUOTE) { None } else { pcrs(&edited, &whole_list) };
     let covered = covered.or_else(|| pcrs(&genuine, &host.ima.concat())).expect("genuine logs");

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis_attest::appraise::{CommandLineRules, Judged, NamePattern, Policy, arguments};
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::reference::ReferenceValues;
+use portcullis_attest::reference::{KeylimePolicy, ReferenceBuilder, ReferenceValues};
 use portcullis_attest::release::WrappedKey;
 use portcullis_attest::result::AttestationResult;
 
@@ -121,6 +121,30 @@ fn references(recordings: &Recordings) -> Vec<Vec<u8>> {
         seeds.extend(tables.chunks(6).map(|tables| [&[*head][..], tables].concat().join("\n\n").into_bytes()));
     }
     seeds
+}
+
+/// A runtime policy of Keylime.
+pub const KEYLIME: Target = Target { name: "keylime", body: keylime, max_len: 2048, seeds: |_| keylime_policies() };
+
+fn keylime(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let Ok(policy) = KeylimePolicy::from_json(text) else { return false };
+    let mut builder = ReferenceBuilder::new("keylime", "imported");
+    policy.add_to(&mut builder);
+    if let Ok(values) = builder.build() {
+        assert!(values.ima_len() <= policy.len(), "more was imported than the policy has");
+    }
+    !policy.is_empty()
+}
+
+fn keylime_policies() -> Vec<Vec<u8>> {
+    let digest = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5";
+    let policy = format!(
+        "{{\"meta\":{{\"version\":1}},\"release\":0,\"digests\":{{\"/bin/sh\":[\"{digest}\"]}},\"excludes\":[\"/tmp/.*\"],\
+         \"keyrings\":{{\".ima\":[\"{digest}\"]}},\"ima\":{{\"ignored_keyrings\":[],\"log_hash_alg\":\"sha1\"}},\
+         \"ima-buf\":{{\"dm_table_load\":[\"{digest}\"]}},\"verification-keys\":\"\"}}"
+    );
+    vec![policy.into_bytes()]
 }
 
 /// What a verifier stores of a host, what relying parties read, and what an agent gets: JSON.

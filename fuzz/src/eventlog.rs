@@ -1,9 +1,9 @@
 //! Firmware event logs, UEFI variables and signature lists.
 
-use portcullis_attest::eventlog::{EventLog, Variable, signature_lists};
+use portcullis_attest::eventlog::{EventLog, SignatureDatabase, Variable, signature_lists};
 
 use super::Target;
-use super::log_edit::AgileLog;
+use super::log_edit::LogParts;
 use super::recordings::Recordings;
 
 /// A whole log: read, replayed in every bank, and every event told in words.
@@ -34,8 +34,8 @@ fn event_log(bytes: &[u8]) -> bool {
 fn small_logs(recordings: &Recordings) -> Vec<Vec<u8>> {
     let mut seeds = recordings.event_logs.clone();
     for bytes in &recordings.event_logs {
-        let Some(log) = AgileLog::parse(bytes) else { continue };
-        seeds.extend(log.events.iter().map(|event| [log.header.clone(), event.encode()].concat()));
+        let Some(log) = LogParts::parse(bytes) else { continue };
+        seeds.extend(log.events.iter().map(|event| log.with(std::slice::from_ref(event))));
         seeds.extend(log.events.chunks(4).map(|events| log.with(events)));
     }
     seeds
@@ -68,7 +68,16 @@ pub const SIGNATURE_LISTS: Target =
     Target { name: "signature_lists", body: lists, max_len: 2048, seeds: |recordings| contents(recordings) };
 
 fn lists(bytes: &[u8]) -> bool {
-    let Ok(signatures) = signature_lists(bytes) else { return false };
+    let entry = SignatureDatabase::from_entry(bytes);
+    assert!(entry.certificates().len() <= 1);
+    let database = SignatureDatabase::from_lists(bytes);
+    let Ok(signatures) = signature_lists(bytes) else {
+        assert!(database.is_err());
+        return false;
+    };
+    let database = database.expect("as the lists are");
+    assert!(database.sha256().iter().all(|digest| database.has_sha256(digest)));
+    assert!(database.certificates().len() <= signatures.len());
     let content: usize = signatures.iter().map(|signature| signature.data.len()).sum();
     assert!(content <= bytes.len());
     !signatures.is_empty()

@@ -90,7 +90,8 @@ pub fn encode(pcr: u32, template_digest: &[u8], template: &str, data: &[u8]) -> 
     [&pcr.to_le_bytes()[..], template_digest, &sized(template.as_bytes()), &sized(data)].concat()
 }
 
-fn sized(bytes: &[u8]) -> Vec<u8> {
+/// Bytes behind their length, as fields of template data are.
+pub fn sized(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_le_bytes(), bytes].concat()
 }
 

@@ -75,6 +75,8 @@ pub const TARGETS: &[Target] = &[
     statements::REFERENCE_SIGNATURE,
     statements::ENROLMENT,
     statements::VERIFIER_KEYS,
+    documents::KEYLIME,
+    statements::RESULT_TOKEN,
     documents::STORED,
     release::CERTIFIED_PARENT,
     appraisal::APPRAISE_EVENT_LOG,

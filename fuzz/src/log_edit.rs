@@ -4,45 +4,64 @@
 use portcullis_attest::eventlog::{EventLog, EventType, Format};
 use portcullis_attest::key::Bank;
 
-/// A crypto-agile log in parts.
+/// A log in parts, of either form.
 #[derive(Clone)]
-pub struct AgileLog {
+pub struct LogParts {
     /// The Spec ID event, as it stands in the log.
-    pub header: Vec<u8>,
+    header: Vec<u8>,
     /// The events behind it.
-    pub events: Vec<AgileEvent>,
+    pub events: Vec<EventParts>,
 }
 
 /// An event in parts.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AgileEvent {
-    pub pcr: u32,
-    pub event_type: u32,
-    pub digests: Vec<(Bank, Vec<u8>)>,
-    pub data: Vec<u8>,
+pub struct EventParts {
+    /// Whether it has the old form: one digest, and no word of its algorithm.
+    is_old: bool,
+    pcr: u32,
+    event_type: u32,
+    digests: Vec<(Bank, Vec<u8>)>,
+    data: Vec<u8>,
 }
 
-impl AgileLog {
-    /// Takes a log apart; `None` if it is not crypto-agile, or has digests that no bank is known for.
+impl LogParts {
+    /// Takes a log apart; `None` if it cannot be read, or has digests that no bank is known for.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let log = EventLog::parse(bytes).ok()?;
-        let Format::Agile(spec) = log.format() else { return None };
-        let bank = |(id, _): &(u16, u16)| Bank::from_tpm_alg_id(*id);
-        let banks: Vec<Bank> = spec.algorithms.iter().map(bank).collect::<Option<_>>()?;
-        // PCR, type and SHA-1 digest of the old form, then the size of what follows.
-        let size = u32::from_le_bytes(bytes.get(28..32)?.try_into().ok()?);
-        let header = bytes.get(..32 + usize::try_from(size).ok()?)?.to_vec();
-        let event = |event: &portcullis_attest::eventlog::Event<'_>| AgileEvent {
+        let banks: Vec<Bank> = match log.format() {
+            Format::Sha1 => vec![Bank::Sha1],
+            Format::Agile(spec) => {
+                spec.algorithms.iter().map(|(id, _)| Bank::from_tpm_alg_id(*id)).collect::<Option<_>>()?
+            }
+        };
+        let event = |event: &portcullis_attest::eventlog::Event<'_>| EventParts {
+            is_old: *log.format() == Format::Sha1,
             pcr: event.pcr,
             event_type: event.event_type.0,
             digests: banks.iter().map(|bank| (*bank, event.digests.get(*bank).unwrap_or_default().to_vec())).collect(),
             data: event.data.to_vec(),
         };
-        Some(Self { header, events: log.events().iter().map(event).collect() })
+        let events: Vec<EventParts> = log.events().iter().map(event).collect();
+        let behind: usize = events.iter().map(|event| event.encode().len()).sum::<usize>() + log.trailing().len();
+        Some(Self { header: bytes[..bytes.len() - behind].to_vec(), events })
+    }
+
+    /// Some of its events, with a separator for each PCR that has to have one: a boot in miniature.
+    pub fn small_boot(&self, events: &[EventParts]) -> Vec<u8> {
+        let separator = EventType::SEPARATOR.0;
+        let mut events = events.to_vec();
+        for pcr in 0..=7 {
+            if let Some(first) = events.first().filter(|_| !events.iter().any(|event| event.is(pcr, separator))) {
+                let mut event = EventParts { pcr, event_type: separator, data: vec![0; 4], ..first.clone() };
+                event.measure();
+                events.push(event);
+            }
+        }
+        self.with(&events)
     }
 
     /// The log with other events.
-    pub fn with(&self, events: &[AgileEvent]) -> Vec<u8> {
+    pub fn with(&self, events: &[EventParts]) -> Vec<u8> {
         let mut bytes = self.header.clone();
         for event in events {
             bytes.extend(event.encode());
@@ -76,9 +95,8 @@ impl AgileLog {
             }
             _ => {
                 let data = input.slice().to_vec();
-                let digests = self.events[at].digests.clone();
-                let mut event =
-                    AgileEvent { pcr: u32::from(input.u8() % 24), event_type: event_type(input.u8()), digests, data };
+                let (pcr, event_type) = (u32::from(input.u8() % 24), event_type(input.u8()));
+                let mut event = EventParts { pcr, event_type, data, ..self.events[at].clone() };
                 event.measure();
                 self.events.insert(at, event);
             }
@@ -86,18 +104,26 @@ impl AgileLog {
     }
 }
 
-impl AgileEvent {
+impl EventParts {
     /// The event as it stands in the log.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = [self.pcr.to_le_bytes(), self.event_type.to_le_bytes()].concat();
-        out.extend(u32::try_from(self.digests.len()).unwrap().to_le_bytes());
+        if !self.is_old {
+            out.extend(u32::try_from(self.digests.len()).unwrap().to_le_bytes());
+        }
         for (bank, digest) in &self.digests {
-            out.extend(bank.tpm_alg_id().to_le_bytes());
+            if !self.is_old {
+                out.extend(bank.tpm_alg_id().to_le_bytes());
+            }
             out.extend(digest);
         }
         out.extend(u32::try_from(self.data.len()).unwrap().to_le_bytes());
         out.extend(&self.data);
         out
+    }
+
+    fn is(&self, pcr: u32, event_type: u32) -> bool {
+        (self.pcr, self.event_type) == (pcr, event_type)
     }
 
     /// Makes the digests those of the data, so that they cover it.

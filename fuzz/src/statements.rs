@@ -10,6 +10,7 @@ use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement, Verifier
 use portcullis_attest::key::Bank;
 use portcullis_attest::reference::ReferenceValues;
 use portcullis_attest::reference::signature::SignerKey;
+use portcullis_attest::result::{AttestationResult, TYP};
 
 use super::Target;
 use super::documents::pem;
@@ -71,13 +72,13 @@ fn enrolment(bytes: &[u8]) -> bool {
     if let Some(jws) = std::str::from_utf8(bytes).ok().filter(|text| text.starts_with("ey")) {
         return EnrolmentStatement::verify(jws, &VERIFIER).is_ok();
     }
-    let Ok(statement) = EnrolmentStatement::verify(&jws(bytes), &VERIFIER) else { return false };
+    let Ok(statement) = EnrolmentStatement::verify(&jws(ENROLMENT_TYP, bytes), &VERIFIER) else { return false };
     assert!(statement.ak().is_ok(), "a statement names keys that can be enrolled");
     true
 }
 
-fn jws(payload: &[u8]) -> String {
-    let header = URL_SAFE_NO_PAD.encode(format!("{{\"alg\":\"ES256\",\"typ\":\"{ENROLMENT_TYP}\",\"kid\":\"1\"}}"));
+fn jws(typ: &str, payload: &[u8]) -> String {
+    let header = URL_SAFE_NO_PAD.encode(format!("{{\"alg\":\"ES256\",\"typ\":\"{typ}\",\"kid\":\"1\"}}"));
     let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(payload));
     format!("{signed}.{}", sign(&signed))
 }
@@ -86,7 +87,7 @@ fn enrolments() -> Vec<Vec<u8>> {
     let statement =
         EnrolmentStatement::new("verifier.example", "honest", &TPM.ek.bytes(), &TPM.ak.bytes(), 1_796_083_200);
     let payload = serde_json::to_vec(&statement.expect("a statement")).expect("JSON");
-    vec![jws(&payload).into_bytes(), payload]
+    vec![jws(ENROLMENT_TYP, &payload).into_bytes(), payload]
 }
 
 /// A verifier's public keys.
@@ -95,4 +96,12 @@ pub const VERIFIER_KEYS: Target = Target {
     body: |bytes| VerifierKeys::from_jwks(bytes).is_ok(),
     max_len: 1024,
     seeds: |_| vec![key_set()],
+};
+
+/// An attestation result, which the verifier signs whatever it says.
+pub const RESULT_TOKEN: Target = Target {
+    name: "result_token",
+    body: |bytes| AttestationResult::from_token(&jws(TYP, bytes), &VERIFIER).is_ok(),
+    max_len: 2048,
+    seeds: |_| vec![include_bytes!("../../attest/schemas/examples/result-1.json").to_vec()],
 };
