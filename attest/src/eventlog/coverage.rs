@@ -108,6 +108,13 @@ const GRUB_PREFIXES: [(&[u8], EventKind); 7] = [
 /// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator;
 /// what follows the terminator, as some old versions log it, no digest covers.
 pub(super) fn grub_text(data: &[u8]) -> Option<(EventKind, &[u8])> {
-    let data = data.split(|byte| *byte == 0).next().unwrap_or_default();
-    GRUB_PREFIXES.iter().find_map(|(prefix, kind)| Some((*kind, data.strip_prefix(*prefix)?)))
+    // Nearly all events have another first letter.
+    if !matches!(data.first(), Some(b'g' | b'k' | b'm')) {
+        return None;
+    }
+    let (kind, text) = GRUB_PREFIXES.iter().find_map(|(prefix, kind)| Some((*kind, data.strip_prefix(*prefix)?)))?;
+    match text.split_last() {
+        Some((0, text)) if !text.contains(&0) => Some((kind, text)),
+        _ => text.split(|byte| *byte == 0).next().map(|text| (kind, text)),
+    }
 }

@@ -385,11 +385,11 @@ fn blob2_name(data: &[u8]) -> Option<String> {
     ascii(cursor.take(u64::from(size)).ok()?)
 }
 
-/// Text in whichever of the two encodings firmware and boot loaders use: all of the data but terminators.
+/// Text in whichever of the two encodings firmware and boot loaders use: all of the data but terminators, or nothing.
 pub(crate) fn text_of(data: &[u8]) -> Option<String> {
     // Text in UTF-16 has zeros in it where its letters are Latin; anything else of an even size could be taken for it.
-    let data = cut(data);
     match data.as_chunks::<2>() {
+        _ if data.len() > MAX_TEXT => None,
         ([[_, 0], ..], []) => utf16(data)
             .map(|text| text.trim_end_matches('\0').to_owned())
             .filter(|text| !text.is_empty() && text.chars().all(|c| !c.is_control())),
@@ -407,8 +407,11 @@ fn utf16_until_nul(bytes: &[u8]) -> Option<String> {
 /// Printable UTF-8 with at most terminators behind it; `None` if it is not text or empty.
 fn ascii(data: &[u8]) -> Option<String> {
     let end = data.iter().rposition(|byte| *byte != 0)?;
-    let text = core::str::from_utf8(cut(data.get(..=end)?)).ok()?;
-    text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t')).then(|| text.to_owned())
+    let bytes = cut(data.get(..=end)?);
+    let text = core::str::from_utf8(bytes).ok()?;
+    let is_plain = bytes.iter().fold(true, |plain, byte| plain & matches!(byte, 0x20..0x7f));
+    let is_text = || text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t'));
+    (is_plain || is_text()).then(|| text.to_owned())
 }
 
 /// The beginning of outside bytes, as far as a description repeats them.

@@ -76,9 +76,9 @@ impl<'a> Claims<'a> {
     /// The commands that GRUB ran, in their order.
     pub fn grub_commands(&self) -> Vec<Claim<'a, MeasuredText<'a>>> {
         let command = |covered: Covered<'_, 'a>| {
-            let (kind, text) = covered.event.grub_text_of_kind()?;
-            let is_command = kind == EventKind::GrubCommand && covered.coverage == Coverage::Text;
-            is_command.then(|| covered.claim(MeasuredText(text)))
+            let text = (covered.coverage == Coverage::Text).then(|| covered.event.grub_text_of_kind())?;
+            let (_, text) = text.filter(|(kind, _)| *kind == EventKind::GrubCommand)?;
+            Some(covered.claim(MeasuredText(text)))
         };
         self.log().of_pcr(COMMANDS).filter_map(command).collect()
     }
@@ -89,7 +89,10 @@ impl<'a> Claims<'a> {
     ///
     /// In PCR 12, anything of which no digest covers the text counts: a label could hide a command line.
     pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
-        self.log().iter().filter_map(|covered| command_line(&covered)).collect()
+        let of_pcr = |pcr| self.log().of_pcr(pcr).filter_map(|covered| command_line(&covered));
+        let mut lines: Vec<_> = of_pcr(COMMANDS).chain(of_pcr(FILES)).chain(of_pcr(UKI_PARAMETERS)).collect();
+        lines.sort_by_key(|claim| claim.ground.event);
+        lines
     }
 
     /// The command line of the kernel that was started: the last whose text a digest covers; without any, the last.
@@ -161,9 +164,8 @@ impl<'a> Claims<'a> {
     fn grub_files(&self, words: &str) -> Vec<Claim<'a, MeasuredFile>> {
         let file = |covered: Covered<'_, 'a>| {
             let is_file = covered.is(EventType::IPL) && covered.event.grub_text().is_none();
-            let label = is_file.then(|| covered.event.label())??;
-            let value = |label| MeasuredFile { measurer: Measurer::Grub, label: Some(label) };
-            (file_words(&label) == words).then(|| covered.claim(value(label)))
+            let label = is_file.then(|| covered.event.label())?.filter(|label| file_words(label) == words)?;
+            Some(covered.claim(MeasuredFile { measurer: Measurer::Grub, label: Some(label) }))
         };
         self.log().of_pcr(FILES).filter_map(file).collect()
     }
@@ -171,16 +173,15 @@ impl<'a> Claims<'a> {
 
 fn command_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>> {
     let event = covered.event;
-    let (measurer, text) = match event.pcr {
-        COMMANDS | UKI_PARAMETERS if event.grub_text().is_none() && covered.is(EventType::IPL) => {
+    let (measurer, text) = match (event.pcr, event.event_type) {
+        (COMMANDS, EventType::IPL) if covered.coverage == Coverage::Text => {
+            let (kind, text) = event.grub_text_of_kind()?;
+            (kind == EventKind::KernelCommandLine).then(|| (Measurer::Grub, Some(text.to_owned())))?
+        }
+        (COMMANDS | UKI_PARAMETERS, EventType::IPL) => {
             (Measurer::Systemd, text_of(event.covered_data(covered.coverage)))
         }
-        COMMANDS => {
-            let (kind, text) = event.grub_text_of_kind()?;
-            let covered = covered.coverage == Coverage::Text && kind == EventKind::KernelCommandLine;
-            (Measurer::Grub, Some(covered.then(|| text.to_owned())?))
-        }
-        FILES => {
+        (FILES, EventType::EVENT_TAG) => {
             let (kind, _) = event.tagged()?;
             (kind == EventKind::StubCommandLine).then_some((Measurer::KernelStub, None))?
         }
