@@ -40,6 +40,34 @@
 //! # assert!(check(json, &key("ak_public"), &key("ek_public"), &other).is_err());
 //! ```
 //!
+//! # Example: what did `tpm2_quote` write?
+//!
+//! A quote by itself, with the files of `tpm2_quote -m message -s signature -o pcrs`, the key as `tpm2_createak -u` wrote it
+//! and the firmware's log. It says what a key signed; [`quote::Caveat`] says what that leaves open.
+//!
+//! ```
+//! use portcullis_attest::{eventlog::EventLog, key::{Bank, QuotingKey}, quote::{CheckedQuote, PcrFile}, reason::Reason};
+//!
+//! fn check(ak: &[u8], files: [&[u8]; 3], nonce: &[u8], log: &EventLog<'_>) -> Result<CheckedQuote, Vec<Reason>> {
+//!     let [message, signature, pcrs] = files;
+//!     let ak = QuotingKey::parse(ak)?;
+//!     let quote = CheckedQuote::check(&ak, message, signature, &PcrFile::parse(pcrs)?, nonce)?;
+//!     quote.replay_eventlog(log)?;
+//!     Ok(quote)
+//! }
+//! # use portcullis_firmware_fixtures::recorded::{NONCE, SECURE_BOOT as boot};
+//! # let values: serde_json::Value = serde_json::from_str(boot.pcrs_json).unwrap();
+//! # let value = |bank: &str, pcr: u8| hex::decode(values[bank][pcr.to_string()].as_str().unwrap()).unwrap();
+//! # let sha256 = (0..=10).chain([14]).flat_map(|pcr| value("sha256", pcr));
+//! # let pcrs: Vec<u8> = sha256.chain((0..=9).chain([14]).flat_map(|pcr| value("sha384", pcr))).collect();
+//! # let files = [boot.quote_message, boot.quote_signature, &pcrs];
+//! # let log = EventLog::parse(boot.event_log).unwrap();
+//! # let quote = check(boot.ak_public, files, NONCE, &log).unwrap();
+//! # assert_eq!(quote.pcrs().pcr(Bank::Sha256, 7).unwrap(), value("sha256", 7));
+//! # assert!(check(boot.ak_public, files, b"another nonce", &log).is_err());
+//! # assert!(check(boot.ak_public, [boot.quote_message, boot.quote_signature, &pcrs[1..]], NONCE, &log).is_err());
+//! ```
+//!
 //! Without the feature `tpm` this crate does no I/O. It never panics on input: that is what the lints below hold it to.
 #![forbid(unsafe_code)]
 #![cfg_attr(

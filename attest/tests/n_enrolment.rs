@@ -74,6 +74,21 @@ fn statement_value(tpm: &SoftTpm) -> Value {
 }
 
 #[test]
+fn the_schema_names_what_a_statement_has() {
+    let schema: Value = serde_json::from_str(include_str!("../schemas/enrolment-1.json")).unwrap();
+    let payload = URL.decode(EXAMPLE.split('.').nth(1).unwrap()).unwrap();
+    let payload: Value = serde_json::from_slice(&payload).unwrap();
+    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&payload), names(&schema["properties"]));
+    let mut required: Vec<_> =
+        schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    required.sort_unstable();
+    assert_eq!(required, names(&payload));
+    assert_eq!(schema["additionalProperties"], false);
+    assert_eq!(payload["schema"], schema["properties"]["schema"]["const"]);
+}
+
+#[test]
 fn n84_statements_that_the_verifier_did_not_sign() {
     let (signer, tpm) = (Signer::new(), SoftTpm::new());
     let made = statement_value(&tpm);

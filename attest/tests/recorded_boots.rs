@@ -1,11 +1,15 @@
 //! Real firmware's quotes and endorsement keys, as recorded on lab hosts.
 
+mod software_tpm;
+
 use std::time::SystemTime;
 
 use portcullis_attest::endorsement::{EkRoots, EndorsementKey};
+use portcullis_attest::eventlog::EventLog;
 use portcullis_attest::evidence::SignedQuote;
-use portcullis_attest::key::{EnrolledAk, PublicArea, QuotingKey};
-use portcullis_attest::quote::{CheckedQuote, PcrFile};
+use portcullis_attest::ima::ImaList;
+use portcullis_attest::key::{Bank, EnrolledAk, PublicArea, QuotingKey};
+use portcullis_attest::quote::{Caveat, CheckedQuote, PcrFile};
 use portcullis_attest::reason::{Reason, ReasonCode};
 use portcullis_firmware_fixtures::recorded::{ALL, NONCE, RecordedBoot};
 use serde_json::json;
@@ -69,4 +73,38 @@ fn recorded_quotes_hold_for_nothing_else() {
     assert_eq!(codes(&swapped, &own, NONCE), [ReasonCode::QuotePcrDigestMismatch]);
     // The attestation key under another host's endorsement key.
     assert_eq!(codes(&quote(&one), &key(&one, &other), NONCE), [ReasonCode::QuoteSignerMismatch]);
+}
+
+#[test]
+fn recorded_logs_lead_to_what_their_quotes_cover() {
+    let [one, other, ..] = ALL;
+    let quote = check(&quote(&one), &key(&one, &one), NONCE).unwrap();
+    let codes = |reasons: Vec<Reason>| reasons.iter().map(|reason| reason.code).collect::<Vec<_>>();
+    let events = |log: &[u8]| quote.replay_eventlog(&EventLog::parse(log).unwrap()).map_err(codes);
+    let entries = |list: &[u8]| quote.replay_ima(&ImaList::parse(list).unwrap()).map_err(codes);
+    // PCR 10 is the IMA list's, so a log alone leaves it open.
+    assert_eq!(events(one.event_log), Ok(vec![Caveat::RuntimeUnchecked]));
+    let all = ImaList::parse(one.ima).unwrap().entries().count();
+    assert_eq!(entries(one.ima), Ok(all));
+
+    // N54 and N64: a log that was cut, one that goes on, and another boot's.
+    let log = EventLog::parse(one.event_log).unwrap();
+    assert!(EventLog::parse(&one.event_log[..one.event_log.len() - log.trailing().len() - 1]).is_err());
+    assert_eq!(events(other.event_log), Err(vec![ReasonCode::EventlogPcrMismatch; 4]));
+    // N66 and N69: a list that was cut, or is another boot's.
+    assert_eq!(entries(other.ima), Err(vec![ReasonCode::ImaPcrMismatch]));
+    assert_eq!(entries(&[]), Err(vec![ReasonCode::ImaMissing]));
+    let longer = [one.ima, other.ima].concat();
+    assert_eq!(entries(&longer), Ok(all), "what follows is not covered, and that is said");
+
+    // A quote that does not cover PCR 10 says nothing of a list.
+    let tpm = software_tpm::SoftTpm::new();
+    let values = [(Bank::Sha256, [(0, vec![1; 32])].into())].into();
+    let evidence = tpm.evidence(&software_tpm::binding(), &values);
+    let own = QuotingKey::parse(&tpm.ak.bytes()).unwrap();
+    let quote = check(&evidence.quotes[0], &own, &software_tpm::binding().extra_data()).unwrap();
+    let reasons = quote.replay_ima(&ImaList::parse(one.ima).unwrap()).unwrap_err();
+    assert_eq!(codes(reasons), [ReasonCode::QuotePcrMissing]);
+    // Nor does a log account for values that it does not lead to.
+    assert!(quote.replay_eventlog(&log).is_err());
 }

@@ -94,7 +94,7 @@ impl CheckedQuote {
             return Err(vec![Reason::new(ReasonCode::QuoteMalformed).found(found)]);
         }
         let parsed = Quote::parse(message).map_err(|error| vec![structure_reason(&error)])?;
-        let pcrs = values.named(&parsed).map_err(|error| vec![values_reason(&error)])?;
+        let pcrs = values.named(&parsed)?;
         let mut reasons = check_signed(&parsed, &pcrs, hash, key.qualified_name());
         reasons.extend(unfit_signer(key, parsed.header.qualified_signer));
         if !bool::from(parsed.header.extra_data.ct_eq(nonce)) {
@@ -163,6 +163,8 @@ fn unfit_signer(key: &QuotingKey, found: &[u8]) -> Option<Reason> {
     (!fits && key.qualified_name().is_none()).then(reason)
 }
 
-fn values_reason(error: &PcrFileError) -> Reason {
-    Reason::new(ReasonCode::QuotePcrLength).found(error.to_string())
+impl From<PcrFileError> for Vec<Reason> {
+    fn from(error: PcrFileError) -> Self {
+        vec![Reason::new(ReasonCode::QuotePcrLength).found(error.to_string())]
+    }
 }
