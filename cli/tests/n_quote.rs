@@ -1,0 +1,249 @@
+//! What `portcullis quote check` must refuse, signed by a key that is no TPM's, so that everything but the one thing is
+//! genuine: N01 to N07, N09 to N14, N16 to N18, N20 to N22, N24 and N25. `genuine_quotes_hold` is the twin without the
+//! defect.
+
+// One TPM in software for the tests of both crates.
+#[path = "../../attest/tests/software_tpm/mod.rs"]
+mod software_tpm;
+
+use std::process::Command;
+
+use portcullis_attest::evidence::PcrValues;
+use portcullis_attest::key::Bank;
+use serde_json::Value;
+use software_tpm::*;
+
+/// The files of a quote, and the directory that they are written into.
+struct Files {
+    ak: Vec<u8>,
+    message: Vec<u8>,
+    signature: Vec<u8>,
+    pcrs: Vec<u8>,
+    nonce: Vec<u8>,
+}
+
+impl Files {
+    fn of(tpm: &SoftTpm, attest: &Attest) -> Self {
+        let quote = tpm.quote(attest, &pcrs());
+        Self {
+            ak: sized(&tpm.ak.bytes()),
+            message: quote.message,
+            signature: quote.signature,
+            pcrs: serialized(&pcrs()),
+            nonce: binding().extra_data().to_vec(),
+        }
+    }
+
+    fn genuine() -> Self {
+        let tpm = SoftTpm::new();
+        Self::of(&tpm, &tpm.attest(&binding(), &pcrs()))
+    }
+
+    /// The exit code, and the codes for which it is a no.
+    fn check(&self) -> (i32, Vec<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in
+            [("ak", &self.ak), ("message", &self.message), ("signature", &self.signature), ("pcrs", &self.pcrs)]
+        {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(["--json", "quote", "check", "--ak", "ak", "--message", "message", "--signature", "signature"])
+            .args(["--pcrs", "pcrs", "--nonce", &hex::encode(&self.nonce)])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let reasons = value["reasons"].as_array().cloned().unwrap_or_default();
+        let codes = reasons.iter().map(|reason| reason["code"].as_str().unwrap().to_owned()).collect();
+        (output.status.code().unwrap(), codes)
+    }
+
+    fn refused(&self, code: &str) {
+        assert_eq!(self.check(), (1, vec![code.to_owned()]));
+    }
+}
+
+/// What `tpm2_quote -o` writes: C structures, little-endian.
+fn serialized(values: &PcrValues) -> Vec<u8> {
+    let mut out = u32::try_from(values.len()).unwrap().to_le_bytes().to_vec();
+    for (bank, pcrs) in values {
+        let bits = pcrs.keys().fold(0_u32, |bits, pcr| bits | 1 << pcr);
+        out.extend(bank.tpm_alg_id().to_le_bytes());
+        out.push(3);
+        out.extend(bits.to_le_bytes());
+        out.push(0);
+    }
+    out.resize(4 + 16 * 8, 0);
+    let digests: Vec<&Vec<u8>> = values.values().flat_map(|pcrs| pcrs.values()).collect();
+    out.extend(u32::try_from(digests.len().div_ceil(8)).unwrap().to_le_bytes());
+    for list in digests.chunks(8) {
+        let mut bytes = u32::try_from(list.len()).unwrap().to_le_bytes().to_vec();
+        for digest in list {
+            bytes.extend(u16::try_from(digest.len()).unwrap().to_le_bytes());
+            bytes.extend(*digest);
+            bytes.resize(bytes.len() + 64 - digest.len(), 0);
+        }
+        bytes.resize(4 + 8 * 66, 0);
+        out.extend(bytes);
+    }
+    out
+}
+
+fn refused_after(code: &str, change: impl FnOnce(&mut Attest)) {
+    let tpm = SoftTpm::new();
+    let mut attest = tpm.attest(&binding(), &pcrs());
+    change(&mut attest);
+    Files::of(&tpm, &attest).refused(code);
+}
+
+fn refused_with_values(code: &str, change: impl FnOnce(&mut PcrValues)) {
+    let mut values = pcrs();
+    change(&mut values);
+    Files { pcrs: serialized(&values), ..Files::genuine() }.refused(code);
+}
+
+#[test]
+fn genuine_quotes_hold() {
+    let files = Files::genuine();
+    assert_eq!(files.check(), (0, vec![]));
+    let in_order = pcrs().values().flat_map(|bank| bank.values()).flatten().copied().collect();
+    assert_eq!(Files { pcrs: in_order, ..files }.check(), (0, vec![]));
+}
+
+#[test]
+fn n01_n02_n03_other_structures() {
+    refused_after("quote.magic", |attest| attest.magic = 0xFF54_4346);
+    for kind in [0x8014, 0x8017, 0x8019, 0x801A] {
+        refused_after("quote.type", |attest| attest.kind = kind);
+    }
+    refused_after("quote.malformed", |attest| attest.body.push(0));
+}
+
+#[test]
+fn n04_cut_short() {
+    let tpm = SoftTpm::new();
+    let genuine = Files::of(&tpm, &tpm.attest(&binding(), &pcrs()));
+    for length in [0, 3, 7, 50, genuine.message.len() - 1] {
+        let message = genuine.message[..length].to_vec();
+        let signature = tpm.sign(&message);
+        let ak = genuine.ak.clone();
+        Files { ak, message, signature, ..Files::genuine() }.refused("quote.malformed");
+    }
+    Files { signature: genuine.signature[..9].to_vec(), ..genuine }.refused("quote.signature-malformed");
+}
+
+#[test]
+fn n05_n06_n07_selections_that_no_quote_has() {
+    let digest = sized(&Bank::Sha256.hash(&[1; 32]));
+    let body = |count: u32, select: &[u8]| [&count.to_be_bytes()[..], select, &digest].concat();
+    let one = select(0x000B, &[0]);
+    for bad in [
+        body(2, &[one.clone(), one.clone()].concat()),
+        body(1, &select(0x0027, &[0])),
+        body(17, &one.repeat(17)),
+        body(1, &[0, 0x0B, 2, 1, 0]),
+        body(1, &[0, 0x0B, 4, 1, 0, 0, 1]),
+    ] {
+        refused_after("quote.selection", |attest| attest.body = bad);
+    }
+    refused_after("quote.empty-selection", |attest| attest.body = body(1, &select(0x000B, &[])));
+}
+
+#[test]
+fn n09_n10_n11_n12_values_that_were_not_quoted() {
+    refused_with_values("quote.pcr-digest-mismatch", |values| {
+        values.get_mut(&Bank::Sha256).unwrap().insert(0, vec![9; 32]);
+    });
+    let relabelled = Files::genuine();
+    let mut pcrs_file = relabelled.pcrs.clone();
+    // PCR 14 of SHA-256 called 15: the selection's second byte.
+    pcrs_file[4 + 4] ^= 0b1100_0000;
+    let (code, mut codes) = Files { pcrs: pcrs_file, ..relabelled }.check();
+    codes.sort();
+    assert_eq!((code, codes), (1, vec!["quote.pcr-extra".to_owned(), "quote.pcr-missing".to_owned()]));
+    refused_with_values("quote.pcr-extra", |values| {
+        values.get_mut(&Bank::Sha256).unwrap().insert(23, vec![0; 32]);
+    });
+    refused_with_values("quote.pcr-missing", |values| {
+        values.get_mut(&Bank::Sha384).unwrap().remove(&14);
+    });
+    refused_with_values("quote.pcr-length", |values| {
+        values.get_mut(&Bank::Sha384).unwrap().insert(14, vec![15; 32]);
+    });
+    // A bank that the file names twice cannot be read as either.
+    let mut twice = Files::genuine();
+    twice.pcrs[4 + 8..4 + 10].copy_from_slice(&[0x0B, 0]);
+    assert_eq!(twice.check(), (2, vec![]));
+}
+
+#[test]
+fn n13_n14_digests_of_another_hash_or_order() {
+    let values: Vec<Vec<u8>> = pcrs().values().flat_map(|bank| bank.values().cloned()).collect();
+    let parts: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+    let turned: Vec<&[u8]> = parts.iter().rev().copied().collect();
+    for digest in [Bank::Sha384.hash_parts(&parts), Bank::Sha256.hash_parts(&turned)] {
+        refused_after("quote.pcr-digest-mismatch", |attest| {
+            attest.body.truncate(attest.body.len() - 34);
+            attest.body.extend(sized(&digest));
+        });
+    }
+}
+
+#[test]
+fn n16_n17_n18_signatures_of_another_key_or_hash_or_no_numbers() {
+    let tpm = SoftTpm::new();
+    let genuine = || Files::of(&tpm, &tpm.attest(&binding(), &pcrs()));
+    let rsa = SoftTpm::rsa(aws_lc_rs::rsa::KeySize::Rsa2048, RSASSA, Bank::Sha256);
+    let files = genuine();
+    Files { signature: rsa.sign(&files.message), ..files }.refused("quote.signature-scheme");
+    let files = genuine();
+    Files { ak: rsa.ak.bytes(), ..files }.refused("quote.signature-scheme");
+    for hash in [0x0004, 0x000C, 0x0012, NULL] {
+        let files = genuine();
+        let signature = signature((ECDSA, hash), &tpm.sign_numbers(&files.message));
+        Files { signature, ..files }.refused("quote.signature-scheme");
+    }
+    for number in [vec![0; 32], vec![0xFF; 32]] {
+        let files = genuine();
+        let signature = signature((ECDSA, 0x000B), &[number.clone(), number]);
+        Files { signature, ..files }.refused("quote.signature-invalid");
+    }
+}
+
+#[test]
+fn n20_n21_n24_n25_keys_that_are_no_attestation_keys() {
+    let with = |change: &dyn Fn(&mut Public)| {
+        let tpm = SoftTpm::new();
+        let mut ak = tpm.ak.clone();
+        change(&mut ak);
+        Files { ak: ak.bytes(), ..Files::of(&tpm, &tpm.attest(&binding(), &pcrs())) }
+    };
+    assert_eq!(with(&|_| ()).check(), (0, vec![]));
+    for (bit, code) in [
+        (16, "ak.not-restricted"),
+        (18, "ak.not-signing"),
+        (1, "ak.not-fixed-tpm"),
+        (4, "ak.not-fixed-parent"),
+        (5, "ak.foreign-secret"),
+    ] {
+        with(&|ak| ak.attributes &= !(1 << bit)).refused(code);
+    }
+    with(&|ak| ak.attributes |= 1 << 17).refused("ak.decrypts");
+    with(&|ak| ak.name_alg = NULL).refused("ak.name-algorithm");
+    // N19 and N22: a weak curve, and a signer whose name another algorithm made.
+    let (code, codes) = with(&|ak| ak.size = 0x0001).check();
+    assert!(code == 1 && codes.contains(&"ak.weak-key".to_owned()), "{codes:?}");
+    with(&|ak| ak.name_alg = 0x000C).refused("quote.signer-mismatch");
+    let mut longer = with(&|_| ());
+    longer.ak.push(0);
+    assert_eq!(longer.check(), (2, vec![]), "a file that is no public area");
+}
+
+#[test]
+fn n35_nonces_that_are_almost_right() {
+    let nonce = binding().extra_data();
+    for other in [vec![], nonce[..31].to_vec(), [&nonce[..], &[0]].concat(), hex::encode(nonce).into_bytes()] {
+        Files { nonce: other, ..Files::genuine() }.refused("quote.nonce-mismatch");
+    }
+}
