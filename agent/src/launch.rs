@@ -88,7 +88,7 @@ pub struct FailedLaunch {
 /// A step that failed, with the volume if that could not be closed again.
 struct Failed {
     error: LaunchError,
-    still_open: Option<OpenVolume>,
+    still_open: Option<Box<OpenVolume>>,
 }
 
 impl<E: Into<LaunchError>> From<E> for Failed {
@@ -246,7 +246,7 @@ impl Launcher<'_> {
                     record.status.state = VmState::Failed;
                     record.save_or_warn();
                 }
-                Err(Box::new(FailedLaunch { record, error, still_open }))
+                Err(Box::new(FailedLaunch { record, error, still_open: still_open.map(|volume| *volume) }))
             }
         }
     }
@@ -273,7 +273,7 @@ impl Launcher<'_> {
         match self.start(plan, &volume, record) {
             Ok((machine, config)) => Ok((machine, volume, config)),
             Err(error) => {
-                let still_open = volume.close().is_err().then_some(volume);
+                let still_open = volume.close().is_err().then(|| Box::new(volume));
                 Err(Failed { error, still_open })
             }
         }

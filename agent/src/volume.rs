@@ -131,7 +131,7 @@ pub struct NotOpened {
     /// Why not.
     pub error: VolumeError,
     /// The volume, if it could not be closed again either.
-    pub still_open: Option<OpenVolume>,
+    pub still_open: Option<Box<OpenVolume>>,
 }
 
 impl<E: Into<VolumeError>> From<E> for NotOpened {
@@ -208,7 +208,7 @@ impl Volumes {
         match opening.map_and_mount(&image, key) {
             Ok(()) => Ok(opening),
             Err(error) => {
-                let still_open = opening.close().is_err().then_some(opening);
+                let still_open = opening.close().is_err().then(|| Box::new(opening));
                 Err(NotOpened { error, still_open })
             }
         }

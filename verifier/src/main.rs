@@ -89,9 +89,16 @@ struct Serve {
     /// Where to listen; port 0 takes any free port.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: SocketAddr,
-    /// Directory with the root (and intermediate) certificates of TPM vendors, PEM or DER.
+    /// Directory with the root (and intermediate) certificates of TPM vendors, PEM or DER; their CRLs may lie there too.
     #[arg(long, value_name = "DIR")]
     roots: PathBuf,
+    /// Directory with revocation lists: CRLs (PEM or DER), and text with one SHA-256 fingerprint of a certificate or key a
+    /// line. What they name is refused, also after it was enrolled.
+    #[arg(long, value_name = "DIR")]
+    revocations: Option<PathBuf>,
+    /// Let CRLs count after the time at which their vendor would have replaced them.
+    #[arg(long)]
+    accept_stale_revocations: bool,
     /// Reference values; may be given more than once or with several files. The signature of each lies beside it, as
     /// FILE.sig; without one they count only under a policy that says so.
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
@@ -198,8 +205,13 @@ fn serve(args: &Serve, json: bool) -> Result<(), Failure> {
         }
         None => Config::default(),
     };
-    let files =
-        RuleFiles { roots: args.roots.clone(), references: args.reference.clone(), policies: args.policy.clone() };
+    let files = RuleFiles {
+        roots: args.roots.clone(),
+        revocations: args.revocations.clone(),
+        accept_stale_revocations: args.accept_stale_revocations,
+        references: args.reference.clone(),
+        policies: args.policy.clone(),
+    };
     let rules = Rules::load(&files).map_err(input)?;
     for warning in rules.warnings() {
         tracing::warn!("{warning}");

@@ -100,8 +100,8 @@ fn an_enrolment_statement_anchors_evidence_for_whoever_has_the_verifiers_keys() 
     assert_eq!(codes(operator.enrolment("h1")), ["endorsement.not-admitted"]);
     operator.admit(&enrolled.ek_fingerprint, "rack 2").unwrap();
     let jws = operator.enrolment("h1").unwrap().enrolment;
-    let jwks = serde_json::to_vec(&service.client(None).jwks().unwrap()).unwrap();
-    let keys = VerifierKeys::from_jwks(&jwks).unwrap();
+    let published = serde_json::to_vec(&service.client(None).jwks().unwrap()).unwrap();
+    let keys = VerifierKeys::from_jwks(&published).unwrap();
     let statement = EnrolmentStatement::verify(&jws, &keys).unwrap();
     assert_eq!((statement.verifier.as_str(), statement.host.as_str()), (VERIFIER, "h1"));
     assert_eq!((hex::encode(statement.ek), &statement.ak_public), (enrolled.ek_fingerprint, &host.ak.public));

@@ -89,3 +89,46 @@ fn the_first_policy_for_a_host_counts() {
     service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
     assert_eq!(codes(first.attest(&service)), ["reference.missing"]);
 }
+
+#[test]
+fn n31_what_is_revoked_is_refused_also_when_it_is_enrolled_already() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let mut host = Host::new("h1");
+    host.join(&service);
+    let ek = service.person("olga").host("h1").unwrap().ek_fingerprint;
+    assert!(service.terminate().success());
+
+    std::fs::create_dir(setup.path("revoked")).unwrap();
+    let mut args = setup.serve_args("127.0.0.1:0");
+    args.extend(["--revocations".to_owned(), setup.path("revoked")]);
+    let issuer = std::fs::read_to_string(setup.path("roots/issuer.pem")).unwrap();
+    let issuer = pem_der(&issuer);
+    let of_issuer = hex::encode(portcullis_attest::key::Bank::Sha256.hash(&issuer));
+    for (what, fingerprint) in [("its own key", ek.as_str()), ("its vendor's authority", of_issuer.as_str())] {
+        setup.write("revoked/list.txt", &format!("# {}\n{}\n", "another TPM", "0".repeat(64)));
+        let service = setup.serve_with(&args);
+        assert!(host.attest(&service).unwrap().trusted, "nothing of it is revoked yet");
+        assert!(service.terminate().success());
+        setup.write("revoked/list.txt", &format!("# {what}\n{fingerprint}\n"));
+        let service = setup.serve_with(&args);
+        assert_eq!(codes(host.attest(&service)), ["ek.revoked"], "{what}");
+        let view = service.person("olga").host("h1").unwrap();
+        assert_eq!(view.trust, portcullis_verifier::api::Trust::Untrusted, "{what}");
+        let mut new = Host::new("h2");
+        match what {
+            "its own key" => assert!(new.enrol(&service).is_ok()),
+            _ => assert_eq!(codes(new.enrol(&service)), ["ek.revoked"]),
+        }
+        assert!(service.terminate().success());
+    }
+    setup.write("revoked/list.txt", "no fingerprint\n");
+    let (code, said) = refused(&args);
+    assert_eq!(code, 2);
+    assert!(said.contains("revoked/list.txt") && said.contains("line 1"), "{said}");
+}
+
+fn pem_der(pem: &str) -> Vec<u8> {
+    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, body).unwrap()
+}

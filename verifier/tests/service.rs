@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portcullis_attest::binding::Purpose;
-use portcullis_verifier::api::{LaunchRequest, MAX_BODY, OrderState};
+use portcullis_verifier::api::{AttestRequest, LaunchRequest, MAX_BODY, OrderState};
 use portcullis_verifier::client::{Client, ClientError, Identity, IdentityError, Limits};
 use portcullis_verifier::service::store::{Store, seconds};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -19,12 +19,17 @@ use support::host::{Host, KEY, codes, launch_request, refusal};
 use support::service::{Running, Setup, mode, refused, run};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-/// A plain HTTPS client with a key of its own, to say what the real client never would.
-fn raw(service: &Running) -> ureq::Agent {
+/// A new key and its certificate, PEM.
+fn key_pair() -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let cert = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
-    let cert = Certificate::from_der(cert.der()).to_owned();
-    let key = PrivateKey::from_pem(key.serialize_pem().as_bytes()).unwrap();
+    (cert.pem(), key.serialize_pem())
+}
+
+/// A plain HTTPS client, to say what the real client never would.
+fn raw(service: &Running, (cert, key): &(String, String)) -> ureq::Agent {
+    let cert = Certificate::from_pem(cert.as_bytes()).unwrap();
+    let key = PrivateKey::from_pem(key.as_bytes()).unwrap();
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&[Certificate::from_pem(&service.ca).unwrap()]))
         .client_cert(Some(ClientCert::new_with_certs(&[cert], key)))
@@ -58,7 +63,18 @@ fn tls_get(service: &Running, cert_pem: &[u8], key: &[u8], path: &str) -> std::i
 
 /// Status and error code of a raw POST.
 fn post(service: &Running, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
-    let mut request = raw(service).post(format!("{}{path}", service.url));
+    post_as(service, &key_pair(), path, headers, body)
+}
+
+/// The same on a key of the caller's.
+fn post_as(
+    service: &Running,
+    pair: &(String, String),
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> (u16, String) {
+    let mut request = raw(service, pair).post(format!("{}{path}", service.url));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -340,11 +356,35 @@ fn n73_n76_n78_requests_that_are_not_exactly_right_are_refused() {
 }
 
 #[test]
+fn n73_compressed_evidence_is_refused_and_the_same_in_plain_is_accepted() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let mut host = Host::new("h1");
+    let pair = key_pair();
+    host.identity = Identity::from_pem(pair.0.as_bytes(), pair.1.as_bytes()).unwrap();
+    host.join(&service);
+    let client = host.client(&service);
+    let evidence = host.answer(&client, Purpose::Attest, &[]).unwrap();
+    let plain = serde_json::to_vec(&AttestRequest { host: "h1".into(), evidence }).unwrap();
+    let file = setup.path("evidence.json");
+    std::fs::write(&file, &plain).unwrap();
+    let packed = std::process::Command::new("gzip").args(["--stdout", &file]).output().unwrap().stdout;
+    assert!(packed.len() < plain.len());
+    let attest = |headers: &[(&str, &str)], body: &[u8]| post_as(&service, &pair, "/v1/attest", headers, body);
+    for encoding in ["gzip", "deflate", "br", "zstd", "identity, gzip"] {
+        let answer = attest(&[JSON, ("content-encoding", encoding)], &packed);
+        assert_eq!(answer, (415, "request.encoding".into()), "{encoding}");
+    }
+    assert_eq!(attest(&[JSON], &packed), (400, "request.malformed".into()));
+    assert_eq!(attest(&[JSON], &plain), (200, String::new()));
+}
+
+#[test]
 fn n73_evidence_beyond_the_limit_is_refused_before_it_is_read() {
     let setup = Setup::new(&[]);
     let service = setup.serve();
     let began = Instant::now();
-    let answer = raw(&service)
+    let answer = raw(&service, &key_pair())
         .post(format!("{}/v1/attest", service.url))
         .header("content-type", "application/json")
         .header("content-length", (MAX_BODY + 1).to_string())

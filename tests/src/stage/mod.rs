@@ -82,9 +82,8 @@ impl Stage {
         let recording = record::firmware_boot(&machine)?;
         let values = reference::values("lab-host", good, &recording)?;
         let (reference, policy) = (dir.path().join(REFERENCE), dir.path().join(POLICY));
-        fs::write(&reference, values)?;
-        fs::write(&policy, reference::POLICY)?;
-        narrator.line("", Tone::Plain, "reference values: from the image's build and the recorded firmware");
+        reference::write(&values, &reference, &policy)?;
+        narrator.line("", Tone::Plain, "reference values: from the image's build and the recorded firmware, signed");
 
         let mut tpms = BTreeMap::new();
         for name in HOSTS {

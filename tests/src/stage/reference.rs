@@ -2,30 +2,46 @@
 //! The host that is judged by them has no part in it.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use portcullis_attest::eventlog::{Event, EventLog};
 use portcullis_attest::key::Bank;
+use portcullis_attest::reference::signature::ReferenceSigner;
 use portcullis_attest::reference::{ReferenceBuilder, Slot};
 use portcullis_firmware_fixtures::lab::image::Image;
 use portcullis_firmware_fixtures::lab::manifest::{Digests, GrubEvent, Manifest};
 use portcullis_firmware_fixtures::lab::record::Recording;
+use portcullis_verifier::service::authority;
 
 use crate::Trouble;
 
-/// What the verifier of the demonstration demands.
-pub const POLICY: &str = "schema = \"portcullis/policy/1\"
+/// What the verifier of the demonstration demands, before the keys of those whose reference values it believes.
+const POLICY: &str = "schema = \"portcullis/policy/1\"
 name = \"lab\"
 bank = \"sha256\"
 secure_boot = true
 ima = true
 references = [\"lab-host\"]
 hosts = [\"*\"]
-unsigned_references = true
 ";
 
 /// PCRs of which the firmware and shim measure all, whatever is on the disk.
 const FIRMWARE: [u8; 8] = [0, 1, 2, 3, 5, 6, 7, 14];
 const BANKS: [Bank; 2] = [Bank::Sha256, Bank::Sha384];
+
+/// Writes the reference values, the signature beside them, and the policy that believes only this signer. Its key is made
+/// here and gone when this returns: whoever takes the verifier's machine over cannot sign other values.
+pub fn write(values: &str, reference: &Path, policy: &Path) -> Result<(), Trouble> {
+    let words = |e: &dyn std::fmt::Display| Trouble::Step(format!("signing reference values: {e}"));
+    let key = authority::make_key().map_err(|e| words(&e))?;
+    let signer = ReferenceSigner::from_pem(&key).map_err(|e| words(&e))?;
+    let jws = signer.sign(values.as_bytes()).map_err(|e| words(&e))?;
+    let public = signer.public_pem().map_err(|e| words(&e))?;
+    fs::write(reference, values)?;
+    fs::write(reference.with_added_extension("sig"), jws + "\n")?;
+    Ok(fs::write(policy, format!("{POLICY}reference_signers = [\"\"\"\n{public}\"\"\"]\n"))?)
+}
 
 /// Reference values for hosts that boot `image`, as TOML.
 pub fn values(name: &str, image: &Image, recording: &Recording) -> Result<String, Trouble> {

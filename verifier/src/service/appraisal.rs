@@ -2,11 +2,14 @@
 
 use portcullis_attest::appraise::{Appraisal, BootInstance, Context, Judged, appraise};
 use portcullis_attest::binding::{Binding, Purpose};
+use portcullis_attest::endorsement::EndorsementKey;
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::EnrolledAk;
 use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::reason::ReasonCode;
 use portcullis_attest::result::{AttestationResult, ResultContext, TYP};
 use sha2::{Digest, Sha256};
+use std::time::SystemTime;
 
 use super::Service;
 use super::enrol::random;
@@ -14,8 +17,6 @@ use super::http::{Answer, Refusal};
 use super::store::{HostRow, Judgement, Nonce};
 use crate::api;
 use crate::reason::{Reason, ServiceCode};
-
-/// The `typ` of a result token's header.
 
 /// `POST /v1/challenges`.
 pub fn challenge(service: &Service, key: [u8; 32], request: &api::ChallengeRequest) -> Answer<api::ChallengeResponse> {
@@ -123,6 +124,17 @@ fn history_moved(
         .then(|| Reason::new(ServiceCode::HistoryMoved).values(expected(), left_out.to_string()))
 }
 
+/// What was revoked since the host enrolled: its endorsement key, its certificate, an authority of its chain. Whatever else
+/// the chain would not pass today (a certificate that has expired since, a list that should have been replaced) was good
+/// when it enrolled, and an operator admitted it.
+fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
+    let certificate = host.ek_certificate.as_deref();
+    let now = SystemTime::now();
+    let checked = EndorsementKey::check(&host.ek_public, certificate, &[], service.rules.roots(), now);
+    let reasons = checked.err().unwrap_or_default().into_iter();
+    reasons.filter(|reason| reason.code == ReasonCode::EkRevoked).map(Reason::from).collect()
+}
+
 /// Judges evidence in full: challenge, quote, logs, reference values, policy, continuity. Collects every reason.
 pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, now: u64) -> Answer<Judgment> {
     let host = question.host;
@@ -165,13 +177,15 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         certificates: &service.certificates,
         previous: previous.as_ref(),
     };
+    let revoked = revoked(service, host);
     let appraisal = match appraise(evidence, &context) {
-        Ok(appraisal) => Some(appraisal),
+        Ok(appraisal) => Some(appraisal).filter(|_| revoked.is_empty()),
         Err(denial) => {
             reasons.extend(denial.reasons.into_iter().map(Reason::from));
             None
         }
     };
+    reasons.extend(revoked);
     Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic })
 }
 

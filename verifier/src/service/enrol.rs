@@ -55,6 +55,7 @@ pub fn begin(service: &Service, key: [u8; 32], request: &api::EnrolRequest) -> A
             ek: hex::encode(ek.fingerprint()),
             ek_public: request.ek_public.clone(),
             certificate: if ek.is_certified() { "verified" } else { "none" }.to_owned(),
+            ek_certificate: request.ek_certificate.clone(),
             ak_public: request.ak_public.clone(),
             ak_name: hex::encode(ak.name()),
         },

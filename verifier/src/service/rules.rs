@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use portcullis_attest::appraise::{Judged, Policy, PolicyError, ima_rules};
-use portcullis_attest::endorsement::{EkRoots, RootsError};
+use portcullis_attest::endorsement::{EkRoots, Revocations, RevocationsError, RootsError};
 use portcullis_attest::reference::signature::SignerKey;
 use portcullis_attest::reference::{ReferenceError, ReferenceValues};
 
@@ -18,6 +18,10 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 pub struct RuleFiles {
     /// Directory with the certificates of TPM vendors.
     pub roots: PathBuf,
+    /// Directory with revocation lists: of vendors (CRLs), and the operator's own (fingerprints).
+    pub revocations: Option<PathBuf>,
+    /// Whether a CRL counts after the time at which its vendor would have replaced it.
+    pub accept_stale_revocations: bool,
     /// Reference values; a signature lies beside each, as `FILE.sig`.
     pub references: Vec<PathBuf>,
     /// Policies, in the order in which they are tried for a host.
@@ -60,6 +64,9 @@ pub enum RulesError {
     /// A certificate.
     #[error(transparent)]
     Roots(#[from] RootsError),
+    /// A revocation list.
+    #[error(transparent)]
+    Revocations(#[from] RevocationsError),
 }
 
 /// A policy, and by what IMA entries are judged under it.
@@ -104,7 +111,15 @@ impl Rules {
         for path in &files.references {
             references.push(reference(path, &signers)?);
         }
-        Ok(Self::new(roots(&files.roots)?, references, policies))
+        let mut revocations = match &files.revocations {
+            Some(dir) => Revocations::from_dir_files(read_dir(dir)?)?,
+            None => Revocations::default(),
+        };
+        if files.accept_stale_revocations {
+            revocations = revocations.accept_stale();
+        }
+        let roots = EkRoots::from_dir_files(read_dir(&files.roots)?)?.with_revocations(revocations);
+        Ok(Self::new(roots, references, policies))
     }
 
     /// Roots that EK certificates must lead to.
@@ -183,16 +198,14 @@ fn reference(path: &Path, signers: &[SignerKey]) -> Result<ReferenceValues, Rule
     values.map_err(|e| RulesError::Reference { path: from, error: Box::new(e) })
 }
 
-fn roots(dir: &Path) -> Result<EkRoots, RulesError> {
+/// The files of a directory, by name, with their content.
+fn read_dir(dir: &Path) -> Result<Vec<(String, Vec<u8>)>, RulesError> {
     let problem = |source| RulesError::Read { path: dir.to_owned(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(problem)? {
         paths.push(entry.map_err(problem)?.path());
     }
     paths.sort();
-    let mut files = Vec::new();
-    for path in paths.into_iter().filter(|path| path.is_file()) {
-        files.push((path.display().to_string(), read(&path)?));
-    }
-    Ok(EkRoots::from_dir_files(files)?)
+    let files = paths.into_iter().filter(|path| path.is_file());
+    files.map(|path| Ok((path.display().to_string(), read(&path)?))).collect()
 }

@@ -198,7 +198,8 @@ impl Boot {
     }
 }
 
-fn extend_command(pcr: u32, measured: &[u8]) -> Vec<u8> {
+/// TPM2_PCR_Extend of every bank.
+pub fn extend_command(pcr: u32, measured: &[u8]) -> Vec<u8> {
     let mut body = 0x0000_0182_u32.to_be_bytes().to_vec();
     body.extend(pcr.to_be_bytes());
     // One password session with an empty password.

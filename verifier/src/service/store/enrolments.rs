@@ -27,6 +27,8 @@ pub struct Enrolment {
     pub ek_public: Vec<u8>,
     /// `verified` or `none`.
     pub certificate: String,
+    /// The EK certificate (DER), if there is one.
+    pub ek_certificate: Option<Vec<u8>>,
     /// The AK's TPMT_PUBLIC.
     pub ak_public: Vec<u8>,
     /// The AK's name, hex.
@@ -115,7 +117,7 @@ impl Store {
                 )?;
                 let new = &pending.enrolment;
                 transaction.execute(
-                    "INSERT INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                    "INSERT INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                     params![
                         id,
                         new.host,
@@ -126,7 +128,8 @@ impl Store {
                         new.ak_name,
                         pending.secret_sha256,
                         pending.tls_spki,
-                        int(pending.expires_at)
+                        int(pending.expires_at),
+                        new.ek_certificate
                     ],
                 )?;
             }
@@ -140,7 +143,7 @@ impl Store {
             let taken = transaction
                 .query_row(
                     "DELETE FROM enrolments WHERE id = ?1 RETURNING host, ek, ek_public, certificate, ak_public, \
-                     ak_name, secret_sha256, tls_spki, expires_at",
+                     ak_name, secret_sha256, tls_spki, expires_at, ek_certificate",
                     [id],
                     |row| {
                         Ok(Pending {
@@ -149,6 +152,7 @@ impl Store {
                                 ek: row.get(1)?,
                                 ek_public: row.get(2)?,
                                 certificate: row.get(3)?,
+                                ek_certificate: row.get(9)?,
                                 ak_public: row.get(4)?,
                                 ak_name: row.get(5)?,
                             },
@@ -163,7 +167,8 @@ impl Store {
         })
     }
 
-    /// Enrols the host, unless something stands against it. Enrolling the same again changes nothing.
+    /// Enrols the host, unless something stands against it. Enrolling the same again changes nothing, but that a
+    /// certificate may be added: none is taken away, lest a host get rid of one that will be revoked.
     pub fn enrol(&self, new: &Enrolment, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
         self.transact(|transaction| {
             let (found, in_the_way) = conflicts(transaction, new, now)?;
@@ -173,9 +178,20 @@ impl Store {
                 }
                 make_room(transaction, new, now)?;
                 transaction.execute(
-                    "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (host) DO NOTHING",
-                    params![new.host, new.ek, new.ek_public, new.certificate, new.ak_public, new.ak_name, int(now)],
+                    "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, \
+                     ek_certificate) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (host) DO UPDATE \
+                     SET certificate = excluded.certificate, ek_certificate = excluded.ek_certificate \
+                     WHERE excluded.ek_certificate IS NOT NULL",
+                    params![
+                        new.host,
+                        new.ek,
+                        new.ek_public,
+                        new.certificate,
+                        new.ak_public,
+                        new.ak_name,
+                        int(now),
+                        new.ek_certificate
+                    ],
                 )?;
             }
             Ok(found)

@@ -18,7 +18,7 @@ pub(super) const LIVE: &str = "(SELECT count(*) FROM orders WHERE orders.host = 
                     OR (state = 'placed' AND expires_at > ?1 AND placed_at <= ?1 + 60)))";
 const COLUMNS: &str = "host, ek, ek_public, certificate, ak_public, ak_name, tls_spki, judged, boot, trusted_until, \
                        attested_at, reasons, cordon, generation, \
-                       EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek)";
+                       EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek), ek_certificate";
 
 /// An enrolled host.
 #[derive(Clone, Debug)]
@@ -53,6 +53,8 @@ pub struct HostRow {
     pub generation: i64,
     /// Whether an operator admitted its TPM.
     pub admitted: bool,
+    /// The EK certificate (DER), if it has one.
+    pub ek_certificate: Option<Vec<u8>>,
     /// VMs placed, released or running there.
     pub vms: u32,
 }
@@ -90,7 +92,8 @@ impl HostRow {
             cordon: row.get(12)?,
             generation: row.get(13)?,
             admitted: row.get(14)?,
-            vms: row.get(15)?,
+            ek_certificate: row.get(15)?,
+            vms: row.get(16)?,
         };
         Ok((host, row.get(11)?))
     }

@@ -22,8 +22,11 @@ pub use self::orders::{NewOrder, OrderRow, Receipted, Release};
 pub use self::volumes::VolumePut;
 
 /// The version of the schema below. A database of another version is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
+/// What version 1 lacks. Its hosts' certificates come with their next enrolment.
+const FROM_VERSION_1: &str = "ALTER TABLE hosts ADD COLUMN ek_certificate BLOB; \
+                              ALTER TABLE enrolments ADD COLUMN ek_certificate BLOB;";
 
 /// Why the store cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +95,10 @@ impl Store {
         match found {
             0 if tables == 0 => {
                 transaction.execute_batch(SCHEMA)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            1 => {
+                transaction.execute_batch(FROM_VERSION_1)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
             SCHEMA_VERSION => {}

@@ -1,4 +1,4 @@
--- The verifier's state, schema version 1. Times are seconds since 1970; digests are hex unless BLOB.
+-- The verifier's state, schema version 2. Times are seconds since 1970; digests are hex unless BLOB.
 
 -- TPMs that an operator let in, one by one.
 CREATE TABLE admissions (
@@ -24,7 +24,9 @@ CREATE TABLE hosts (
     attested_at   INTEGER,
     reasons       TEXT NOT NULL DEFAULT '[]',
     cordon        TEXT,
-    generation    INTEGER NOT NULL DEFAULT 0
+    generation    INTEGER NOT NULL DEFAULT 0,
+    -- Kept to see later whether it was revoked.
+    ek_certificate BLOB
 ) STRICT;
 
 -- Credential challenges that were not answered yet. The secret itself is not kept.
@@ -38,7 +40,8 @@ CREATE TABLE enrolments (
     ak_name       TEXT NOT NULL,
     secret_sha256 BLOB NOT NULL CHECK (length(secret_sha256) = 32),
     tls_spki      BLOB NOT NULL CHECK (length(tls_spki) = 32),
-    expires_at    INTEGER NOT NULL
+    expires_at    INTEGER NOT NULL,
+    ek_certificate BLOB
 ) STRICT;
 
 CREATE TABLE nonces (

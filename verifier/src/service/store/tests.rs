@@ -144,12 +144,34 @@ fn a_denial_wins_over_a_verdict_that_was_reached_on_older_knowledge() {
 }
 
 #[test]
+fn a_database_of_the_first_version_goes_on() {
+    let (dir, store) = placed();
+    store
+        .transact(|t| -> Result<(), StoreError> {
+            t.execute_batch("ALTER TABLE hosts DROP COLUMN ek_certificate")?;
+            t.execute_batch("ALTER TABLE enrolments DROP COLUMN ek_certificate")?;
+            Ok(t.pragma_update(None, "user_version", 1)?)
+        })
+        .unwrap();
+    drop(store);
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    assert_eq!(store.host("h1", 1).unwrap().unwrap().ek_certificate, None);
+    // The next enrolment brings the certificate, and none takes it away.
+    let same = |ek_certificate| Enrolment { ek_certificate, ak_name: "a".into(), ..enrolment("h1", EK) };
+    for (given, kept) in [(None, None), (Some(vec![7]), Some(vec![7])), (None, Some(vec![7]))] {
+        let conflicts = store.enrol(&same(given), 1).unwrap();
+        assert_eq!(conflicts, []);
+        assert_eq!(store.host("h1", 1).unwrap().unwrap().ek_certificate, kept);
+    }
+}
+
+#[test]
 fn a_database_of_another_version_is_refused() {
     let (dir, store) = store();
-    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 2)?) }).unwrap();
+    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 3)?) }).unwrap();
     drop(store);
     let opened = Store::open(&dir.path().join("db")).map(drop);
-    assert!(matches!(opened, Err(StoreError::Version { found: 2 })), "{opened:?}");
+    assert!(matches!(opened, Err(StoreError::Version { found: 3 })), "{opened:?}");
     std::fs::write(dir.path().join("rubbish"), vec![7; 8192]).unwrap();
     assert!(matches!(Store::open(&dir.path().join("rubbish")), Err(StoreError::Sqlite(_))));
 }
@@ -160,6 +182,7 @@ fn enrolment(host: &str, ek: &str) -> Enrolment {
         ek: ek.into(),
         ek_public: Vec::new(),
         certificate: "none".into(),
+        ek_certificate: None,
         ak_public: Vec::new(),
         ak_name: format!("ak of {ek}"),
     }
@@ -209,7 +232,7 @@ fn a_flood_of_challenges_and_enrolments_keeps_nobody_out() {
                  INSERT INTO nonces SELECT randomblob(32), 'h1', 'attest', randomblob(32), 1000 FROM n; \
                  WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
                  INSERT INTO enrolments SELECT hex(randomblob(16)), 'x', '', x'', 'none', x'', '', randomblob(32), \
-                 randomblob(32), 1000 FROM n; \
+                 randomblob(32), 1000, NULL FROM n; \
                  WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
                  INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at) \
                  SELECT 'x' || i, lower(hex(randomblob(32))), x'', 'none', x'', 'x' || i, 0 FROM n;",
