@@ -115,7 +115,10 @@ impl ImaList<'_> {
         let mut count = 0_usize;
         loop {
             let number = u64::try_from(count).unwrap_or(u64::MAX);
-            let reached = lanes.iter_mut().fold(true, |all, lane| lane.look(number) && all);
+            let mut reached = true;
+            for lane in &mut *lanes {
+                reached &= lane.look(number);
+            }
             if reached {
                 return Some(count);
             }

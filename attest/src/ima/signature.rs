@@ -102,9 +102,10 @@ fn attribute_signed(attribute: &[u8], digest: &FileDigest<'_>, keyring: &Keyring
         return Err(SignatureProblem::UnknownKey(hex::encode(id)));
     }
     // Four bytes are no identity: any of the keys that they name may have made it.
-    match named.any(|key| key.verifies(bank, signed.as_slice(), signature)) {
-        true => Ok(()),
-        false => Err(SignatureProblem::Invalid(hex::encode(id))),
+    if named.any(|key| key.verifies(bank, signed.as_slice(), signature)) {
+        Ok(())
+    } else {
+        Err(SignatureProblem::Invalid(hex::encode(id)))
     }
 }
 

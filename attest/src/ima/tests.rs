@@ -381,8 +381,8 @@ fn n72_lists_of_every_banks_template_digests_are_read_and_told_apart() {
             assert_eq!((list.template_hash(), list.violations()), (TemplateHash { bank, rule }, 1));
             // One digest that is made by another rule than the rest.
             let mut other = bytes.clone();
-            let last = bytes.len() - small().entries.last().unwrap().len() + 20 - bank.digest_size() + 4;
-            other[last] ^= 1;
+            let in_the_end = bytes.len() - small().entries.last().unwrap().len() + 20 - bank.digest_size() + 4;
+            other[in_the_end] ^= 1;
             let other = ImaList::parse(&other).unwrap();
             assert_eq!(other.entries().filter(|entry| !entry.template_digest_holds()).count(), 1);
         }

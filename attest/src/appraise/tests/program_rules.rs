@@ -31,8 +31,8 @@ fn verdict(host: &Host) -> Result<Vec<(String, u64)>, Vec<Code>> {
     }
 }
 
-fn by(reason: &str, count: u64) -> Result<Vec<(String, u64)>, Vec<Code>> {
-    Ok(vec![(reason.to_owned(), count)])
+fn by(reason: &str, count: u64) -> Vec<(String, u64)> {
+    vec![(reason.to_owned(), count)]
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_copy_of_a_listed_program_is_accepted_by_its_content_and_not_by_its_name() {
     let mut host = with_rules(&rules);
     assert_eq!(verdict(&host), Ok(Vec::new()));
     host.ima.file("memfd:vmm", b"vmm").file("memfd:agent", b"agent");
-    assert_eq!(verdict(&host), by("a copy of itself", 2));
+    assert_eq!(verdict(&host), Ok(by("a copy of itself", 2)));
     host.ima.file("memfd:vmm", b"trojan");
     assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]));
     // Under a name that the rule is not about.
@@ -81,7 +81,7 @@ fn digests_are_accepted_under_the_names_of_their_rule() {
     let digest = hex::encode(Bank::Sha384.hash(b"init"));
     let mut host = with_rules(&rule("/init", &format!("{{ digests = {{ sha384 = [\"{digest}\"] }} }}"), "image 7"));
     host.ima.entry("ima-sig", Bank::Sha384, &Bank::Sha384.hash(b"init"), b"/init", &[b""]);
-    assert_eq!(verdict(&host), by("image 7", 1));
+    assert_eq!(verdict(&host), Ok(by("image 7", 1)));
     host.ima.entry("ima-sig", Bank::Sha384, &Bank::Sha384.hash(b"init"), b"/sbin/init", &[b""]);
     assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]));
 }
@@ -94,7 +94,7 @@ fn a_measured_text_is_accepted_if_the_digest_covers_it() {
         host.ima.entry("ima-buf", Bank::Sha256, &Bank::Sha256.hash(digest), b"kernel_version", &[text]);
         verdict(&host)
     };
-    assert_eq!(entry(b"6.1.0-13", b"6.1.0-13"), by("the kernel says its version", 1));
+    assert_eq!(entry(b"6.1.0-13", b"6.1.0-13"), Ok(by("the kernel says its version", 1)));
     assert_eq!(entry(b"6.1.0-14", b"6.1.0-14"), Err(vec![Code::ImaUnlisted]));
     // The text that is accepted, beside the digest of another one.
     assert_eq!(entry(b"6.1.0-14", b"6.1.0-13"), Err(vec![Code::ImaUnlisted]));
@@ -112,7 +112,7 @@ fn n70_a_place_that_is_left_out_leaves_out_no_listed_file_and_no_way_around_it()
     let rules = rule("/usr/bin/**", "\"any\"", "a rule far too wide");
     let mut host = with_rules(&rules);
     host.ima.file("/usr/bin/new", b"new");
-    assert_eq!(verdict(&host), by("a rule far too wide", 1));
+    assert_eq!(verdict(&host), Ok(by("a rule far too wide", 1)));
     let with = |name: &str, content: &[u8]| {
         let mut host = with_rules(&rules);
         host.ima.file(name, content);
@@ -164,7 +164,7 @@ fn n71_programs_are_accepted_by_a_signature_of_a_key_of_the_keyring() {
         signed(&mut host.ima, name, content, attribute);
         verdict(&host)
     };
-    let accepted = by("the distribution signs its programs", 1);
+    let accepted = Ok(by("the distribution signs its programs", 1));
     assert_eq!(with("/usr/bin/new", b"new", &signer.attribute(b"new")), accepted);
     // An update of a listed program is signed too.
     assert_eq!(with(VMM, b"update", &signer.attribute(b"update")), accepted);
