@@ -67,7 +67,10 @@ fn what_is_signed_here_holds_for_the_public_key_alone() {
         let key = SignerKey::from_pem(public).unwrap();
         assert_eq!(signer.id(), key.id());
         let jws = signer.sign(TEXT.as_bytes()).unwrap();
-        assert_eq!(ReferenceValues::from_signed(TEXT, &jws, &[key.clone()]).unwrap().signed_by(), Some(key.id()));
+        assert_eq!(
+            ReferenceValues::from_signed(TEXT, &jws, std::slice::from_ref(&key)).unwrap().signed_by(),
+            Some(key.id())
+        );
     }
 }
 

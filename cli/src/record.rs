@@ -1,6 +1,6 @@
 //! `portcullis reference make`: from good boots to reference values.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use portcullis_attest::eventlog::EventLog;
@@ -117,7 +117,7 @@ fn words(entry: &NotTaken) -> String {
 
 /// Evidence of a good boot: its logs must lead to the values that its TPM signed, or they are no record of that boot.
 fn evidence(
-    path: &PathBuf,
+    path: &Path,
     builder: &mut ReferenceBuilder,
     arguments: &MakeArguments,
     left_out: &mut Vec<String>,
@@ -137,8 +137,8 @@ fn evidence(
     }
     boot(builder, &log, &arguments.bank).map_err(|problem| content(path, &problem))?;
     let list = ImaList::parse_binary(&evidence.ima).map_err(|error| content(path, &error))?;
-    let judged = quoted().filter(|(bank, _)| **bank != Bank::Sha1);
-    let runtime = judged.filter_map(|(bank, pcrs)| Some((*bank, pcrs.get(&RUNTIME_PCR)?))).next();
+    let mut judged = quoted().filter(|(bank, _)| **bank != Bank::Sha1);
+    let runtime = judged.find_map(|(bank, pcrs)| Some((*bank, pcrs.get(&RUNTIME_PCR)?)));
     let covered = match runtime {
         Some((bank, value)) => list.position_of(bank, ExtendRule::Digest, value),
         None => Some(0),
@@ -170,7 +170,7 @@ fn write(
     values: &ReferenceValues,
     from: Option<&ReferenceValues>,
     left_out: &[String],
-    path: Option<&std::path::Path>,
+    path: Option<&Path>,
     out: Output,
 ) -> Result<(), Failure> {
     let toml = values.to_toml().map_err(|error| Failure::Usage(error.to_string()))?;

@@ -148,9 +148,9 @@ fn sign(path: &Path, key: &Path, out: Output) -> Result<(), Failure> {
         "version": values.version(), "warnings": hint,
     });
     out.show(&value, || {
-        let signed = format!("{} version {} signed: {}", values.name(), values.version(), file.display());
+        let first = format!("{} version {} signed: {}", values.name(), values.version(), file.display());
         let key = format!("key {}, for the policy's reference_signers:\n{}", signer.id(), public.trim());
-        [vec![signed, key], hint.iter().map(|hint| format!("warning: {hint}")).collect()].concat().join("\n")
+        [vec![first, key], hint.iter().map(|hint| format!("warning: {hint}")).collect()].concat().join("\n")
     })
 }
 

@@ -138,6 +138,6 @@ fn a_keylime_policy_is_imported_by_content_and_the_rest_is_named() {
     assert!(stderr.contains("\"/tmp/.*\" accepts any content by its name alone"), "{stderr}");
     let made = json(dir, &[&make[..], &["--drop-unsupported"]].concat(), 0);
     assert_eq!(made["left_out"].as_array().unwrap().len(), 1);
-    let toml = made["reference"].as_str().unwrap();
-    assert!(toml.contains("path = \"/usr/bin/ls\"") && toml.contains(digest), "{toml}");
+    let written = made["reference"].as_str().unwrap();
+    assert!(written.contains("path = \"/usr/bin/ls\"") && written.contains(digest), "{written}");
 }

@@ -92,7 +92,7 @@ impl KeylimePolicy {
             [("digests", document.digests), ("keyrings", document.keyrings), ("ima-buf", document.buffers)]
         {
             for (name, digests) in listed {
-                policy.take(part, name, &digests);
+                policy.take(part, &name, &digests);
             }
         }
         let not_imported = &mut policy.not_imported;
@@ -115,7 +115,7 @@ impl KeylimePolicy {
         Ok(policy)
     }
 
-    fn take(&mut self, part: &str, name: String, digests: &[String]) {
+    fn take(&mut self, part: &str, name: &str, digests: &[String]) {
         let sha256 = |digest: &String| {
             let bytes = hex::decode(digest).ok().filter(|_| !digest.contains(|c: char| c.is_ascii_uppercase()))?;
             <[u8; 32]>::try_from(bytes).ok()
@@ -133,7 +133,7 @@ impl KeylimePolicy {
         if let Some(problem) = problem {
             self.not_imported.push(format!("{part}: {name:?}: {problem}"));
         }
-        self.digests.extend(digests.iter().filter_map(sha256).map(|digest| (name.clone(), digest)));
+        self.digests.extend(digests.iter().filter_map(sha256).map(|digest| (name.to_owned(), digest)));
     }
 
     /// Adds what can be said to the values.

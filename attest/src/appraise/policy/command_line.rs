@@ -145,7 +145,7 @@ pub fn arguments(line: &str) -> Result<Vec<Argument>, &'static str> {
     if !line.chars().all(|c| matches!(c, ' '..='~' | '\t' | '\n')) || line.contains(['\'', '\\']) {
         return Err("characters that the kernel and other programs read differently");
     }
-    if line.matches('"').count() % 2 != 0 {
+    if !line.matches('"').count().is_multiple_of(2) {
         return Err("a quote that does not end");
     }
     let mut found = Vec::new();

@@ -162,6 +162,18 @@ fn a_kernel_is_one_of_the_policys() {
     assert_eq!((reason.pcr, reason.expected.as_deref()), (Some(9), Some(&*image)));
     demand(&mut host, &format!("kernels = [\"{file}\"]"));
     assert_eq!(host.denied()[0].pcr, Some(4));
+    // A boot that shows no kernel at all.
+    let mut host = host_with(|log| {
+        log.events.retain(|event| {
+            ![&b"kernel image"[..], b"shim", b"grub", b"the kernel"].iter().any(|image| {
+                let digest = Bank::Sha256.hash(image);
+                event.windows(32).any(|window| window == digest)
+            })
+        });
+    });
+    host.appraise().unwrap();
+    demand(&mut host, &format!("kernels = [\"{file}\"]"));
+    assert_eq!(host.codes(), [Code::PolicyKernel]);
     for wrong in [&file[..62], ""] {
         assert!(Policy::from_toml(&format!("{}kernels = [\"{wrong}\"]", super::host::POLICY)).is_err());
     }
@@ -259,13 +271,14 @@ fn n15_resettable_pcrs_prove_nothing() {
     }
     host.appraise().unwrap();
     // Reference values cannot rest on them, though the log leads to what was quoted.
-    for pcr in [16, 23] {
+    for pcr in [16_u8, 23] {
         let mut host = host_with(|log| {
-            log.measure(pcr, EventType::IPL, b"good state", b"good state");
+            log.measure(pcr.into(), EventType::IPL, b"good state", b"good state");
         });
-        host.selection.get_mut(&Bank::Sha256).unwrap().push(u8::try_from(pcr).unwrap());
-        host.selection.insert(Bank::Sha384, vec![pcr as u8].into_iter().chain(crate::appraise::STATIC_PCRS).collect());
-        assert!(host.appraise().is_err(), "PCR {pcr}");
+        for pcrs in host.selection.values_mut() {
+            pcrs.push(pcr);
+        }
+        assert_eq!(host.codes(), [Code::EventlogEventUnexpected], "PCR {pcr}");
         let slot = format!(
             "schema = \"portcullis/reference/1\"\nname = \"x\"\n[[event]]\npcr = {pcr}\ntype = \"EV_IPL\"\nwhat = \"state\"\n\
              text = [\"good state\"]\n"
