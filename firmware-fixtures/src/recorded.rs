@@ -66,3 +66,13 @@ pub const DIRECT: RecordedBoot = boot!("direct");
 
 /// The recordings that went through shim and GRUB.
 pub const ALL: [RecordedBoot; 3] = [SECURE_BOOT, TAMPERED, SECURE_BOOT_OFF];
+
+/// The event log of a machine that started a unified kernel image, without Secure Boot: systemd-stub measures its
+/// sections into PCR 11. Recorded by `scripts/record-uki`.
+pub const UKI_EVENT_LOG: &[u8] = include_bytes!("../recorded/uki/eventlog.bin");
+
+/// The same machine's PCR values: JSON, bank name → index → lower-case hex.
+pub const UKI_PCRS_JSON: &str = include_str!("../recorded/uki/pcrs.json");
+
+/// The command line in that image.
+pub const UKI_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 rdinit=/init";

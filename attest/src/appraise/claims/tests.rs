@@ -143,6 +143,35 @@ fn the_recorded_boot_says_what_the_kernel_was_given() {
     });
 }
 
+#[test]
+fn the_recorded_unified_kernel_image_shows_its_sections() {
+    let log = EventLog::parse(recorded::UKI_EVENT_LOG).unwrap();
+    let pcrs: serde_json::Value = serde_json::from_str(recorded::UKI_PCRS_JSON).unwrap();
+    for bank in log.banks() {
+        for (pcr, value) in log.replay(bank) {
+            assert_eq!(pcrs[bank.name()][pcr.to_string()], hex::encode(value), "{bank} PCR {pcr}");
+        }
+    }
+    with_claims(recorded::UKI_EVENT_LOG.to_vec(), Bank::Sha256, |claims| {
+        let sections = claims.uki();
+        let names: Vec<_> = sections.iter().map(|claim| claim.value.name.as_str()).collect();
+        assert_eq!(names, [".linux", ".osrel", ".cmdline", ".initrd"]);
+        assert_eq!(sections[2].ground.digest, Bank::Sha256.hash(recorded::UKI_COMMAND_LINE.as_bytes()));
+        // The image gives its command line to the kernel in it, whose own stub measures it once more.
+        let line = claims.command_line().unwrap();
+        assert_eq!((line.value.measurer, line.value.text), (Measurer::KernelStub, None));
+        assert!(CommandLine::is_digest_of(recorded::UKI_COMMAND_LINE, line.ground.digest, Bank::Sha256));
+        // And so with the initrd.
+        let initrds: Vec<_> =
+            claims.initrd().into_iter().map(|claim| (claim.ground.pcr, claim.ground.digest)).collect();
+        assert_eq!(initrds, [(9, sections[3].ground.digest), (11, sections[3].ground.digest)]);
+        let kernels: Vec<_> =
+            claims.kernel().into_iter().map(|claim| (claim.value.measurer, claim.ground.pcr)).collect();
+        assert_eq!(kernels, [(Measurer::Firmware, 4), (Measurer::Systemd, 11)]);
+        assert!(!claims.secure_boot().unwrap().value);
+    });
+}
+
 /// A unified kernel image, as systemd-stub measures it, started by systemd-boot.
 fn uki_boot() -> LogBuilder {
     let mut log = LogBuilder::good_boot(&BANKS);

@@ -244,6 +244,50 @@ fn n50_a_digest_that_is_not_of_what_the_event_says_is_refused() {
 }
 
 #[test]
+fn n50_types_whose_digest_is_of_their_data_have_that_digest() {
+    for (pcr, event_type) in [
+        (4, EventType::ACTION),
+        (4, EventType::EFI_ACTION),
+        (1, EventType::EFI_VARIABLE_DRIVER_CONFIG),
+        (1, EventType::EFI_VARIABLE_BOOT2),
+        (5, EventType::EFI_GPT_EVENT),
+        (0, EventType::S_CRTM_VERSION),
+    ] {
+        let mut host = Host::good();
+        host.log.event(pcr, event_type, b"what was measured");
+        host.accept_log().appraise().unwrap_or_else(|reasons| panic!("{event_type}: {reasons:?}"));
+        let mut host = Host::good();
+        host.log.measure(pcr, event_type, b"what the log says", b"what was measured");
+        assert_eq!(host.accept_log().codes(), [Code::EventlogDigestMismatch], "{event_type}");
+    }
+}
+
+#[test]
+fn n52_n59_a_header_or_an_event_that_contradicts_itself_is_a_denial() {
+    let host = Host::good();
+    let good = host.log.bytes();
+    let first = good.len() - host.log.events.concat().len();
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    for (what, eventlog) in [
+        ("another signature", changed(32, b's')),
+        ("no algorithms", changed(32 + 24, 0)),
+        ("a digest size that SHA-1 does not have", changed(32 + 30, 32)),
+        ("vendor information beyond the header", changed(32 + 40, 9)),
+        ("fewer digests than declared", changed(first + 8, 2)),
+        ("an algorithm that was not declared", changed(first + 12, 0x0d)),
+        ("a PCR that no TPM has", changed(first, 24)),
+    ] {
+        let mut evidence = host.evidence_of(host.pcrs());
+        evidence.eventlog = eventlog;
+        assert_eq!(codes(&host.appraise_with(&evidence, None).unwrap_err()), [Code::EventlogUnreadable], "{what}");
+    }
+}
+
+#[test]
 fn n51_a_command_line_beside_the_digest_of_another_is_refused() {
     let mut host = Host::good();
     let at = host.log.position(b"kernel_cmdline");
@@ -393,6 +437,16 @@ fn n61_secure_boot_that_verified_nothing_is_refused() {
         let reasons = host.accept_log().denied();
         assert_eq!(codes(&reasons), [Code::SecureBootVariableMissing]);
         assert_eq!(reasons[0].event.as_deref(), Some(name));
+        // There, but empty: then nobody is trusted, and nothing can have been verified.
+        let mut host = Host::good();
+        let guid = if name == "db" { Guid::IMAGE_SECURITY } else { Guid::GLOBAL };
+        let empty = variable(guid, name, &[]);
+        replace(&mut host, at, 7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &empty, &empty);
+        let reasons = host.accept_log().denied();
+        assert_eq!(
+            (codes(&reasons), reasons[0].found.as_deref()),
+            (vec![Code::SecureBootVariableMissing], Some("empty"))
+        );
     }
 }
 
