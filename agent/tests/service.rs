@@ -363,3 +363,27 @@ fn an_order_and_receipts_outlast_a_verifier_that_fails() {
     scene.host.nothing_is_left(&order);
     assert!(agent.terminate().success());
 }
+
+#[test]
+fn what_was_judged_is_not_sent_again_but_by_a_new_agent() {
+    let scene = Scene::new();
+    scene.host.configure("keep_artifacts", "true");
+    let sent = || {
+        let json = std::fs::read(scene.host.path("state/artifacts/attest.json")).ok()?;
+        Some(Evidence::from_json(&json).unwrap())
+    };
+    let agent = scene.run();
+    let whole = scene.host.boot.ima();
+    // boot_aggregate and the agent: nothing is new.
+    wait_for("evidence that goes on", || sent().filter(|sent| sent.ima_from == 2 && sent.ima.is_empty()));
+    let order = scene.running();
+    agent.kill9();
+    std::fs::remove_file(scene.host.path("state/artifacts/attest.json")).unwrap();
+    // Only its first evidence is looked at.
+    scene.host.configure("interval_s", "3600");
+    let agent = scene.host.run();
+    let first = wait_for("evidence of the new agent", sent);
+    assert_eq!((first.ima_from, first.ima), (0, whole));
+    scene.wait_until(&order, OrderState::Ended);
+    assert!(agent.terminate().success());
+}
