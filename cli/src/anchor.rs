@@ -22,7 +22,7 @@ pub struct AnchorArguments {
     #[arg(long, value_name = "FILE", requires = "ak")]
     ek: Option<PathBuf>,
     /// The verifier's statement of the host's enrolment (`portcullis host enrolment`), instead of keys
-    #[arg(long, value_name = "FILE", requires = "verifier_keys")]
+    #[arg(long, value_name = "FILE")]
     enrolment: Option<PathBuf>,
     /// The keys (JWKS) of the verifier that signed the statement: not from the evidence's sender
     #[arg(long, value_name = "JWKS", requires = "enrolment")]
@@ -44,6 +44,10 @@ impl AnchorArguments {
     pub fn read(&self) -> Result<Anchor, Failure> {
         match (&self.enrolment, &self.verifier_keys, &self.ak) {
             (Some(statement), Some(keys), _) => enrolment(statement, keys),
+            (Some(_), None, _) => Err(Failure::NotTrusted(vec![reason(
+                "ak.unanchored",
+                "Whoever signed the enrolment statement is unknown: give the verifier's keys with --verifier-keys.".to_owned(),
+            )])),
             (_, _, Some(ak)) => keys(ak, self.ek.as_deref()),
             _ => Err(Failure::NotTrusted(vec![reason(
                 "ak.unanchored",
