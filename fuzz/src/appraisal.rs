@@ -106,7 +106,8 @@ fn pcrs(log: &[u8], ima: &[u8]) -> Option<PcrValues> {
         let replayed = log.replay(bank);
         let locality = log.startup_locality().unwrap_or(0);
         let value = |pcr: u8| replayed.get(&pcr).cloned().unwrap_or_else(|| initial_value(bank, pcr, locality));
-        values.insert(bank, STATIC_PCRS.into_iter().map(|pcr| (pcr, value(pcr))).collect());
+        let pcrs = replayed.keys().copied().chain(STATIC_PCRS);
+        values.insert(bank, pcrs.map(|pcr| (pcr, value(pcr))).collect());
     }
     if let Some(values) = values.get_mut(&Bank::Sha256) {
         values.insert(RUNTIME_PCR, ima.replay(Bank::Sha256, ExtendRule::Digest));

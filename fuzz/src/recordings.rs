@@ -24,7 +24,12 @@ impl Recordings {
     /// The recorded boots of the project's own lab.
     pub fn of_the_lab() -> Self {
         Self {
-            event_logs: BOOTS.iter().map(|boot| boot.event_log.to_vec()).collect(),
+            event_logs: BOOTS
+                .iter()
+                .map(|boot| boot.event_log)
+                .chain([recorded::UKI_EVENT_LOG])
+                .map(<[_]>::to_vec)
+                .collect(),
             ima_binary: BOOTS.iter().map(|boot| boot.ima.to_vec()).collect(),
             ima_ascii: Vec::new(),
         }
