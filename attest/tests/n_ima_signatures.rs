@@ -286,6 +286,10 @@ fn n71_appended_signatures_as_openssl_and_the_kernels_tool_make_them() {
 
 /// CMS SignedData by one signer without attributes, or with these.
 fn cms(signer: &Signer, issuer: &str, attributes: Option<&[u8]>) -> Vec<u8> {
+    signed_data(&[&signer_info(signer, issuer, attributes)])
+}
+
+fn signer_info(signer: &Signer, issuer: &str, attributes: Option<&[u8]>) -> Vec<u8> {
     let sha256 = seq(&[&oid("2.16.840.1.101.3.4.2.1")]);
     let id = seq(&[&name(issuer), &tlv(2, &[&[0x11]])]);
     let signature = match attributes {
@@ -294,14 +298,16 @@ fn cms(signer: &Signer, issuer: &str, attributes: Option<&[u8]>) -> Vec<u8> {
     };
     let attributes = attributes.map_or(Vec::new(), |attributes| tlv(0xA0, &[attributes]));
     let ecdsa = seq(&[&oid("1.2.840.10045.4.3.2")]);
-    let info = seq(&[&tlv(2, &[&[1]]), &id, &sha256, &attributes, &ecdsa, &tlv(4, &[&signature])]);
-    signed_data(&[&info])
+    seq(&[&tlv(2, &[&[1]]), &id, &sha256, &attributes, &ecdsa, &tlv(4, &[&signature])])
 }
 
 fn signed_data(signers: &[&[u8]]) -> Vec<u8> {
+    signed_data_about(&seq(&[&oid("1.2.840.113549.1.7.1")]), signers)
+}
+
+fn signed_data_about(no_content: &[u8], signers: &[&[u8]]) -> Vec<u8> {
     let sha256 = seq(&[&oid("2.16.840.1.101.3.4.2.1")]);
-    let no_content = seq(&[&oid("1.2.840.113549.1.7.1")]);
-    let data = seq(&[&tlv(2, &[&[1]]), &tlv(0x31, &[&sha256]), &no_content, &tlv(0x31, signers)]);
+    let data = seq(&[&tlv(2, &[&[1]]), &tlv(0x31, &[&sha256]), no_content, &tlv(0x31, signers)]);
     seq(&[&oid("1.2.840.113549.1.7.2"), &tlv(0xA0, &[&data])])
 }
 
@@ -326,6 +332,17 @@ fn n71_attributes_of_an_appended_signature_must_tell_the_digest_once() {
         assert!(matches!(result(&cms(&signer, "any", Some(&wrong))), Err(Problem::Malformed(_))), "{wrong:?}");
     }
     assert!(matches!(result(&cms(&signer, "other", None)), Err(Problem::UnknownKey(_))));
+    // What stands in the structure itself, or is no data, is not the file.
+    let info = signer_info(&signer, "any", None);
+    let (data, signed_data_oid) = (oid("1.2.840.113549.1.7.1"), oid("1.2.840.113549.1.7.2"));
+    assert_eq!(result(&signed_data_about(&seq(&[&data]), &[&info])), Ok(()));
+    for content in [seq(&[&signed_data_oid]), seq(&[&data, &tlv(0xA0, &[&tlv(4, &[CONTENT])])]), seq(&[])] {
+        assert!(matches!(result(&signed_data_about(&content, &[&info])), Err(Problem::Malformed(_))));
+    }
+    // One of several signers is enough, if the key that he names made it.
+    let other = signer_info(&Signer::p256(), "other", None);
+    assert_eq!(result(&signed_data(&[&other, &info])), Ok(()));
+    assert!(matches!(result(&signed_data(&[&other, &other])), Err(Problem::UnknownKey(_))));
     assert!(matches!(result(&signed_data(&[])), Err(Problem::Malformed(_))));
     let many = vec![&[0x30, 0][..]; 9];
     assert!(matches!(result(&signed_data(&many)), Err(Problem::Malformed(_))));
