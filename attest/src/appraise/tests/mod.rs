@@ -7,6 +7,7 @@ mod logs;
 mod policy;
 mod program_rules;
 mod programs;
+mod secure_boot;
 
 use host::Host;
 use proptest::prelude::*;
