@@ -101,6 +101,10 @@ fn history_missing(quote: &QuotedPcrs, from: u64, previous: Option<&ImaState>) -
     Some(here(ReasonCode::ImaHistoryMissing).expected("a whole list").found(format!("{unknown}, not quoted before")))
 }
 
+/// Longest list, in entries, that is replayed by the other rule too, to say why it leads nowhere. Longer ones are refused
+/// all the same.
+const MAX_EXPLAINED: usize = 500_000;
+
 fn not_reached(quote: &QuotedPcrs, list: &ImaList<'_>, bank: Bank, start: Option<&ImaState>) -> Reason {
     let quoted = quote.pcr(bank, RUNTIME_PCR).unwrap_or_default();
     let padded = Lane::new(bank, ExtendRule::PaddedSha1, quoted);
@@ -110,7 +114,7 @@ fn not_reached(quote: &QuotedPcrs, list: &ImaList<'_>, bank: Bank, start: Option
     };
     let code = if list.is_empty() && start.is_none() {
         ReasonCode::ImaMissing
-    } else if padded.is_some_and(|lane| list.walk(&mut [lane], |_, _| {}).is_some()) {
+    } else if list.len() <= MAX_EXPLAINED && padded.is_some_and(|lane| list.walk(&mut [lane], |_, _| {}).is_some()) {
         ReasonCode::ImaPaddedSha1
     } else {
         ReasonCode::ImaPcrMismatch
