@@ -133,10 +133,10 @@ fn a_keylime_policy_is_imported_by_content_and_the_rest_is_named() {
         "{{\"meta\": {{\"version\": 1}}, \"digests\": {{\"/usr/bin/ls\": [\"{digest}\"]}}, \"excludes\": [\"/tmp/.*\"]}}"
     );
     std::fs::write(dir.join("keylime.json"), policy).unwrap();
-    let make = ["reference", "make", "--name", "imported", "--keylime-policy", "keylime.json"];
-    let (_, stderr) = run(dir, &make, 2);
+    let import = ["reference", "make", "--name", "imported", "--keylime-policy", "keylime.json"];
+    let (_, stderr) = run(dir, &import, 2);
     assert!(stderr.contains("\"/tmp/.*\" accepts any content by its name alone"), "{stderr}");
-    let made = json(dir, &[&make[..], &["--drop-unsupported"]].concat(), 0);
+    let made = json(dir, &[&import[..], &["--drop-unsupported"]].concat(), 0);
     assert_eq!(made["left_out"].as_array().unwrap().len(), 1);
     let written = made["reference"].as_str().unwrap();
     assert!(written.contains("path = \"/usr/bin/ls\"") && written.contains(digest), "{written}");
