@@ -135,6 +135,17 @@ impl<'a> Event<'a> {
         text_of(self.data)
     }
 
+    /// The name of a file that GRUB read, if it is one that is called so in words: kernel and initrd are looked for.
+    pub(crate) fn grub_file(&self, words: &str) -> Option<String> {
+        let is_utf16 = matches!(self.data, [_, 0, ..]);
+        // Most files are neither, which the end of a name tells without reading all of it.
+        if self.event_type != EventType::IPL || (!is_utf16 && file_words(self.data) != words) {
+            return None;
+        }
+        let label = self.grub_text().is_none().then(|| self.label())?;
+        label.filter(|label| file_words(label.as_bytes()) == words)
+    }
+
     /// The file that an image's device path names.
     pub(crate) fn image_path(&self) -> Option<String> {
         image_path(self.data)
@@ -266,7 +277,7 @@ impl<'a> Event<'a> {
         let text = text_of(self.data).or_else(|| self.data.split_last().and_then(|(_, text)| text_of(text)));
         match (self.pcr, text.as_deref()) {
             (14, Some(name)) => (K::MachineOwnerKeys, format!("shim's key list {name}"), text),
-            (9, Some(path)) => (K::GrubFile, file_words(path).to_owned(), text),
+            (9, Some(path)) => (K::GrubFile, file_words(path.as_bytes()).to_owned(), text),
             (11, Some(name)) if name.starts_with('.') => {
                 (K::UkiSection, format!("section {name} of a unified kernel image, or that name"), text)
             }
@@ -304,13 +315,13 @@ fn version(data: &[u8]) -> Option<String> {
 }
 
 /// GRUB logs a file's name only; what it is can be guessed from that, for words.
-pub(crate) fn file_words(path: &str) -> &'static str {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    if name.starts_with("vmlinuz") || name.starts_with("bzImage") || name.starts_with("linux") {
+fn file_words(path: &[u8]) -> &'static str {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+    if name.starts_with(b"vmlinuz") || name.starts_with(b"bzImage") || name.starts_with(b"linux") {
         "kernel file"
-    } else if name.starts_with("initrd") || name.starts_with("initramfs") {
+    } else if name.starts_with(b"initrd") || name.starts_with(b"initramfs") {
         "initrd"
-    } else if matches!(name, "grub.cfg" | "custom.cfg" | "grubenv") {
+    } else if matches!(name, b"grub.cfg" | b"custom.cfg" | b"grubenv") {
         "GRUB configuration file"
     } else {
         "file that GRUB read"

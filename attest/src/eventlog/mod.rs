@@ -26,7 +26,7 @@ pub use certificate_cache::CertificateCache;
 pub(crate) use certificate_cache::Form;
 pub use coverage::Coverage;
 pub(crate) use cursor::{Cursor, Short};
-pub(crate) use describe::{file_words, text_of};
+pub(crate) use describe::text_of;
 pub use describe::{Description, EventKind};
 pub use event_type::EventType;
 pub(crate) use parse::NO_PCR;

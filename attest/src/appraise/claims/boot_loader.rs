@@ -2,7 +2,7 @@
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventKind, EventType, file_words, text_of};
+use crate::eventlog::{Coverage, EventKind, EventType, text_of};
 use crate::key::Bank;
 
 /// The PCR of GRUB's commands.
@@ -163,8 +163,7 @@ impl<'a> Claims<'a> {
 
     fn grub_files(&self, words: &str) -> Vec<Claim<'a, MeasuredFile>> {
         let file = |covered: Covered<'_, 'a>| {
-            let is_file = covered.is(EventType::IPL) && covered.event.grub_text().is_none();
-            let label = is_file.then(|| covered.event.label())?.filter(|label| file_words(label) == words)?;
+            let label = covered.event.grub_file(words)?;
             Some(covered.claim(MeasuredFile { measurer: Measurer::Grub, label: Some(label) }))
         };
         self.log().of_pcr(FILES).filter_map(file).collect()
