@@ -140,7 +140,9 @@ impl<'a> Template<'a> {
         self.name == OLD
     }
 
-    /// `None` if the kernel has no such template, or one that does not say what was measured: one digest, one name.
+    /// `None` if the kernel has no such template, or one that does not say what was measured: one digest, one name. They
+    /// come first, as in all templates with names: no digest covers the template's name, so behind another order a field
+    /// that the measured file's owner chose, such as an attribute, could be shown as the file's digest.
     pub(super) fn from_name(name: &'a [u8]) -> Option<Self> {
         let name = core::str::from_utf8(name).ok()?;
         let format = NAMED.iter().find(|(named, _)| *named == name).map_or(name, |(_, format)| format);
@@ -154,7 +156,8 @@ impl<'a> Template<'a> {
             template.count = template.count.saturating_add(1);
         }
         let count = |is: fn(Field) -> bool| template.fields().iter().filter(|field| is(**field)).count();
-        (count(Field::is_digest) == 1 && count(Field::is_name) == 1).then_some(template)
+        let first = matches!(template.fields(), [digest, name, ..] if digest.is_digest() && name.is_name());
+        (first && count(Field::is_digest) == 1 && count(Field::is_name) == 1).then_some(template)
     }
 }
 
