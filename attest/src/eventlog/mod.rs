@@ -25,6 +25,7 @@ mod variable;
 pub use certificate_cache::CertificateCache;
 pub(crate) use certificate_cache::Form;
 pub use coverage::Coverage;
+pub(crate) use coverage::{begins_with_path, kernel_arguments};
 pub(crate) use cursor::{Cursor, Short};
 pub(crate) use describe::text_of;
 pub use describe::{Description, EventKind};

@@ -4,7 +4,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::eventlog::{Coverage, Event, EventType, Guid, Variable};
+use crate::eventlog::{Coverage, Event, EventType, Guid, Variable, kernel_arguments};
 use crate::key::Bank;
 
 /// Most entries of a boot order.
@@ -133,9 +133,7 @@ fn arguments(event: &Event<'_>, coverage: Coverage) -> Option<String> {
         return None;
     }
     match event.grub_text_of_kind() {
-        Some((EventKind::KernelCommandLine, line)) => {
-            Some(line.split_once(' ').map_or("", |(_, arguments)| arguments).to_owned())
-        }
+        Some((EventKind::KernelCommandLine, line)) => kernel_arguments(line).map(str::to_owned),
         Some(_) => None,
         None => event.label(),
     }

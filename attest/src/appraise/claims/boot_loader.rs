@@ -2,7 +2,7 @@
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventKind, EventType, text_of};
+use crate::eventlog::{Coverage, EventKind, EventType, begins_with_path, kernel_arguments, text_of};
 use crate::key::Bank;
 
 /// The PCR of GRUB's commands.
@@ -38,7 +38,7 @@ pub enum Measurer {
 pub struct CommandLine {
     /// Who measured it.
     pub measurer: Measurer,
-    /// The text, where a digest covers it. GRUB's begins with the kernel's path. The kernel's stub logs no text.
+    /// The text, where a digest covers it. GRUB's begins with the kernel's path, in which there is no blank or quote. The kernel's stub logs no text.
     pub text: Option<String>,
 }
 
@@ -84,8 +84,9 @@ impl<'a> Claims<'a> {
     }
 
     /// Every command line that was measured, whoever did so. A boot loader that loads several kernels starts the last
-    /// one; a rule on arguments should hold for all. What GRUB writes before a text is a label: only beside reference
-    /// values for all of PCR 8 is it sure that a command line is not hidden as a command.
+    /// one; a rule on arguments should hold for all. What GRUB writes before a text is a label, behind which a command line
+    /// could be hidden as a command, and a command be shown as a command line: so whatever begins with a path counts,
+    /// and what is called a command line and does not begin with a kernel's path has no text here.
     ///
     /// In PCR 12, anything of which no digest covers the text counts: a label could hide a command line.
     pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
@@ -175,7 +176,8 @@ fn command_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>>
     let (measurer, text) = match (event.pcr, event.event_type) {
         (COMMANDS, EventType::IPL) if covered.coverage == Coverage::Text => {
             let (kind, text) = event.grub_text_of_kind()?;
-            (kind == EventKind::KernelCommandLine).then(|| (Measurer::Grub, Some(text.to_owned())))?
+            let is_line = kind == EventKind::KernelCommandLine || begins_with_path(text);
+            is_line.then(|| (Measurer::Grub, kernel_arguments(text).is_some().then(|| text.to_owned())))?
         }
         (COMMANDS | UKI_PARAMETERS, EventType::IPL) => {
             (Measurer::Systemd, text_of(event.covered_data(covered.coverage)))

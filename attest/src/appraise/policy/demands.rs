@@ -2,11 +2,14 @@
 
 use super::super::claims::{Claim, Claims, CommandLine, Measurer};
 use super::super::{RUNTIME_PCR, policy::Policy};
-use crate::eventlog::{Event, EventType, Guid, SignatureDatabase, Variable};
+use crate::eventlog::{Event, EventType, Guid, SignatureDatabase, Variable, kernel_arguments};
 use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of Secure Boot.
 const SECURE_BOOT: u32 = 7;
+
+/// The PCR of files that GRUB read.
+const FILES: u32 = 9;
 
 /// Whether Secure Boot is not on although the policy demands it.
 pub(in super::super) fn secure_boot_denied(claims: &Claims<'_>, policy: &Policy) -> bool {
@@ -73,17 +76,18 @@ fn boot_signers(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     let unread =
         events.filter(|event| event.pcr == SECURE_BOOT && event.event_type == EventType::EFI_VARIABLE_AUTHORITY);
     let unread = unread.filter(|event| authorities.iter().all(|claim| claim.ground.event != event.number));
-    reasons.extend(unread.filter(|event| !is_state_of_shim(event)).map(|event| {
+    reasons.extend(unread.filter(|event| !is_state_of_shim(claims, event)).map(|event| {
         reason(format!("event {}, which is neither a certificate nor the digest of an image", event.number))
     }));
     reasons.into_iter().map(|reason| reason.expected(expected())).collect()
 }
 
 /// Shim measures with the type of an authority what verifies nothing: its own revocations, and whether it trusts the
-/// machine owner's keys.
-fn is_state_of_shim(event: &Event<'_>) -> bool {
+/// machine owner's keys. Only where a digest covers that: else any authority could be shown as this.
+fn is_state_of_shim(claims: &Claims<'_>, event: &Event<'_>) -> bool {
     const STATE: [&str; 2] = ["SbatLevel", "MokListTrusted"];
-    Variable::parse(event.data).is_ok_and(|variable| STATE.iter().any(|name| variable.is(Guid::SHIM_LOCK, name)))
+    let data = event.covered_data(claims.coverage(event.number));
+    Variable::parse_prefix(data).is_ok_and(|(variable, _)| STATE.iter().any(|name| variable.is(Guid::SHIM_LOCK, name)))
 }
 
 fn shown(entry: &SignatureDatabase) -> String {
@@ -111,6 +115,13 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     if kernels.is_empty() {
         return vec![reason().found("no kernel was measured")];
     }
+    // What GRUB read is told apart by names alone, which no digest covers. It reads its kernel as it reads all else; so
+    // where it read anything, something must be called the kernel, and is one of the policy's.
+    let is_file = |event: &Event<'_>| event.pcr == FILES && event.event_type == EventType::IPL;
+    let read_any = claims.replayed().log().events().iter().any(is_file);
+    if read_any && !kernels.iter().any(|claim| claim.value.measurer == Measurer::Grub) {
+        return vec![reason().pcr(FILES).found("files that GRUB read, none of which is called a kernel")];
+    }
     let others = kernels.iter().filter(|claim| !policy.kernels.iter().any(|known| known == claim.ground.digest));
     others
         .map(|claim| {
@@ -130,30 +141,33 @@ fn command_lines(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     }
     let mut reasons = Vec::new();
     for claim in &lines {
-        match kernel_arguments(&claim.value) {
+        match arguments_of(&claim.value) {
             Some(arguments) => {
                 let found = policy.command_line.check(arguments);
                 reasons.extend(found.into_iter().map(|reason| reason.pcr(claim.ground.pcr)));
             }
             None if is_digest_of_another(claims, &lines, claim) => {}
-            None => reasons.push(reason("a command line of which no digest covers the text").pcr(claim.ground.pcr)),
+            None => reasons.push(
+                reason("a command line that is not a text that a digest covers, behind a plain path")
+                    .pcr(claim.ground.pcr),
+            ),
         }
     }
     reasons
 }
 
 /// What the kernel reads of a measured line: GRUB puts the kernel's path before it.
-fn kernel_arguments(line: &CommandLine) -> Option<&str> {
+fn arguments_of(line: &CommandLine) -> Option<&str> {
     let text = line.text.as_deref()?;
-    Some(match line.measurer {
-        Measurer::Grub => text.split_once(' ').map_or("", |(_, arguments)| arguments),
-        Measurer::KernelStub | Measurer::Systemd | Measurer::Firmware => text,
-    })
+    match line.measurer {
+        Measurer::Grub => kernel_arguments(text),
+        Measurer::KernelStub | Measurer::Systemd | Measurer::Firmware => Some(text),
+    }
 }
 
 /// The kernel's stub logs no text, but measures what the boot loader measured, too.
 fn is_digest_of_another(claims: &Claims<'_>, lines: &[Claim<'_, CommandLine>], claim: &Claim<'_, CommandLine>) -> bool {
-    let texts = lines.iter().filter_map(|line| line.value.text.as_deref().zip(kernel_arguments(&line.value)));
+    let texts = lines.iter().filter_map(|line| line.value.text.as_deref().zip(arguments_of(&line.value)));
     texts.flat_map(|(whole, arguments)| [whole, arguments]).any(|text| {
         let with_image = text.split_once(' ').map(|(path, arguments)| format!("BOOT_IMAGE={path} {arguments}"));
         let same = |text: &str| CommandLine::is_digest_of(text, claim.ground.digest, claims.bank());

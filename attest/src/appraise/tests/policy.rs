@@ -150,6 +150,69 @@ fn only_the_policys_signers_may_have_verified_anything() {
     assert_eq!(host.codes(), [Code::PolicyBootSigner]);
 }
 
+/// An authority whose log entry says that it is shim's own state, which verifies nothing: no digest covers that.
+#[test]
+fn n46_an_authority_is_not_hidden_as_shims_state() {
+    let mut host = host_with(|log| {
+        replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
+        let state = variable(Guid::SHIM_LOCK, "SbatLevel", b"sbat,1,2022111500\n");
+        let hidden = variable(Guid::IMAGE_SECURITY, "db", &[&[7; 16][..], &[0x30, 3, 2, 1, 6]].concat());
+        log.measure(7, EventType::EFI_VARIABLE_AUTHORITY, &state, &hidden);
+    });
+    host.appraise().unwrap();
+    demand(&mut host, &format!("boot_signers = [\"{}\"]", sha256(CERTIFICATE)));
+    assert_eq!(host.codes(), [Code::PolicyBootSigner]);
+}
+
+/// Of what GRUB read only the content is measured: a kernel that is called an initrd is a kernel all the same.
+#[test]
+fn n46_a_kernel_is_not_hidden_as_another_file() {
+    let kernels = format!("kernels = [\"{}\", \"{}\"]", sha256(b"the kernel"), sha256(b"kernel image"));
+    let with = |label: &'static [u8]| {
+        let mut host = host_with(|log| {
+            replace(log, &Bank::Sha256.hash(b"the kernel"), |log| {
+                log.measure(9, EventType::IPL, label, b"an old kernel");
+            });
+        });
+        host.appraise().unwrap();
+        demand(&mut host, &kernels);
+        host
+    };
+    assert_eq!(with(b"/vmlinuz\0").codes(), [Code::PolicyKernel]);
+    assert_eq!(with(b"/initrd-6.1\0").codes(), [Code::PolicyKernel]);
+}
+
+/// What GRUB writes before a text is not measured: a command line that is called a command is one all the same, and a
+/// command that is called a command line is none.
+#[test]
+fn n51_a_command_line_is_not_hidden_behind_another_label() {
+    let with = |log: fn(&mut LogBuilder)| {
+        let mut host = host_with(|good| {
+            replace(good, b"kernel_cmdline", |other| {
+                other.grub("kernel_cmdline", "/vmlinuz quiet");
+            });
+            log(good);
+        });
+        host.appraise().unwrap();
+        demand(&mut host, "[command_line]\nforbid = [\"init\"]");
+        host
+    };
+    with(|_| ()).appraise().unwrap();
+    for hidden in [
+        (|log| _ = log.grub("grub_cmd", "/vmlinuz init=/bin/sh")) as fn(&mut LogBuilder),
+        |log| _ = log.grub("module_cmdline", "(hd0)/vmlinuz init=/bin/sh"),
+        // The kernel sees an argument in what GRUB takes for a path.
+        |log| _ = log.grub("kernel_cmdline", "/vmlinuz\tinit=/bin/sh quiet"),
+        |log| _ = log.grub("kernel_cmdline", "/a\\\"b quiet \"c"),
+        |log| _ = log.grub("grub_cmd", "\"/a b\" init=/bin/sh"),
+        // A command, so that the true line could go without this label.
+        |log| _ = log.grub("kernel_cmdline", "insmod quiet"),
+    ] {
+        let host = with(hidden);
+        assert_eq!(host.codes(), [Code::PolicyCommandLine]);
+    }
+}
+
 #[test]
 fn a_kernel_is_one_of_the_policys() {
     let mut host = Host::good();
