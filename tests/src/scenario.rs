@@ -82,6 +82,7 @@ pub fn run(narrator: &Narrator) -> Result<Report, Trouble> {
 
     narrator.act("Attacks");
     let attacks = attacks::all(&stage, &mut fleet, &placed, narrator)?;
+    ended(&stage.service, &placed, narrator)?;
     Ok(Report { seconds: narrator.seconds(), hosts: reports, attacks })
 }
 
@@ -217,6 +218,30 @@ fn place(stage: &Stage, narrator: &Narrator, reports: &mut [HostReport]) -> Resu
     let placed = Placed { order_id: text("order_id"), order: text("order"), host: text("host") };
     narrator.line(&placed.host, Tone::Good, &format!("the tenant's VM is placed here, order {}", placed.order_id));
     Ok(placed)
+}
+
+/// The tenant hears that its VM ended by itself: the host closed the volume before it said so.
+fn ended(service: &Service, placed: &Placed, narrator: &Narrator) -> Result<(), Trouble> {
+    let until = Instant::now() + VM_LIMIT;
+    loop {
+        let views = service.must(Person::Tenant, &["vm", "ls"])?;
+        let vm =
+            views["vms"].as_array().and_then(|vms| vms.iter().find(|vm| vm["order_id"] == placed.order_id.as_str()));
+        let vm = vm.ok_or_else(|| Trouble::Step("the verifier forgot the tenant's VM".to_owned()))?;
+        let detail = vm["detail"].as_str().unwrap_or_default();
+        if vm["state"] == "ended" && detail.contains("powered off") && !detail.contains("could not be closed") {
+            narrator.line(
+                &placed.host,
+                Tone::Good,
+                &format!("the tenant's VM has ended, its volume is free: {detail}"),
+            );
+            return Ok(());
+        }
+        if vm["state"] == "ended" || Instant::now() > until {
+            return Err(Trouble::Step(format!("the tenant's VM did not end as it should: {vm}")));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// Follows the tenant's VM until its init ran: whether the key was opened, and what the guest said.
