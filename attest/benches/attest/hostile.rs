@@ -42,7 +42,7 @@ fn event_logs() -> [(&'static str, Vec<u8>); 7] {
     let good = boots::recorded_log();
     let fill = |event: &[u8]| [&good[..], &event.repeat((SIZE - good.len()) / event.len())].concat();
     let large = SIZE - (1 << 20);
-    let cut = [&4_u32.to_le_bytes()[..], &EV_IPL.to_le_bytes(), &[1; SIZE - (1 << 20)]].concat();
+    let cut = [&4_u32.to_le_bytes()[..], &EV_IPL.to_le_bytes(), &vec![1; large]].concat();
     [
         ("zeros", vec![0; SIZE]),
         ("an event with no end", [&good[..], &cut].concat()),

@@ -33,7 +33,7 @@ impl<'a> Contender<'a> {
             for _ in 0..repetitions {
                 work();
             }
-            (of_this_thread() - before) / repetitions
+            of_this_thread().saturating_sub(before) / repetitions
         })
     }
 
@@ -42,7 +42,7 @@ impl<'a> Contender<'a> {
         Self::told(name, move || {
             let before = of_children();
             work();
-            of_children() - before
+            of_children().saturating_sub(before)
         })
     }
 
@@ -97,7 +97,9 @@ pub fn run(contenders: &mut [Contender<'_>], rounds: usize) {
             contenders[place].costs.push(cost);
         }
         if round == 0 {
-            contenders.iter_mut().for_each(|contender| contender.costs.clear());
+            for contender in contenders.iter_mut() {
+                contender.costs.clear();
+            }
         }
     }
 }
