@@ -76,8 +76,7 @@ impl<'a> Event<'a> {
     fn coverage_of_utf16(&self, bank: Bank, digest: &[u8]) -> Coverage {
         let is = |data: &[u8]| bank.is_digest_of(data, digest);
         match self.data {
-            [front @ .., 0] if is(front) => Coverage::Beginning(front.len()),
-            [front @ .., 0, 0] if is(front) => Coverage::Beginning(front.len()),
+            [front @ .., 0] | [front @ .., 0, 0] if is(front) => Coverage::Beginning(front.len()),
             [front @ .., 0] if bank.hash_parts(&[front, &[0, 0]]) == digest => Coverage::Beginning(front.len()),
             _ => Coverage::Nothing,
         }
