@@ -130,10 +130,13 @@ fn n31_a_revoked_endorsement_key() {
 #[test]
 fn n31_lists_that_should_have_been_replaced() {
     let vendor = Vendor::new();
-    let stale = RevocationList { next_update: "210101000000Z", ..RevocationList::new("root") }.signed_by(&vendor.root);
+    let stale = RevocationList { next_update: Some("210101000000Z"), ..RevocationList::new("root") }.signed_by(&vendor.root);
     assert_eq!(vendor.refused(listed(&[&stale])), [Code::EkCrlExpired]);
     assert_eq!(vendor.refused(listed(&[&stale]).accept_stale()), []);
-    let revoking = RevocationList { next_update: "210101000000Z", ..RevocationList::revoking("root") };
+    let endless = RevocationList { next_update: None, ..RevocationList::new("root") }.signed_by(&vendor.root);
+    assert_eq!(vendor.refused(listed(&[&endless])), [Code::EkCrlExpired]);
+    assert_eq!(vendor.refused(listed(&[&endless]).accept_stale()), []);
+    let revoking = RevocationList { next_update: Some("210101000000Z"), ..RevocationList::revoking("root") };
     let revoking = revoking.signed_by(&vendor.root);
     assert_eq!(vendor.refused(listed(&[&revoking]).accept_stale()), [Code::EkRevoked], "old, and yet it names it");
     let future = RevocationList { this_update: "450101000000Z", ..RevocationList::new("root") }.signed_by(&vendor.root);

@@ -84,6 +84,7 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
     let references = references(&arguments.reference, &policy)?;
     let signer = arguments.token_out.as_ref().map(|_| token_signer(arguments.token_key.as_deref())).transpose()?;
     let anchor = arguments.anchor.read()?;
+    about_whom_was_asked(arguments, &anchor)?;
     let binding = binding(arguments, &anchor, &evidence, nonce);
     let context = Context {
         ak: &anchor.ak,
@@ -100,6 +101,19 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         _ => None,
     };
     out.show(&as_json(&good, key), || as_text(&good, key))
+}
+
+/// An enrolment anchors the host that it is about, and no other: whoever has any enrolled TPM could make evidence in
+/// another host's name.
+fn about_whom_was_asked(arguments: &VerifyArguments, anchor: &Anchor) -> Result<(), Failure> {
+    let Some((host, verifier)) = &anchor.enrolled else { return Ok(()) };
+    for (asked, enrolled) in [(&arguments.host, host), (&arguments.verifier, verifier)] {
+        if let Some(asked) = asked.as_ref().filter(|asked| *asked != enrolled) {
+            let text = format!("The enrolment statement is about {enrolled} and anchors nothing of {asked}.");
+            return Err(Failure::NotTrusted(vec![reason("ak.unanchored", text)]));
+        }
+    }
+    Ok(())
 }
 
 /// What the evidence must be bound to. What nobody gave from outside is taken from the evidence, whose quote covers it.

@@ -107,6 +107,12 @@ fn n84_an_anchor_comes_from_outside_and_says_how_much_it_proves() {
     assert_eq!(codes(&verify(&dir, NONCE, &ENROLMENT, 1)), ["ak.unanchored"]);
     enrol(&dir, "other");
     assert_eq!(codes(&verify(&dir, NONCE, &ENROLMENT, 1)), ["quote.host-mismatch"]);
+    // A statement about one host does not become one about whoever is asked for.
+    let asked = |flag, name| verify(&dir, NONCE, &[&ENROLMENT[..], &[flag, name]].concat(), 1);
+    assert_eq!(codes(&asked("--host", "honest")), ["ak.unanchored"]);
+    enrol(&dir, "honest");
+    assert_eq!(codes(&asked("--verifier", "another")), ["ak.unanchored"]);
+    verify(&dir, NONCE, &[&ENROLMENT[..], &["--host", "honest"]].concat(), 0);
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -78,17 +78,20 @@ pub(super) fn covered(
 
 /// Whether what a list leaves out, or what was judged before, cannot be compared with it in the quoted banks.
 fn history_missing(quote: &QuotedPcrs, from: u64, previous: Option<&ImaState>) -> Option<Reason> {
-    let mut quoted = quote.banks().filter(|bank| quote.pcr(*bank, RUNTIME_PCR).is_some());
+    let quoted = || quote.banks().filter(|bank| quote.pcr(*bank, RUNTIME_PCR).is_some());
     let Some(previous) = previous else {
         return (from > 0).then(|| {
             here(ReasonCode::ImaHistoryMissing).expected("a whole list").found(format!("a list from entry {from} on"))
         });
     };
-    if from == 0 {
-        // Another bank proves nothing about what was judged; nor do the digests of SHA-1.
-        let comparable = quoted.any(|bank| bank != Bank::Sha1 && previous.pcrs.contains_key(&bank));
+    // Another bank proves nothing about what was judged; nor do the digests of SHA-1.
+    let comparable = quoted().any(|bank| bank != Bank::Sha1 && previous.pcrs.contains_key(&bank));
+    if !comparable {
         let found = "no PCR 10 of a bank that was judged before";
-        return (!comparable).then(|| here(ReasonCode::ImaHistoryChanged).found(found));
+        return Some(here(ReasonCode::ImaHistoryChanged).found(found));
+    }
+    if from == 0 {
+        return None;
     }
     if from != previous.entries {
         return Some(
@@ -97,7 +100,7 @@ fn history_missing(quote: &QuotedPcrs, from: u64, previous: Option<&ImaState>) -
                 .found(format!("a list from entry {from} on")),
         );
     }
-    let unknown = quoted.find(|bank| !previous.pcrs.contains_key(bank))?;
+    let unknown = quoted().find(|bank| !previous.pcrs.contains_key(bank))?;
     Some(here(ReasonCode::ImaHistoryMissing).expected("a whole list").found(format!("{unknown}, not quoted before")))
 }
 

@@ -171,7 +171,8 @@ impl Revocations {
             if now < list.this_update {
                 refuse(ReasonCode::EkCrlInvalid, format!("{authority}: it is from the future"));
             }
-            if !self.accept_stale && list.next_update.is_some_and(|next| now > next) {
+            // A list that does not say when the next one comes (RFC 5280 demands it) could be held up for ever.
+            if !self.accept_stale && list.next_update.is_none_or(|next| now > next) {
                 refuse(ReasonCode::EkCrlExpired, authority);
             }
             if list.serials.contains(certificate.certificate.tbs_certificate().serial_number().as_bytes()) {

@@ -170,10 +170,10 @@ impl AttestationResult {
         let submodule = Submodule {
             status: Status::Affirming,
             trustworthiness_vector: TrustworthinessVector {
-                instance_identity: Some(2),
+                // Of an attestation key alone nobody said whose it is, or in what it lives.
+                instance_identity: appraisal.boot().ek.is_some().then_some(2),
                 configuration: Some(2),
                 executables: Some(if appraisal.ima_judged() { 2 } else { 3 }),
-                // Of an attestation key alone nobody said in what it lives.
                 hardware: appraisal.boot().ek.is_some().then_some(2),
             },
             appraisal_policy_id: appraisal.policy_name().to_owned(),

@@ -171,7 +171,7 @@ pub struct RevocationList {
     pub issuer: Vec<u8>,
     /// UTCTime.
     pub this_update: &'static str,
-    pub next_update: &'static str,
+    pub next_update: Option<&'static str>,
     /// Serial numbers; that of every certificate made here is [`SERIAL`].
     pub serials: Vec<u8>,
     pub extensions: Vec<Extension>,
@@ -187,7 +187,7 @@ impl RevocationList {
             version: Some(1),
             issuer: name(issuer),
             this_update: "200101000000Z",
-            next_update: "491231235959Z",
+            next_update: Some("491231235959Z"),
             serials: Vec::new(),
             extensions: Vec::new(),
         }
@@ -211,7 +211,7 @@ impl RevocationList {
             &algorithm,
             &self.issuer,
             &time(self.this_update),
-            &time(self.next_update),
+            &self.next_update.map_or(Vec::new(), time),
             &revoked,
             &extensions,
         ]);

@@ -220,6 +220,15 @@ fn n86_a_list_may_leave_out_exactly_what_was_judged_before() {
     assert_eq!(denied(later, 3, |evidence| evidence.ima_from = 0), [Code::ImaPcrMismatch]);
     // Another past: what the PCR holds does not come from the judged state.
     assert_eq!(denied(|host| host.ima.entries.swap(1, 2), 3, |_| {}), [Code::ImaPcrMismatch]);
+    // Without a PCR 10 that proves something nothing says what was judged, whatever the list leaves out.
+    for from in [0, 3] {
+        let unquoted = |host: &mut Host| {
+            for bank in [Bank::Sha256, Bank::Sha384] {
+                host.selection.get_mut(&bank).unwrap().retain(|pcr| *pcr != 10);
+            }
+        };
+        assert_eq!(denied(unquoted, from, |_| {}), [Code::ImaHistoryChanged], "{from}");
+    }
     // Another boot has no past.
     assert_eq!(denied(|host| host.reset_count += 1, 3, |_| {}), [Code::ImaHistoryMissing]);
 }
