@@ -12,7 +12,7 @@ pub const MAX_BYTES: usize = 64 << 20;
 pub const MAX_EVENTS: usize = 65_536;
 
 /// Bytes that an event takes in many real logs; only for how much room to make beforehand.
-const LIKELY_EVENT_SIZE: usize = 256;
+const LIKELY_EVENT_SIZE: usize = 128;
 
 /// Most algorithms that a header may declare: a TPM has no more banks than `HASH_COUNT` of its specification.
 const MAX_ALGORITHMS: u32 = 16;
