@@ -130,7 +130,8 @@ fn n31_a_revoked_endorsement_key() {
 #[test]
 fn n31_lists_that_should_have_been_replaced() {
     let vendor = Vendor::new();
-    let stale = RevocationList { next_update: Some("210101000000Z"), ..RevocationList::new("root") }.signed_by(&vendor.root);
+    let stale =
+        RevocationList { next_update: Some("210101000000Z"), ..RevocationList::new("root") }.signed_by(&vendor.root);
     assert_eq!(vendor.refused(listed(&[&stale])), [Code::EkCrlExpired]);
     assert_eq!(vendor.refused(listed(&[&stale]).accept_stale()), []);
     let endless = RevocationList { next_update: None, ..RevocationList::new("root") }.signed_by(&vendor.root);
