@@ -110,7 +110,9 @@ fn sized(parts: &[&[u8]]) -> Vec<u8> {
 /// A list of one entry.
 fn list(template: &str, digest: &[&[u8]], more: &[&[u8]]) -> Vec<u8> {
     let mut data = [sized(digest), sized(&[b"/usr/bin/x\0"])].concat();
-    more.iter().for_each(|field| data.extend(sized(&[field])));
+    for field in more {
+        data.extend(sized(&[field]));
+    }
     [&10_u32.to_le_bytes()[..], &Bank::Sha1.hash(&data), &sized(&[template.as_bytes()]), &sized(&[&data])].concat()
 }
 

@@ -42,8 +42,8 @@ pub enum EventLogCommand {
 }
 
 /// Runs `portcullis eventlog …`.
-pub fn run(command: EventLogCommand, out: Output) -> Result<(), Failure> {
-    let (EventLogCommand::Show { file, bank } | EventLogCommand::Replay { file, bank }) = &command;
+pub fn run(command: &EventLogCommand, out: Output) -> Result<(), Failure> {
+    let (EventLogCommand::Show { file, bank } | EventLogCommand::Replay { file, bank }) = command;
     let unreadable = |text: String| Failure::Content { path: file.clone(), text };
     let bytes = files::read(file, LARGE)?;
     let log = EventLog::parse(&bytes).map_err(|error| unreadable(error.to_string()))?;

@@ -105,7 +105,7 @@ fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> R
         Command::Result(command) => result::run(&command, out),
         Command::Quote(command) => quote::quote(command, out),
         Command::Ek(command) => ek::ek(command, out),
-        Command::Eventlog(command) => eventlog::run(command, out),
+        Command::Eventlog(command) => eventlog::run(&command, out),
         Command::Ima(command) => ima::run(command, out),
     }
 }

@@ -241,8 +241,8 @@ fn a_command_line_of_which_no_digest_covers_the_text_has_no_text() {
     log.events[at] = log.encode(12, EventType::IPL, &hidden, |bank| bank.hash(&hidden));
     with_claims(log.bytes(), Bank::Sha256, |claims| assert_eq!(claims.command_line().unwrap().value.text, None));
     // Nor is one of which only the beginning would be repeated.
-    let long = utf16(&format!("{}init=/bin/sh\0", "quiet ".repeat(2000)));
-    log.events[at] = log.encode(12, EventType::IPL, &long, |bank| bank.hash(&long));
+    let lengthy = utf16(&format!("{}init=/bin/sh\0", "quiet ".repeat(2000)));
+    log.events[at] = log.encode(12, EventType::IPL, &lengthy, |bank| bank.hash(&lengthy));
     with_claims(log.bytes(), Bank::Sha256, |claims| assert_eq!(claims.command_line().unwrap().value.text, None));
 }
 
