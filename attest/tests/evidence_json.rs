@@ -59,12 +59,16 @@ fn the_schema_names_what_the_code_reads() {
     assert_eq!(schema["properties"]["schema"]["const"], SCHEMA);
     assert_eq!(schema["properties"]["quotes"]["maxItems"], MAX_QUOTES);
     let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    let evidence = serde_json::to_value(genuine()).unwrap();
+    // Where a list is whole, that it leaves out nothing is not said.
+    let whole = serde_json::to_value(genuine()).unwrap();
+    assert_eq!(names(&whole).len(), schema["required"].as_array().unwrap().len());
+    let evidence = serde_json::to_value(Evidence { ima_from: 1, ..genuine() }).unwrap();
     let properties = &schema["properties"];
     assert_eq!(names(&evidence), names(properties));
     assert_eq!(names(&evidence["binding"]), names(&properties["binding"]["properties"]));
     assert_eq!(names(&evidence["quotes"][0]), names(&properties["quotes"]["items"]["properties"]));
-    for object in [&schema, &properties["binding"], &properties["quotes"]["items"]] {
+    assert_eq!(schema["additionalProperties"], false);
+    for object in [&properties["binding"], &properties["quotes"]["items"]] {
         assert_eq!(object["additionalProperties"], false);
         assert_eq!(object["required"].as_array().unwrap().len(), names(&object["properties"]).len());
     }
