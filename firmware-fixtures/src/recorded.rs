@@ -2,6 +2,8 @@
 //!
 //! All of one boot is of one moment: the quote and the PCR values agree with the event log and the IMA list.
 
+use std::path::{Path, PathBuf};
+
 /// What one recorded host showed.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordedBoot {
@@ -64,6 +66,9 @@ pub const SECURE_BOOT_OFF: RecordedBoot = boot!("secure-boot-off");
 /// QEMU loaded the kernel itself: no shim, no GRUB, no Secure Boot; the kernel's EFI stub measures into PCR 9.
 pub const DIRECT: RecordedBoot = boot!("direct");
 
+/// No UEFI at all: SeaBIOS, and the kernel loaded by QEMU. Only the firmware's own part is in the log.
+pub const SEABIOS: RecordedBoot = boot!("seabios");
+
 /// The recordings that went through shim and GRUB.
 pub const ALL: [RecordedBoot; 3] = [SECURE_BOOT, TAMPERED, SECURE_BOOT_OFF];
 
@@ -76,3 +81,19 @@ pub const UKI_PCRS_JSON: &str = include_str!("../recorded/uki/pcrs.json");
 
 /// The command line in that image.
 pub const UKI_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 rdinit=/init";
+
+/// Logs, lists and quotes of real machines, with what they lead to as another program computed it. They stand beside the
+/// project where it is developed, and are not part of it.
+pub fn corpus_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus")
+}
+
+/// The same for tests: where it is not there, that says so, with what was therefore not checked.
+pub fn corpus(unchecked: &str) -> Option<PathBuf> {
+    let dir = corpus_dir();
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    eprintln!("ATTENTION: no corpus of real logs at {}: {unchecked} was NOT checked", dir.display());
+    None
+}

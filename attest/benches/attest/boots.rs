@@ -1,7 +1,6 @@
 //! Boots to judge: logs that firmware really wrote, with quotes by a software TPM over the values to which they lead.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rsa::KeySize;
 use portcullis_attest::appraise::STATIC_PCRS;
@@ -12,8 +11,6 @@ use portcullis_firmware_fixtures::recorded;
 
 use crate::software_tpm::{RSASSA, SoftTpm, binding};
 
-/// Real logs that stand beside the project where it is developed, and are not part of it.
-const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/corpus/eventlogs");
 const FROM_CORPUS: [&str; 2] = ["gcp-ubuntu-2104-no-dbx", "vm-fedora-uefi"];
 
 /// Events that the log of the headline figure has.
@@ -87,6 +84,9 @@ fn grub_event(number: usize) -> Vec<u8> {
 
 /// The logs of the corpus, where it is there.
 pub fn corpus() -> Option<Vec<(&'static str, Vec<u8>)>> {
-    let file = |name| -> PathBuf { Path::new(CORPUS).join(name).with_extension("bin") };
-    FROM_CORPUS.into_iter().map(|name| Some((name, std::fs::read(file(name)).ok()?))).collect()
+    let logs = recorded::corpus_dir().join("eventlogs");
+    FROM_CORPUS
+        .into_iter()
+        .map(|name| Some((name, std::fs::read(logs.join(name).with_extension("bin")).ok()?)))
+        .collect()
 }

@@ -1,23 +1,12 @@
-use std::path::PathBuf;
-
+use portcullis_firmware_fixtures::recorded::corpus;
 use proptest::prelude::*;
 
 use super::log_builder::LogBuilder;
 use super::*;
 
-/// Real logs lie beside the repository, they are not part of it.
-fn corpus() -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("ATTENTION: no corpus of real logs at {}: replay of real logs was NOT checked", path.display());
-    None
-}
-
 #[test]
 fn real_logs_replay_as_an_independent_program_computed() {
-    let Some(corpus) = corpus() else { return };
+    let Some(corpus) = corpus("replay of real logs") else { return };
     let expected = std::fs::read_to_string(corpus.join("expected-replay.json")).unwrap();
     let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&expected).unwrap();
     assert!(expected.len() > 20);
@@ -39,7 +28,7 @@ fn real_logs_replay_as_an_independent_program_computed() {
 #[test]
 fn the_log_of_a_real_quote_leads_to_its_pcrs() {
     use base64::Engine as _;
-    let Some(corpus) = corpus() else { return };
+    let Some(corpus) = corpus("a real quote") else { return };
     let json = std::fs::read(corpus.join("quotes/windows_gcp_shielded_vm.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let decode =

@@ -1,5 +1,4 @@
-use std::path::PathBuf;
-
+use portcullis_firmware_fixtures::recorded::corpus;
 use proptest::prelude::*;
 
 use super::list_builder::{ListBuilder, template_data};
@@ -20,11 +19,7 @@ fn small() -> ListBuilder {
 
 #[test]
 fn a_real_list_replays_as_an_independent_program_computed() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    if !path.is_dir() {
-        eprintln!("ATTENTION: no corpus at {}: replay of a real IMA list was NOT checked", path.display());
-        return;
-    }
+    let Some(path) = corpus("replay of a real IMA list") else { return };
     let expected = std::fs::read_to_string(path.join("expected-ima.json")).unwrap();
     let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&expected).unwrap();
     for (name, expected) in &expected {

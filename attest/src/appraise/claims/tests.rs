@@ -1,6 +1,6 @@
 //! Claims from logs of real and of made-up boots, all of them through a quote.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
 use proptest::prelude::*;
@@ -327,13 +327,8 @@ fn a_certificate_that_was_seen_before_is_not_read_again() {
     assert!(Arc::ptr_eq(&db(), &db()));
 }
 
-fn corpus() -> Option<PathBuf> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus/eventlogs");
-    if corpus.is_dir() {
-        return Some(corpus);
-    }
-    eprintln!("ATTENTION: no corpus of real logs at {}: claims of real logs were NOT checked", corpus.display());
-    None
+fn real_logs() -> Option<PathBuf> {
+    Some(recorded::corpus("what real logs claim")?.join("eventlogs"))
 }
 
 /// What firmware and boot loaders really log must not look like an attack. Logs that are cut, or whose boot loader puts
@@ -341,7 +336,7 @@ fn corpus() -> Option<PathBuf> {
 #[test]
 fn real_logs_contradict_nothing() {
     const NOT_WHOLE: [&str; 3] = ["misc-sb_cert.bin", "misc-short_no_action.bin", "hygon-sm3.bin"];
-    let Some(corpus) = corpus() else { return };
+    let Some(corpus) = real_logs() else { return };
     let cache = CertificateCache::new();
     let mut states = Vec::new();
     for file in std::fs::read_dir(corpus).unwrap() {
@@ -372,7 +367,7 @@ fn real_logs_contradict_nothing() {
 
 #[test]
 fn real_logs_say_who_vouched_and_what_was_started() {
-    let Some(corpus) = corpus() else { return };
+    let Some(corpus) = real_logs() else { return };
     let ask = |name: &str, ask: &dyn Fn(&Claims<'_>)| {
         with_claims(std::fs::read(corpus.join(name)).unwrap(), Bank::Sha256, ask);
     };
