@@ -11,7 +11,7 @@ use portcullis_attest::ima::ImaList;
 use portcullis_attest::key::{Bank, EnrolledAk, PublicArea, QuotingKey};
 use portcullis_attest::quote::{Caveat, CheckedQuote, PcrFile};
 use portcullis_attest::reason::{Reason, ReasonCode};
-use portcullis_firmware_fixtures::recorded::{ALL, NONCE, RecordedBoot};
+use portcullis_firmware_fixtures::recorded::{ALL, NONCE, RecordedBoot, SEABIOS};
 use serde_json::json;
 
 fn area(tpm2b: &[u8]) -> Vec<u8> {
@@ -45,7 +45,7 @@ fn quote(boot: &RecordedBoot) -> SignedQuote {
 
 #[test]
 fn recorded_quotes_and_endorsement_keys_hold() {
-    for boot in &ALL {
+    for boot in ALL.iter().chain([&SEABIOS]) {
         let ek = area(boot.ek_public);
         let ak = EnrolledAk::new(&area(boot.ak_public), &ek).unwrap();
         assert_eq!(ak.name(), boot.ak_name, "{}", boot.name);
@@ -57,6 +57,26 @@ fn recorded_quotes_and_endorsement_keys_hold() {
         let ek = EndorsementKey::check(&ek, Some(boot.ek_certificate), &[], &roots, SystemTime::now()).unwrap();
         assert!(ek.is_certified(), "{}", boot.name);
     }
+}
+
+/// SeaBIOS logs no UEFI's variables, and ends its separators in ones: the quote accounts for its log all the same.
+#[test]
+fn the_log_of_a_bios_leads_to_its_quote_and_to_nothing_more() {
+    let quote = check(&quote(&SEABIOS), &key(&SEABIOS, &SEABIOS), NONCE).unwrap();
+    let log = EventLog::parse(SEABIOS.event_log).unwrap();
+    assert_eq!((log.events().len(), log.banks()), (13, vec![Bank::Sha1, Bank::Sha256, Bank::Sha384]));
+    assert_eq!(quote.replay_eventlog(&log), Ok(vec![Caveat::RuntimeUnchecked]));
+    let list = ImaList::parse(SEABIOS.ima).unwrap();
+    assert_eq!(quote.replay_ima(&list), Ok(list.entries().count()));
+
+    let mut other = SEABIOS.event_log.to_vec();
+    let last = other.len() - 4 - 4 - 1;
+    other[last] ^= 1;
+    let reasons = quote.replay_eventlog(&EventLog::parse(&other).unwrap()).unwrap_err();
+    assert_eq!(
+        reasons.iter().map(|reason| (reason.code, reason.pcr)).collect::<Vec<_>>(),
+        [(ReasonCode::EventlogPcrMismatch, Some(7))]
+    );
 }
 
 #[test]

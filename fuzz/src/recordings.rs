@@ -7,8 +7,8 @@ use std::path::Path;
 use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
 
 /// The recorded boots of the project's own lab.
-pub const BOOTS: [RecordedBoot; 4] =
-    [recorded::SECURE_BOOT, recorded::TAMPERED, recorded::SECURE_BOOT_OFF, recorded::DIRECT];
+pub const BOOTS: [RecordedBoot; 5] =
+    [recorded::SECURE_BOOT, recorded::TAMPERED, recorded::SECURE_BOOT_OFF, recorded::DIRECT, recorded::SEABIOS];
 
 /// What machines really gave.
 pub struct Recordings {

@@ -110,7 +110,7 @@ impl Host {
         rootfs::add_files(&root, &spec.image.tree, &files, dir.path())?;
         let machine = spec.machine();
         let image = &spec.image;
-        let direct = (spec.firmware == Firmware::Direct).then_some((
+        let direct = spec.firmware.is_given_the_kernel().then_some((
             image.kernel.as_path(),
             image.initrd.as_path(),
             image.command_line.as_str(),

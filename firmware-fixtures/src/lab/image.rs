@@ -90,9 +90,9 @@ pub struct Image {
     pub esp: PathBuf,
     /// The root file system.
     pub root: PathBuf,
-    /// The kernel, for [`Firmware::Direct`].
+    /// The kernel, for a firmware that [is given it](Firmware::is_given_the_kernel).
     pub kernel: PathBuf,
-    /// The initrd, for [`Firmware::Direct`].
+    /// The initrd, for the same.
     pub initrd: PathBuf,
     /// The kernel's command line, without GRUB's path before it.
     pub command_line: String,

@@ -8,6 +8,8 @@ use super::{LabError, read, variables};
 
 /// Where Debian's package ovmf puts the firmware.
 const OVMF: &str = "/usr/share/OVMF";
+/// The firmware of Debian's package seabios.
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// How a host starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -18,31 +20,36 @@ pub enum Firmware {
     SecureBootOff,
     /// OVMF built without Secure Boot; the kernel comes from QEMU's command line instead of the boot disk.
     Direct,
+    /// SeaBIOS: no UEFI at all; the kernel comes from QEMU's command line.
+    SeaBios,
 }
 
 impl Firmware {
     /// The firmware's code.
     pub fn code(self) -> PathBuf {
-        Path::new(OVMF).join(match self {
-            Self::SecureBoot | Self::SecureBootOff => "OVMF_CODE_4M.ms.fd",
-            Self::Direct => "OVMF_CODE_4M.fd",
-        })
+        match self {
+            Self::SecureBoot | Self::SecureBootOff => Path::new(OVMF).join("OVMF_CODE_4M.ms.fd"),
+            Self::Direct => Path::new(OVMF).join("OVMF_CODE_4M.fd"),
+            Self::SeaBios => PathBuf::from(SEABIOS),
+        }
     }
 
-    /// The firmware's variables as the factory leaves them; a host gets a copy.
-    pub fn variables(self) -> PathBuf {
-        Path::new(OVMF).join(match self {
+    /// The firmware's variables as the factory leaves them; a host gets a copy. SeaBIOS has none.
+    pub fn variables(self) -> Option<PathBuf> {
+        let name = match self {
             Self::SecureBoot | Self::SecureBootOff => "OVMF_VARS_4M.ms.fd",
             Self::Direct => "OVMF_VARS_4M.fd",
-        })
+            Self::SeaBios => return None,
+        };
+        Some(Path::new(OVMF).join(name))
     }
 
-    /// The contents of a new host's variables.
+    /// The contents of a new host's variables; nothing for a firmware that has none.
     ///
     /// # Errors
     /// When the file cannot be read or is no variable store.
     pub fn new_variables(self) -> Result<Vec<u8>, LabError> {
-        let path = self.variables();
+        let Some(path) = self.variables() else { return Ok(Vec::new()) };
         let factory = read(&path)?;
         if self != Self::SecureBootOff {
             return Ok(factory);
@@ -51,6 +58,11 @@ impl Firmware {
             path: path.display().to_string(),
             problem: "not a variable store with a platform key (package ovmf)".to_owned(),
         })
+    }
+
+    /// Whether QEMU loads the kernel, instead of a boot loader on the boot disk.
+    pub fn is_given_the_kernel(self) -> bool {
+        matches!(self, Self::Direct | Self::SeaBios)
     }
 }
 
@@ -85,7 +97,7 @@ pub(super) struct Connections<'a> {
     pub(super) tpm_socket: &'a Path,
     /// The port on this machine's loopback that 10.0.2.100:7000 leads to.
     pub(super) verifier_port: Option<u16>,
-    /// Kernel, initrd and command line for [`Firmware::Direct`].
+    /// Kernel, initrd and command line for a firmware that [is given them](Firmware::is_given_the_kernel).
     pub(super) direct: Option<(&'a Path, &'a Path, &'a str)>,
 }
 
@@ -118,7 +130,7 @@ impl Machine {
         let dir = to.dir.display();
         let mut arguments: Vec<String> = Vec::new();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        if self.firmware == Firmware::Direct {
+        if self.firmware.is_given_the_kernel() {
             option("-machine", "q35".to_owned());
         } else {
             // Without SMM the guest could write the Secure Boot variables.
@@ -140,8 +152,13 @@ impl Machine {
             format!("socket,id=con,path={dir}/{SERIAL_SOCKET},server=on,wait=off,logfile={dir}/{SERIAL_LOG}"),
         );
         option("-serial", "chardev:con".to_owned());
-        option("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", self.firmware.code().display()));
-        option("-drive", format!("if=pflash,format=raw,unit=1,file={dir}/{VARIABLES}"));
+        let code = self.firmware.code();
+        if self.firmware == Firmware::SeaBios {
+            option("-bios", code.display().to_string());
+        } else {
+            option("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", code.display()));
+            option("-drive", format!("if=pflash,format=raw,unit=1,file={dir}/{VARIABLES}"));
+        }
         option("-chardev", format!("socket,id=tpm,path={}", to.tpm_socket.display()));
         option("-tpmdev", "emulator,id=tpm,chardev=tpm".to_owned());
         option("-device", "tpm-crb,tpmdev=tpm".to_owned());
@@ -149,7 +166,7 @@ impl Machine {
         let esp = to.esp.display();
         option("-drive", format!("if=none,id=boot,format=raw,readonly=on,file={esp}"));
         // QEMU gives the first place to a kernel that it loads itself.
-        let first = if self.firmware == Firmware::Direct { "" } else { ",bootindex=0" };
+        let first = if self.firmware.is_given_the_kernel() { "" } else { ",bootindex=0" };
         option("-device", format!("virtio-blk-pci,drive=boot{first}"));
         option("-drive", format!("if=none,id=root,format=raw,cache=unsafe,file={}", to.root.display()));
         option("-device", "virtio-blk-pci,drive=root".to_owned());

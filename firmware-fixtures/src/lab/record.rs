@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::boot_files::BootFiles;
 use super::host::{BOOT_LIMIT, Host, Parts};
 use super::image::{self, BootDisk, COMMAND_LINE};
-use super::machine::{Disk, Firmware, Machine};
+use super::machine::{Disk, Machine};
 use super::manifest::Manifest;
 use super::rootfs::Tree;
 use super::{LabError, initrd, io_error, read, run, write};
@@ -80,7 +80,7 @@ fn record(machine: &Machine, boot: &BootDisk, files: &BootFiles) -> Result<Vec<u
         .collect::<Result<Vec<Disk>, LabError>>()?;
     let kernel = files.kernel();
     let direct =
-        (machine.firmware == Firmware::Direct).then_some((kernel.as_path(), boot.initrd.as_path(), COMMAND_LINE));
+        machine.firmware.is_given_the_kernel().then_some((kernel.as_path(), boot.initrd.as_path(), COMMAND_LINE));
     let parts = Parts { esp: &boot.esp, root: &root, disks: &disks, verifier_port: None, direct };
     let mut host = Host::power_on("recorder", machine, &parts, None, dir, BOOT_LIMIT)?;
     let end = Instant::now() + BOOT_LIMIT;

@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn one_byte_turns_secure_boot_off() {
-        let store = std::fs::read(Firmware::SecureBoot.variables()).unwrap();
+        let store = std::fs::read(Firmware::SecureBoot.variables().unwrap()).unwrap();
         let changed = without_platform_key(&store).unwrap();
         assert_eq!(store.iter().zip(&changed).filter(|(before, after)| before != after).count(), 1);
         assert_eq!(without_platform_key(&changed), None);

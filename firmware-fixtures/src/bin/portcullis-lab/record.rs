@@ -33,6 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         ("tampered", good.with(Variant::Cmdline("mitigations=off".to_owned())), None),
         ("secure-boot-off", good.with(Variant::SecureBootOff), None),
         ("direct", good.clone(), Some(Firmware::Direct)),
+        ("seabios", good.clone(), Some(Firmware::SeaBios)),
     ];
     for (name, spec, firmware) in boots {
         if arguments.only.is_empty() || arguments.only.iter().any(|only| only == name) {
