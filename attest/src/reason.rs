@@ -233,6 +233,7 @@ reason_codes! {
     ReferenceMissing = "reference.missing", "No reference values are there for this host, so nothing can be compared.";
     ReferenceUnsigned = "reference.unsigned", "The reference values are not signed, and the policy does not take them unsigned.";
     ReferenceSignerUnknown = "reference.signer-unknown", "The reference values are signed by a key that the policy does not name.";
+    ReferenceVersionTooOld = "reference.version-too-old", "The reference values are an older edition than the policy takes.";
 
     // Quotes, keys and credentials: append below.
     EvidenceMalformed = "evidence.malformed", "The evidence cannot be read.";

@@ -115,6 +115,7 @@ fn the_policy_example_reads_and_is_what_the_schema_says() {
     let policy = Policy::from_toml(&read("examples/policy-1.toml")).unwrap();
     assert_eq!((policy.bank, policy.secure_boot, policy.ima), (Some(Bank::Sha256), true, true));
     assert_eq!(policy.references, ["debian-12-host"]);
+    assert_eq!(policy.minimum_reference_versions.get("debian-12-host"), Some(&7));
     assert_eq!((policy.boot_signers.len(), policy.dbx.minimum.len(), policy.programs.rules().len()), (2, 1, 1));
     assert!(policy.is_for("row-1-host-3") && !policy.is_for("row-2-host-3"));
     let schema = schema("policy-1.json");
@@ -129,6 +130,9 @@ fn the_policy_example_reads_and_is_what_the_schema_says() {
         ("references", "one".into()),
         ("hosts", serde_json::json!(["Host"])),
         ("hosts", serde_json::json!(["a*b"])),
+        ("minimum_reference_versions", 7.into()),
+        ("minimum_reference_versions", serde_json::json!({ "debian-12-host": -1 })),
+        ("minimum_reference_versions", serde_json::json!({ "debian-12-host": "7" })),
         ("unsigned_references", "yes".into()),
         ("boot_signers", serde_json::json!(["ab"])),
         ("command_line", serde_json::json!({ "need": [] })),

@@ -75,6 +75,29 @@ fn a_signer_that_the_policy_names_no_more_vouches_for_nothing() {
 }
 
 #[test]
+fn an_older_edition_of_reference_values_does_not_come_back() {
+    let setup = Setup::new(&[]);
+    let signer = signer();
+    setup.write("policy.toml", &format!("{}minimum_reference_versions = {{ good = 2 }}\n", policy(&[&signer])));
+    let put = |version: u32| {
+        let text = references().replacen("name =", &format!("version = {version}\nname ="), 1);
+        setup.write("reference.toml", &text);
+        setup.write("reference.toml.sig", &signer.sign(text.as_bytes()).unwrap());
+    };
+    let mut host = Host::new("h1");
+    put(2);
+    let service = setup.serve();
+    assert!(host.join(&service).trusted);
+    assert!(service.terminate().success());
+    assert!(!setup.log().contains("count under no policy"), "{}", setup.log());
+    put(1);
+    let service = setup.serve();
+    assert_eq!(codes(host.attest(&service)), ["reference.version-too-old"]);
+    assert!(service.terminate().success());
+    assert!(setup.log().contains("version 1, signed by the key"), "{}", setup.log());
+}
+
+#[test]
 fn the_first_policy_for_a_host_counts() {
     let setup = Setup::new(&[]);
     // For h1 stricter than for the rest: it may not run what the others may.

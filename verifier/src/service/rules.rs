@@ -154,14 +154,12 @@ impl Rules {
 
     /// What an operator should know before hosts are denied for it: reference values that no policy accepts.
     pub fn warnings(&self) -> Vec<String> {
-        let accepts = |policy: &Policy, values: &ReferenceValues| match values.signed_by() {
-            None => policy.unsigned_references,
-            Some(signer) => policy.reference_signers.iter().any(|key| key.id() == signer),
-        };
-        let useless = |values: &&ReferenceValues| !self.policies.iter().any(|found| accepts(&found.policy, values));
+        let useless =
+            |values: &&ReferenceValues| self.policies.iter().all(|found| found.policy.distrust(values).is_some());
         let words = |values: &ReferenceValues| {
             let signed = values.signed_by().map_or_else(|| "nobody".to_owned(), |signer| format!("the key {signer}"));
-            format!("the reference values {:?}, signed by {signed}, count under no policy", values.name())
+            let (name, version) = (values.name(), values.version());
+            format!("the reference values {name:?}, version {version}, signed by {signed}, count under no policy")
         };
         self.references.iter().filter(useless).map(words).collect()
     }

@@ -5,6 +5,8 @@
 mod command_line;
 pub(super) mod demands;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_with::{hex::Hex, serde_as};
 use sha2::{Digest as _, Sha256};
@@ -51,6 +53,10 @@ pub struct Policy {
     /// Names of the reference values of which the host must match one, in full.
     #[serde(default)]
     pub references: Vec<String>,
+    /// The lowest edition ([`ReferenceValues::version`]) that counts of those reference values, by their name. A name that
+    /// is not here has none: whoever can replace its file can then bring back an older one that was signed, too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub minimum_reference_versions: BTreeMap<String, u64>,
     /// The keys that may sign reference values (PEM).
     #[serde(default)]
     pub reference_signers: Vec<SignerKey>,
@@ -123,6 +129,9 @@ pub enum PolicyError {
     /// A pattern that cannot be meant.
     #[error("hosts: {0:?} is neither a host's id nor one that ends in `*`")]
     Host(String),
+    /// A lowest edition of reference values that the policy does not use: a mistyped name would set no limit at all.
+    #[error("minimum_reference_versions: {0:?} is none of the policy's references")]
+    MinimumVersion(String),
     /// A digest that nothing of the policy's bank can have.
     #[error("{0}: a digest has another length than those of bank {1}")]
     Digest(&'static str, Bank),
@@ -153,6 +162,10 @@ impl Policy {
         if let Some(wrong) = policy.hosts.iter().find(|host| !is_host_pattern(host)) {
             return Err(PolicyError::Host(wrong.chars().take(64).collect()));
         }
+        let is_used = |name: &&String| policy.references.contains(name);
+        if let Some(unused) = policy.minimum_reference_versions.keys().find(|name| !is_used(name)) {
+            return Err(PolicyError::MinimumVersion(unused.chars().take(64).collect()));
+        }
         let bank = policy.bank.unwrap_or(Bank::Sha256);
         for (what, digests) in
             [("kernels", &policy.kernels), ("option_roms", policy.firmware.option_roms.as_ref().unwrap_or(&Vec::new()))]
@@ -178,18 +191,24 @@ impl Policy {
         })
     }
 
-    /// Why reference values do not count, if they do not.
-    pub(super) fn distrust(&self, values: &ReferenceValues) -> Option<Reason> {
+    /// Why reference values do not count, if they do not: unsigned, signed by others than the policy names, or of an
+    /// edition before the lowest that it takes.
+    pub fn distrust(&self, values: &ReferenceValues) -> Option<Reason> {
+        let about = |code| Reason::new(code).event(values.name());
         let signers = || self.reference_signers.iter().map(SignerKey::id).collect::<Vec<_>>().join(" | ");
         match values.signed_by() {
-            None if self.unsigned_references => None,
-            None => Some(Reason::new(ReasonCode::ReferenceUnsigned).event(values.name()).expected(signers())),
-            Some(id) if self.reference_signers.iter().any(|key| key.id() == id) => None,
-            Some(id) => {
-                let reason = Reason::new(ReasonCode::ReferenceSignerUnknown).event(values.name());
-                Some(reason.expected(signers()).found(id))
+            None if !self.unsigned_references => {
+                return Some(about(ReasonCode::ReferenceUnsigned).expected(signers()));
             }
+            Some(id) if self.reference_signers.iter().all(|key| key.id() != id) => {
+                return Some(about(ReasonCode::ReferenceSignerUnknown).expected(signers()).found(id));
+            }
+            _ => {}
         }
+        let minimum =
+            self.minimum_reference_versions.get(values.name()).filter(|minimum| values.version() < **minimum)?;
+        let reason = about(ReasonCode::ReferenceVersionTooOld).expected(format!("version {minimum} or later"));
+        Some(reason.found(format!("version {}", values.version())))
     }
 
     /// The bank on which the judgement rests, unless the policy is empty: then it trusts nothing.

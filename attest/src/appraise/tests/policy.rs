@@ -1,7 +1,7 @@
 //! What a policy demands beside the reference values.
 
 use super::host::Host;
-use crate::appraise::Policy;
+use crate::appraise::{Policy, PolicyError};
 use crate::eventlog::log_builder::{LogBuilder, signature_list, variable};
 use crate::eventlog::{EventType, Guid};
 use crate::key::Bank;
@@ -43,6 +43,52 @@ fn reference_values_count_only_with_a_signature_that_the_policy_names() {
     // One that does not count does no harm beside one that does.
     host.references.insert(0, host.reference());
     host.appraise().unwrap();
+}
+
+/// An older edition was good once and is signed all the same: only the policy says that it is withdrawn.
+#[test]
+fn an_older_edition_of_reference_values_is_refused_though_it_is_signed() {
+    let mut host = Host::good();
+    let (signer, text) = (signer(), host.reference().to_toml().unwrap());
+    let key = SignerKey::from_pem(&signer.public_pem().unwrap()).unwrap();
+    let edition = |version: u64| {
+        let text = text.replacen("name =", &format!("version = {version}\nname ="), 1);
+        let jws = signer.sign(text.as_bytes()).unwrap();
+        ReferenceValues::from_signed(&text, &jws, std::slice::from_ref(&key)).unwrap()
+    };
+    demand(&mut host, "minimum_reference_versions = { good = 7 }");
+    host.policy.unsigned_references = false;
+    host.policy.reference_signers = vec![key.clone()];
+    for version in [7, 8] {
+        host.references = vec![edition(version)];
+        assert_eq!(host.appraise().unwrap().reference().version, version);
+    }
+    for version in [0, 6] {
+        host.references = vec![edition(version)];
+        assert_eq!(host.codes(), [Code::ReferenceVersionTooOld]);
+        let reason = &host.denied()[0];
+        assert_eq!(reason.event.as_deref(), Some("good"));
+        assert_eq!(reason.expected.as_deref(), Some("version 7 or later"));
+        assert_eq!(reason.found, Some(format!("version {version}")));
+    }
+    // Beside the edition that counts it does no harm; without a limit it counts.
+    host.references = vec![edition(6), edition(7)];
+    assert_eq!(host.appraise().unwrap().reference().version, 7);
+    host.references = vec![edition(6)];
+    host.policy.minimum_reference_versions.clear();
+    host.appraise().unwrap();
+    // A limit for a name that the policy does not use would limit nothing.
+    let other = format!("{}minimum_reference_versions = {{ goood = 7 }}\n", super::host::POLICY);
+    assert!(matches!(Policy::from_toml(&other), Err(PolicyError::MinimumVersion(name)) if name == "goood"));
+}
+
+/// Tenants pin a policy by its digest: one that sets no limit keeps the digest that it had before there were limits.
+#[test]
+fn a_policy_without_limits_on_editions_keeps_its_digest() {
+    let policy = Policy::from_toml(super::host::POLICY).unwrap();
+    assert_eq!(hex::encode(policy.digest()), "2eeb5923d8ae508d72aafaaabdda26d4f4b08a82f20349cba15737cc1db0efd8");
+    let text = format!("{}minimum_reference_versions = {{ good = 7 }}\n", super::host::POLICY);
+    assert_ne!(Policy::from_toml(&text).unwrap().digest(), policy.digest());
 }
 
 #[test]
