@@ -1,26 +1,10 @@
 //! The command line as a person or a script meets it: exit codes, messages, and that nothing is printed twice.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod program;
 
-fn portcullis(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(arguments)
-        .current_dir(dir)
-        .env_remove("PORTCULLIS_CONFIG")
-        .env("XDG_CONFIG_HOME", dir)
-        .output()
-        .unwrap()
-}
+use std::process::Command;
 
-/// Runs it and checks the exit code; gives both outputs as text.
-fn run(dir: &Path, arguments: &[&str], code: i32) -> (String, String) {
-    let output = portcullis(dir, arguments);
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\nstdout: {stdout}\nstderr: {stderr}");
-    (stdout, stderr)
-}
+use program::run;
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()

@@ -1,10 +1,13 @@
 //! `portcullis ek check` with a vendor that OpenSSL plays, which shares no code with this project, and with the vendor of
 //! software TPMs.
 
+mod program;
+
 use std::path::Path;
 use std::process::Command;
 
 use portcullis_firmware_fixtures::tpm::{Swtpm, VendorCa};
+use program::{codes, json};
 use serde_json::Value;
 
 /// What a vendor's authorities and endorsement keys have.
@@ -99,19 +102,7 @@ impl Vendor {
 }
 
 fn check(dir: &Path, arguments: &[&str], code: i32) -> Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(["--json", "ek", "check"])
-        .args(arguments)
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
-}
-
-fn codes(value: &Value) -> Vec<&str> {
-    value["reasons"].as_array().unwrap().iter().map(|reason| reason["code"].as_str().unwrap()).collect()
+    json(dir, &[&["ek", "check"], arguments].concat(), code)
 }
 
 const SENT: [&str; 4] = ["--roots", "roots", "--intermediates", "issuing.pem"];

@@ -1,36 +1,38 @@
 //! `portcullis eventlog`: what people see of a log, and what scripts replay.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod program;
 
-use portcullis_firmware_fixtures::recorded;
-use serde_json::{Value, json};
+use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
+use program::{json, run};
+use serde_json::{Value, json as object};
+use tempfile::TempDir;
 
-/// Runs the program, checks the exit code and gives both outputs.
-fn run(arguments: &[&str], code: i32) -> (String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis")).args(arguments).output().unwrap();
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\nstdout: {stdout}\nstderr: {stderr}");
-    (stdout, stderr)
+/// A directory with the file `log`.
+fn with_log(bytes: &[u8]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("log"), bytes).unwrap();
+    dir
 }
 
-fn replay(path: &Path) -> Value {
-    serde_json::from_str(&run(&["eventlog", "replay", path.to_str().unwrap(), "--json"], 0).0).unwrap()
+fn replay(log: &[u8]) -> Value {
+    json(with_log(log).path(), &["eventlog", "replay", "log"], 0)
 }
 
-/// A file with these bytes.
-fn file(dir: &tempfile::TempDir, bytes: &[u8]) -> PathBuf {
-    let path = dir.path().join("log.bin");
-    std::fs::write(&path, bytes).unwrap();
-    path
+fn show(log: &[u8]) -> String {
+    run(with_log(log).path(), &["eventlog", "show", "log"], 0).0
 }
 
 #[test]
 fn a_recorded_log_replays_to_the_recorded_pcrs() {
-    let dir = tempfile::tempdir().unwrap();
-    for boot in &recorded::ALL {
-        let replayed = replay(&file(&dir, boot.event_log));
+    let boots: [&RecordedBoot; 5] = [
+        &recorded::SECURE_BOOT,
+        &recorded::TAMPERED,
+        &recorded::SECURE_BOOT_OFF,
+        &recorded::DIRECT,
+        &recorded::SEABIOS,
+    ];
+    for boot in boots {
+        let replayed = replay(boot.event_log);
         assert_eq!(replayed["trailing_bytes"], 0, "{}", boot.name);
         let pcrs: Value = serde_json::from_str(boot.pcrs_json).unwrap();
         let banks = replayed["banks"].as_object().unwrap();
@@ -47,15 +49,12 @@ fn a_recorded_log_replays_to_the_recorded_pcrs() {
 
 #[test]
 fn real_logs_replay_as_an_independent_program_computed() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    let Ok(expected) = std::fs::read_to_string(corpus.join("expected-replay.json")) else {
-        eprintln!("ATTENTION: no corpus of real logs at {}: replay of real logs was NOT checked", corpus.display());
-        return;
-    };
+    let Some(corpus) = recorded::corpus("replay of real logs") else { return };
+    let expected = std::fs::read_to_string(corpus.join("expected-replay.json")).unwrap();
     let expected: serde_json::Map<String, Value> = serde_json::from_str(&expected).unwrap();
     for (name, expected) in expected {
-        let replayed = replay(&corpus.join("eventlogs").join(&name));
-        let expected = json!({
+        let replayed = json(&corpus.join("eventlogs"), &["eventlog", "replay", &name], 0);
+        let expected = object!({
             "banks": expected["pcrs"], "events": expected["events"], "trailing_bytes": expected["trailing_bytes"],
         });
         assert_eq!(replayed, expected, "{name}");
@@ -64,20 +63,20 @@ fn real_logs_replay_as_an_independent_program_computed() {
 
 #[test]
 fn what_follows_the_last_event_is_counted_and_named() {
-    let dir = tempfile::tempdir().unwrap();
     let log = recorded::SECURE_BOOT.event_log;
-    let whole = replay(&file(&dir, log));
+    let whole = replay(log);
     for (tail, words) in [
         (&[0_u8; 40][..], "40 bytes of zeros follow the last event"),
         (&[0xff; 9], "9 bytes of erased flash (0xff) follow"),
         (b"this is no event, whatever else it may be", "41 bytes that are no event follow"),
     ] {
-        let path = file(&dir, &[log, tail].concat());
-        let replayed = replay(&path);
+        let longer = [log, tail].concat();
+        let replayed = replay(&longer);
         assert_eq!((&replayed["banks"], &replayed["events"]), (&whole["banks"], &whole["events"]));
         assert_eq!(replayed["trailing_bytes"], tail.len());
+        let dir = with_log(&longer);
         for command in ["replay", "show"] {
-            let (stdout, _) = run(&["eventlog", command, path.to_str().unwrap()], 0);
+            let (stdout, _) = run(dir.path(), &["eventlog", command, "log"], 0);
             assert!(stdout.contains(words), "{command}: {stdout}");
         }
     }
@@ -85,7 +84,6 @@ fn what_follows_the_last_event_is_counted_and_named() {
 
 #[test]
 fn n52_n53_n59_a_log_that_cannot_be_read_is_2_and_says_where() {
-    let dir = tempfile::tempdir().unwrap();
     let log = recorded::SECURE_BOOT.event_log;
     let mut other_pcr = log.to_vec();
     let first = log.len() - recorded_events(log);
@@ -96,13 +94,13 @@ fn n52_n53_n59_a_log_that_cannot_be_read_is_2_and_says_where() {
         (other_pcr, "PCRs 0 to 23"),
         ([&log[..56], &[0; 4], &log[60..]].concat(), "Spec ID"),
     ] {
-        let path = file(&dir, &bytes);
+        let dir = with_log(&bytes);
         for command in ["replay", "show"] {
-            let (stdout, stderr) = run(&["eventlog", command, path.to_str().unwrap()], 2);
+            let (stdout, stderr) = run(dir.path(), &["eventlog", command, "log"], 2);
             assert!(stdout.is_empty() && stderr.contains(words), "{command}: {stderr}");
         }
     }
-    let (_, stderr) = run(&["eventlog", "show", file(&dir, log).to_str().unwrap(), "--bank", "sm3"], 2);
+    let (_, stderr) = run(with_log(log).path(), &["eventlog", "show", "log", "--bank", "sm3"], 2);
     assert!(stderr.contains("no digests of bank sm3"), "{stderr}");
 }
 
@@ -114,9 +112,7 @@ fn recorded_events(log: &[u8]) -> usize {
 
 #[test]
 fn events_are_shown_with_type_meaning_and_what_their_digest_covers() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = file(&dir, recorded::SECURE_BOOT.event_log);
-    let (stdout, _) = run(&["eventlog", "show", path.to_str().unwrap()], 0);
+    let stdout = show(recorded::SECURE_BOOT.event_log);
     let line = |needle: &str| stdout.lines().find(|line| line.contains(needle)).unwrap_or_else(|| panic!("{stdout}"));
     let state = line("Secure Boot on");
     assert!(state.starts_with("4 ") && state.contains("EV_EFI_VARIABLE_DRIVER_CONFIG") && state.contains(" data "));
@@ -125,11 +121,29 @@ fn events_are_shown_with_type_meaning_and_what_their_digest_covers() {
     let initrd = line("  initrd  ");
     assert!(initrd.contains(" no ") && initrd.ends_with("/initrd"), "{initrd}");
 
-    let json = run(&["eventlog", "show", path.to_str().unwrap(), "--json"], 0).0;
-    let json: Value = serde_json::from_str(&json).unwrap();
-    let event = &json["events"][3];
-    assert_eq!((&event["number"], &event["pcr"]), (&json!(4), &json!(7)));
-    assert_eq!((&event["meaning"], &event["covered"]), (&json!("Secure Boot on"), &json!("data")));
+    let answer = json(with_log(recorded::SECURE_BOOT.event_log).path(), &["eventlog", "show", "log"], 0);
+    let event = &answer["events"][3];
+    assert_eq!((&event["number"], &event["pcr"]), (&object!(4), &object!(7)));
+    assert_eq!((&event["meaning"], &event["covered"]), (&object!("Secure Boot on"), &object!("data")));
     assert_eq!(event["digests"].as_object().unwrap().len(), 3);
-    assert_eq!(json["bank"], "sha256");
+    assert_eq!(answer["bank"], "sha256");
+}
+
+#[test]
+fn a_log_without_uefi_is_shown_in_its_own_words() {
+    let stdout = show(recorded::SEABIOS.event_log);
+    let rows: Vec<Vec<&str>> =
+        stdout.lines().skip(1).map(|line| line.split("  ").filter(|s| !s.is_empty()).collect()).collect();
+    let meanings: Vec<(&str, &str)> = rows.iter().map(|row| (row[1].trim(), row[3].trim())).collect();
+    let separators = ["0", "1", "2", "3", "4", "5", "6", "7"].map(|pcr| (pcr, "separator"));
+    let start = [
+        ("1", "SMBIOS structure"),
+        ("2", "firmware action"),
+        ("2", "option ROM that was run"),
+        ("2", "option ROM that was run"),
+        ("4", "firmware action"),
+    ];
+    assert_eq!(meanings, [&start[..], &separators].concat(), "{stdout}");
+    assert!(stdout.contains("Start Option ROM Scan") && stdout.contains("Calling INT 19h"), "{stdout}");
+    assert!(!stdout.contains("Secure Boot"), "{stdout}");
 }

@@ -1,12 +1,14 @@
 //! Commands that ask the verifier, against the real service and hosts with software TPMs.
 
+mod program;
 mod support;
 
 use std::path::Path;
 
 use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
+use program::{json, run};
 use support::verifier::Verifier;
-use support::{Host, config_of, json, run};
+use support::{Host, config_of};
 
 const KERNEL: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 

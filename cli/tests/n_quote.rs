@@ -6,10 +6,11 @@
 #[path = "../../attest/tests/software_tpm/mod.rs"]
 mod software_tpm;
 
-use std::process::Command;
+mod program;
 
 use portcullis_attest::evidence::PcrValues;
 use portcullis_attest::key::Bank;
+use program::{codes, output};
 use serde_json::Value;
 use software_tpm::*;
 
@@ -47,16 +48,12 @@ impl Files {
         {
             std::fs::write(dir.path().join(name), bytes).unwrap();
         }
-        let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-            .args(["--json", "quote", "check", "--ak", "ak", "--message", "message", "--signature", "signature"])
-            .args(["--pcrs", "pcrs", "--nonce", &hex::encode(&self.nonce)])
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
-        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let reasons = value["reasons"].as_array().cloned().unwrap_or_default();
-        let codes = reasons.iter().map(|reason| reason["code"].as_str().unwrap().to_owned()).collect();
-        (output.status.code().unwrap(), codes)
+        let files = ["--ak", "ak", "--message", "message", "--signature", "signature", "--pcrs", "pcrs"];
+        let nonce = hex::encode(&self.nonce);
+        let (code, stdout, _) =
+            output(dir.path(), &[&["--json", "quote", "check"], &files[..], &["--nonce", &nonce]].concat());
+        let value: Value = serde_json::from_str(&stdout).unwrap();
+        (code, codes(&value).into_iter().map(str::to_owned).collect())
     }
 
     fn refused(&self, code: &str) {

@@ -1,9 +1,12 @@
 //! `portcullis quote check` against what tpm2-tools, which share no code with this project, make on a software TPM.
 
+mod program;
+
 use std::path::Path;
 use std::process::Command;
 
 use portcullis_firmware_fixtures::tpm::Swtpm;
+use program::json;
 use serde_json::Value;
 
 const NONCE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -53,16 +56,7 @@ impl Bench {
 
     fn check(&self, more: &[&str], code: i32) -> Value {
         let files = ["--message", "message", "--signature", "signature", "--pcrs", "pcrs"];
-        let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-            .args(["--json", "quote", "check"])
-            .args(files)
-            .args(more)
-            .current_dir(self.dir())
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{more:?}: {stderr}");
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"))
+        json(self.dir(), &[&["quote", "check"], &files[..], more].concat(), code)
     }
 
     fn change(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) {

@@ -1,13 +1,15 @@
 //! Reference values from the command line: made of recorded boots, read, signed and checked; and verdicts that rest on them.
 
+mod program;
 mod support;
 
 use std::path::Path;
 
+use program::{json, run};
 use serde_json::Value;
+use support::Host;
 use support::boot::{self, Boot};
 use support::verifier::Verifier;
-use support::{Host, json, run};
 
 const NONCE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 

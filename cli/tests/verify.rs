@@ -1,5 +1,6 @@
 //! Offline verification, and what event logs and IMA lists lead to, against what a software TPM really holds.
 
+mod program;
 mod support;
 
 use std::path::Path;
@@ -8,10 +9,11 @@ use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::{Bank, PublicArea};
 use portcullis_verifier::service::signer::Signer;
+use program::{codes, json, run};
 use serde_json::{Value, json as object};
+use support::Host;
 use support::boot::Boot;
 use support::verifier::Verifier;
-use support::{Host, json, run};
 
 const NONCE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 const FILES: [&str; 6] = ["--evidence", "evidence.json", "--reference", "reference.toml", "--policy", "policy.toml"];
@@ -19,11 +21,6 @@ const ANCHOR: [&str; 4] = ["--ak", "ak.tpmt", "--ek", "ek.tpmt"];
 
 fn verify(dir: &Path, nonce: &str, more: &[&str], code: i32) -> Value {
     json(dir, &[&["verify"], &FILES[..], &["--nonce", nonce], more].concat(), code)
-}
-
-fn codes(value: &Value) -> Vec<&str> {
-    assert_eq!(value["trusted"], false, "{value}");
-    value["reasons"].as_array().unwrap().iter().map(|reason| reason["code"].as_str().unwrap()).collect()
 }
 
 #[test]

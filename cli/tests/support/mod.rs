@@ -1,5 +1,4 @@
-//! What the command line's tests share: a verifier (the real service, in this process), hosts with a software TPM, and
-//! the program itself.
+//! A verifier (the real service, in this process) and hosts with a software TPM.
 #![allow(dead_code, missing_docs)]
 
 // One boot and one verifier for the tests of all crates, so that all sides speak of the same.
@@ -9,36 +8,13 @@ pub mod boot;
 pub mod verifier;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use portcullis_agent::config::Config;
 use portcullis_agent::session::{Exclusive, Session};
 use portcullis_firmware_fixtures::tpm::Swtpm;
-use serde_json::Value;
 
 use boot::Boot;
 use verifier::Verifier;
-
-/// Runs the program, checks the exit code and gives both outputs.
-pub fn run(dir: &Path, arguments: &[&str], code: i32) -> (String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(arguments)
-        .current_dir(dir)
-        .env_remove("PORTCULLIS_CONFIG")
-        .env("XDG_CONFIG_HOME", dir)
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\nstdout: {stdout}\nstderr: {stderr}");
-    (stdout, stderr)
-}
-
-/// Like [`run`], for commands that print JSON.
-pub fn json(dir: &Path, arguments: &[&str], code: i32) -> Value {
-    let (stdout, _) = run(dir, &[&["--json"], arguments].concat(), code);
-    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {stdout}"))
-}
 
 /// A person's configuration file.
 pub fn config_of(verifier: &Verifier, person: &str, dir: &Path) -> String {
