@@ -41,8 +41,14 @@ impl Vendor {
 
     /// The codes for which the key is refused, with its certificate and with the certificate alone.
     fn refused(&self, revocations: Revocations) -> Vec<Code> {
-        let roots = EkRoots::from_dir_files([("root.der", self.root.self_signed())]).unwrap();
-        let roots = roots.with_revocations(revocations);
+        self.refused_by(self.roots().with_revocations(revocations))
+    }
+
+    fn roots(&self) -> EkRoots {
+        EkRoots::from_dir_files([("root.der", self.root.self_signed())]).unwrap()
+    }
+
+    fn refused_by(&self, roots: EkRoots) -> Vec<Code> {
         let issuing = &self.issuing_der;
         let key = EndorsementKey::check(&self.ek.bytes(), Some(&self.leaf), &[issuing], &roots, now());
         let alone = EkCertificate::check(&self.leaf, &[issuing], &roots, now());
@@ -64,6 +70,11 @@ fn listed(files: &[&[u8]]) -> Revocations {
     Revocations::from_dir_files(files.iter().map(|file| ("file", *file))).unwrap()
 }
 
+/// A list in PEM, with nothing beside it.
+fn pem_list(der: &[u8]) -> String {
+    pem("X509 CRL", der).replace("Vendor", "# Vendor")
+}
+
 /// SHA-256 as tools print it.
 fn fingerprint(der: &[u8]) -> String {
     Bank::Sha256.hash(der).iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
@@ -76,7 +87,7 @@ fn a_vendor_that_revoked_nothing_of_this() {
     let root = RevocationList::new("root").signed_by(&vendor.root);
     let issuing =
         RevocationList { serials: vec![1, 2, 3], ..RevocationList::new("issuing") }.signed_by(&vendor.issuing);
-    let both = [pem("X509 CRL", &root), pem("X509 CRL", &issuing)].concat();
+    let both = [pem_list(&root), pem_list(&issuing)].concat();
     for files in [vec![root.as_slice(), &issuing], vec![both.as_bytes()]] {
         let revocations = listed(&files);
         assert_eq!((revocations.crl_count(), revocations.fingerprint_count()), (2, 0));
@@ -153,14 +164,91 @@ fn n31_lists_that_their_authority_did_not_sign() {
     let restricted = Vendor::with(|issuing| issuing.replace(key_usage(KEY_CERT_SIGN)));
     let list = RevocationList::new("issuing").signed_by(&restricted.issuing);
     assert_eq!(restricted.refused(listed(&[&list])), [Code::EkCrlInvalid]);
-    // A list by another key of an authority with the same name is not this one's, where both say so.
     let rekeyed = Vendor::with(|issuing| issuing.replace(subject_key(b"new")));
     let mut list = RevocationList::new("issuing");
-    list.extensions.push(authority_key(b"old"));
-    assert_eq!(rekeyed.refused(listed(&[&list.signed_by(&Authority::new("issuing", "root"))])), []);
     list.extensions = vec![authority_key(b"new")];
     let forged = listed(&[&list.signed_by(&Authority::new("issuing", "root"))]);
     assert_eq!(rekeyed.refused(forged), [Code::EkCrlInvalid]);
+}
+
+/// Two authorities of one name, each with a key of its own: each has its lists.
+#[test]
+fn n31_a_list_by_the_other_key_of_an_authority() {
+    let vendor = Vendor::with(|issuing| issuing.replace(subject_key(b"new")));
+    let mut old = Authority::new("issuing", "root");
+    old.certificate.replace(subject_key(b"old"));
+    let old_der = old.certificate.signed_by(&vendor.root);
+    let mut list = RevocationList::revoking("issuing");
+    list.extensions.push(authority_key(b"old"));
+    let with = |list: &[u8], known: bool| {
+        let old = known.then_some(("old.der", old_der.clone()));
+        let roots = EkRoots::from_dir_files([("root.der", vendor.root.self_signed())].into_iter().chain(old)).unwrap();
+        vendor.refused_by(roots.with_revocations(listed(&[list])))
+    };
+    assert_eq!(with(&list.signed_by(&old), true), []);
+    // Whose it is must be known, and its signature must hold.
+    assert_eq!(with(&list.signed_by(&old), false), [Code::EkCrlInvalid]);
+    assert!(with(&list.signed_by(&Authority::new("issuing", "root")), true).contains(&Code::EkCrlInvalid));
+    // It is this authority's where its key signed it, whichever key it names.
+    assert_eq!(with(&list.signed_by(&vendor.issuing), false), [Code::EkRevoked]);
+    assert!(with(&list.signed_by(&vendor.issuing), true).contains(&Code::EkRevoked));
+}
+
+/// Authorities write their names with one string type here and with another there, and in other spellings.
+#[test]
+fn n31_a_list_counts_however_its_authoritys_name_is_written() {
+    let vendor = Vendor::new();
+    let with = |issuer: Vec<u8>, serials: &[u8]| {
+        let list = RevocationList { issuer, serials: serials.to_vec(), ..RevocationList::new("") };
+        vendor.refused(listed(&[&list.signed_by(&vendor.issuing)]))
+    };
+    for issuer in [name_as(PRINTABLE_STRING, "issuing"), name("Issuing"), name_as(PRINTABLE_STRING, " ISSUING ")] {
+        assert_eq!(with(issuer.clone(), &[SERIAL]), [Code::EkRevoked], "{issuer:02x?}");
+        assert_eq!(with(issuer.clone(), &[]), [], "{issuer:02x?}");
+        let list = RevocationList { issuer, ..RevocationList::new("") }.signed_by(&Authority::new("issuing", "root"));
+        assert_eq!(vendor.refused(listed(&[&list])), [Code::EkCrlInvalid], "by another's key");
+    }
+    // A certificate names its issuer with one type, the issuer itself with another.
+    let renamed = Vendor::with(|issuing| issuing.subject = name_as(PRINTABLE_STRING, "Issuing"));
+    assert_eq!(renamed.refused(Revocations::default()), []);
+    let list = RevocationList::revoking("issuing").signed_by(&renamed.issuing);
+    assert_eq!(renamed.refused(listed(&[&list])), [Code::EkRevoked]);
+    // By the key that it names, too, under whatever name.
+    let keyed = Vendor::with(|issuing| issuing.replace(subject_key(b"key")));
+    let mut list = RevocationList::revoking("formerly issuing");
+    assert_eq!(keyed.refused(listed(&[&list.signed_by(&keyed.issuing)])), []);
+    list.extensions.push(authority_key(b"key"));
+    assert_eq!(keyed.refused(listed(&[&list.signed_by(&keyed.issuing)])), [Code::EkRevoked]);
+}
+
+#[test]
+fn n31_lists_of_no_authority_are_told() {
+    let vendor = Vendor::new();
+    let stranger = RevocationList::revoking("stranger").signed_by(&Authority::new("stranger", "stranger"));
+    let own = RevocationList { issuer: name_as(PRINTABLE_STRING, "ROOT"), ..RevocationList::new("") };
+    let own = own.signed_by(&vendor.root);
+    let unmatched = |files: &[&[u8]]| vendor.roots().with_revocations(listed(files)).unmatched_lists();
+    assert_eq!(unmatched(&[&own]), [""; 0]);
+    assert_eq!(unmatched(&[&own, &stranger]), ["CN=stranger"]);
+}
+
+/// Nothing in a file of revocations is passed over: neither beside lists in PEM nor in other blocks.
+#[test]
+fn n31_lists_and_fingerprints_in_one_file() {
+    let vendor = Vendor::new();
+    let list = pem_list(&RevocationList::new("root").signed_by(&vendor.root));
+    let print = fingerprint(&spki(&vendor.ek));
+    for file in [format!("{print}\n{list}"), format!("{list}{print} # stolen\n"), format!("{list}\n{print}\n{list}")] {
+        let revocations = listed(&[file.as_bytes()]);
+        assert_eq!(revocations.fingerprint_count(), 1, "{file}");
+        assert_eq!(vendor.refused(revocations), [Code::EkRevoked], "{file}");
+    }
+    let read = |file: String| Revocations::from_dir_files([("list", file)]).map_err(|error| error.problem);
+    let lines = list.lines().count();
+    assert_eq!(read(format!("{list}{}\n", &print[..94])).unwrap_err(), CrlError::Line(lines + 1));
+    assert_eq!(read(format!("{list}remark without its sign\n")).unwrap_err(), CrlError::Line(lines + 1));
+    let certificate = pem("CERTIFICATE", &vendor.leaf).replace("Vendor", "#");
+    assert_eq!(read(format!("{list}{certificate}")).unwrap_err(), CrlError::Line(lines + 2));
 }
 
 #[test]

@@ -151,6 +151,30 @@ fn n31_what_is_revoked_is_refused_also_when_it_is_enrolled_already() {
     assert!(said.contains("revoked/list.txt") && said.contains("line 1"), "{said}");
 }
 
+/// A list of a vendor whose certificates are not among the roots: made with `openssl ca -gencrl`.
+const STRANGERS_LIST: &str = "\
+-----BEGIN X509 CRL-----
+MIGxMFoCAQEwCgYIKoZIzj0EAwIwGTEXMBUGA1UEAwwOQW5vdGhlciB2ZW5kb3IX
+DTI2MTEyMjAzMjU1MVoYDzIxMjYxMDI5MDMyNTUxWqAOMAwwCgYDVR0UBAMCAQEw
+CgYIKoZIzj0EAwIDRwAwRAIgQWlyp3xqatFvg/fIuQ6cGDecgbXKvL+eiSktD6Z0
+pXECIAwBTbshUEQw1vGvHc7fod4ieQptCm0aS3LUfXcimnw4
+-----END X509 CRL-----
+";
+
+#[test]
+fn n31_a_list_of_no_configured_authority_is_told() {
+    let setup = Setup::new(&[]);
+    std::fs::create_dir(setup.path("revoked")).unwrap();
+    let mut args = setup.serve_args("127.0.0.1:0");
+    args.extend(["--revocations".to_owned(), setup.path("revoked")]);
+    let warning = "revocation list of \\\"CN=Another vendor\\\" is of none";
+    assert!(setup.serve_with(&args).terminate().success());
+    assert!(!setup.log().contains("revocation list of"), "{}", setup.log());
+    setup.write("revoked/vendor.pem", STRANGERS_LIST);
+    assert!(setup.serve_with(&args).terminate().success());
+    assert!(setup.log().contains(warning), "{}", setup.log());
+}
+
 fn pem_der(pem: &str) -> Vec<u8> {
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
     base64::Engine::decode(&base64::engine::general_purpose::STANDARD, body).unwrap()

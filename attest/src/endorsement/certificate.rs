@@ -12,6 +12,7 @@ use x509_cert::Certificate;
 use x509_cert::certificate::Version;
 use x509_cert::ext::pkix::{BasicConstraints, CertificatePolicies, ExtendedKeyUsage, KeyUsage, SubjectAltName};
 
+use super::distinguished_name;
 use crate::key::{KeyKind, decode_spki};
 
 /// Longest certificate read; NV indices of TPMs hold about 2 KiB.
@@ -119,7 +120,8 @@ impl ParsedCertificate {
 
     /// Whether `issuer` is named as this certificate's issuer.
     pub fn names_as_issuer(&self, issuer: &Self) -> bool {
-        self.certificate.tbs_certificate().issuer() == issuer.certificate.tbs_certificate().subject()
+        let tbs = self.certificate.tbs_certificate();
+        distinguished_name::is_same(tbs.issuer(), issuer.certificate.tbs_certificate().subject())
     }
 
     /// Whether it names itself as its issuer, as a root does.

@@ -99,8 +99,8 @@ impl Search<'_> {
             }
             Err(error) => self.refuse(ReasonCode::EkChainInvalid, format!("{}: {error}", certificate.subject())),
         }
-        let revocations = &self.roots.revocations;
-        self.reasons.extend(revocations.check(certificate, issuer, below == 0, self.now));
+        let (roots, revocations) = (self.roots, &self.roots.revocations);
+        self.reasons.extend(revocations.check(certificate, issuer, roots.authorities(), below == 0, self.now));
         if revocations.names_authority(issuer) {
             self.refuse(ReasonCode::EkRevoked, format!("{name}, by the operator"));
         }

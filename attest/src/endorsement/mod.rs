@@ -6,6 +6,7 @@
 mod certificate;
 mod chain;
 mod credential;
+mod distinguished_name;
 mod ek_certificate;
 mod enrolment;
 mod pem;

@@ -1,8 +1,9 @@
 //! What was revoked: lists that vendors sign (CRLs, RFC 5280, section 5), and the operator's own list of fingerprints.
 //!
-//! A list counts for the authority that signed it, whatever it calls itself. A list that should have been replaced denies
-//! what it does not name, too, unless the operator accepts old ones: whoever keeps the new list away would else keep a
-//! revoked TPM in.
+//! A list counts for the authority that it names, by name or by key. One that names an authority which did not sign it
+//! denies what that authority vouches for, for it may stand where a good one should; one that names no authority at all is
+//! told ([`EkRoots::unmatched_lists`]). A list that should have been replaced denies what it does not name, too, unless
+//! the operator accepts old ones: whoever keeps the new list away would else keep a revoked TPM in.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,7 +24,9 @@ use x509_cert::name::Name;
 use x509_cert::time::Time;
 
 use super::certificate::ParsedCertificate;
+use super::distinguished_name;
 use super::pem;
+use super::roots::EkRoots;
 use crate::reason::{Reason, ReasonCode};
 
 /// Longest list of one vendor that is read, in bytes.
@@ -43,7 +46,7 @@ pub enum CrlError {
     /// It lists only a part of what its authority revoked, or what others revoked.
     #[error("it is not a whole list of its authority's own ({0})")]
     Partial(ObjectIdentifier),
-    /// A line that is no SHA-256 fingerprint.
+    /// A line outside PEM blocks of lists that is no SHA-256 fingerprint.
     #[error("line {0} is not a SHA-256 fingerprint (64 hex digits)")]
     Line(usize),
     /// A PEM block without an end, or whose content is not base64.
@@ -70,9 +73,10 @@ pub struct Revocations {
 }
 
 impl Revocations {
-    /// Takes the files of a directory, by name and content: CRLs in DER or PEM, and the operator's own lists, which are
-    /// text with one fingerprint a line (`#` begins a remark). A fingerprint is the SHA-256 of a certificate or of a key's
-    /// SubjectPublicKeyInfo, so it revokes a vendor's authority or one endorsement key.
+    /// Takes the files of a directory, by name and content: CRLs in DER, or text with CRLs in PEM and fingerprints, one a
+    /// line (`#` begins a remark). A fingerprint is the SHA-256 of a certificate or of a key's SubjectPublicKeyInfo, so it
+    /// revokes a vendor's authority or one endorsement key. Any other line is refused: nothing that an operator wrote down
+    /// as revoked may be passed over.
     pub fn from_dir_files<N: AsRef<str>, B: AsRef<[u8]>>(
         files: impl IntoIterator<Item = (N, B)>,
     ) -> Result<Self, RevocationsError> {
@@ -85,15 +89,15 @@ impl Revocations {
     }
 
     fn add(&mut self, content: &[u8]) -> Result<(), CrlError> {
-        let blocks = pem::blocks(content, "X509 CRL").map_err(|_| CrlError::Pem)?;
+        let Ok(text) = std::str::from_utf8(content) else {
+            self.lists.push(Crl::parse(content)?);
+            return Ok(());
+        };
+        let (blocks, around) = pem::split(text, "X509 CRL").map_err(|_| CrlError::Pem)?;
         for der in &blocks {
             self.lists.push(Crl::parse(der)?);
         }
-        match std::str::from_utf8(content) {
-            _ if !blocks.is_empty() => {}
-            Ok(text) => self.fingerprints.extend(fingerprints(text)?),
-            Err(_) => self.lists.push(Crl::parse(content)?),
-        }
+        self.fingerprints.extend(fingerprints(&around)?);
         Ok(())
     }
 
@@ -149,25 +153,29 @@ impl Revocations {
         der.is_ok_and(|der| self.names_key(&Sha256::digest(&der).into()))
     }
 
-    /// What the lists of `issuer` say against `certificate`, which it signed.
-    pub(super) fn check(
+    /// What the lists of `issuer` say against `certificate`, which it signed. `authorities` are all that are configured.
+    pub(super) fn check<'a>(
         &self,
         certificate: &ParsedCertificate,
         issuer: &ParsedCertificate,
+        authorities: impl Iterator<Item = &'a ParsedCertificate> + Clone,
         is_leaf: bool,
         now: SystemTime,
     ) -> Vec<Reason> {
         let mut reasons = Vec::new();
-        for list in self.lists.iter().filter(|list| list.is_by(issuer) && list.scope.covers(is_leaf)) {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        for list in self.lists.iter().filter(|list| list.names(issuer) && list.scope.covers(is_leaf)) {
             let mut refuse = |code, found: String| {
                 reasons.push(Reason::new(code).event("certificate revocation list").found(found));
             };
             let authority = issuer.subject();
             if let Err(problem) = list.verify(issuer) {
-                refuse(ReasonCode::EkCrlInvalid, format!("{authority}: {problem}"));
+                // Of two authorities with one name each has its lists.
+                if !list.is_by_another(issuer, authorities.clone()) {
+                    refuse(ReasonCode::EkCrlInvalid, format!("{authority}: {problem}"));
+                }
                 continue;
             }
-            let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
             if now < list.this_update {
                 refuse(ReasonCode::EkCrlInvalid, format!("{authority}: it is from the future"));
             }
@@ -181,6 +189,16 @@ impl Revocations {
             }
         }
         reasons
+    }
+}
+
+impl EkRoots {
+    /// The issuers of revocation lists that name no configured authority: they revoke nothing, unless a host sends the
+    /// authority's certificate. An operator should know, for what such a list was to revoke is still accepted.
+    #[must_use]
+    pub fn unmatched_lists(&self) -> Vec<String> {
+        let is_anyones = |list: &&Crl| self.authorities().any(|authority| list.names(authority));
+        self.revocations.lists.iter().filter(|list| !is_anyones(list)).map(|list| list.issuer.to_string()).collect()
     }
 }
 
@@ -278,13 +296,27 @@ impl Crl {
         })
     }
 
-    /// Whether it says that it is this authority's: by name, and by key where both say which.
-    fn is_by(&self, issuer: &ParsedCertificate) -> bool {
+    /// Whether it says that it is this authority's: by its name or by its key.
+    fn names(&self, issuer: &ParsedCertificate) -> bool {
+        let subject = issuer.certificate.tbs_certificate().subject();
+        distinguished_name::is_same(&self.issuer, subject) || self.names_key_of(issuer) == Some(true)
+    }
+
+    /// Whether it names this authority's key; `None` where not both say which key it is.
+    fn names_key_of(&self, issuer: &ParsedCertificate) -> Option<bool> {
         let tbs = issuer.certificate.tbs_certificate();
-        let key = tbs.get_extension::<SubjectKeyIdentifier>().ok().flatten();
-        let other_key =
-            matches!((&self.authority_key, key), (Some(ours), Some((_, theirs))) if ours != theirs.0.as_bytes());
-        self.issuer == *tbs.subject() && !other_key
+        let (_, key) = tbs.get_extension::<SubjectKeyIdentifier>().ok().flatten()?;
+        Some(self.authority_key.as_deref()? == key.0.as_bytes())
+    }
+
+    /// Whether it names another key than `issuer`'s, and one of `authorities` has that key and signed it.
+    fn is_by_another<'a>(
+        &self,
+        issuer: &ParsedCertificate,
+        mut authorities: impl Iterator<Item = &'a ParsedCertificate>,
+    ) -> bool {
+        self.names_key_of(issuer) == Some(false)
+            && authorities.any(|other| self.names_key_of(other) == Some(true) && self.verify(other).is_ok())
     }
 
     fn verify(&self, issuer: &ParsedCertificate) -> Result<(), String> {

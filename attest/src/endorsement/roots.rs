@@ -84,6 +84,11 @@ impl EkRoots {
         if parsed.is_self_issued() { &mut self.roots } else { &mut self.intermediates }.push(parsed);
     }
 
+    /// All authorities: roots and intermediates.
+    pub(super) fn authorities(&self) -> impl Iterator<Item = &ParsedCertificate> + Clone {
+        self.roots.iter().chain(&self.intermediates)
+    }
+
     /// The same roots, of which `revocations` took back some, or some of what they vouch for.
     #[must_use]
     pub fn with_revocations(mut self, revocations: Revocations) -> Self {

@@ -47,12 +47,17 @@ pub fn oid(text: &str) -> Vec<u8> {
 
 /// A distinguished name with one common name; empty for "".
 pub fn name(common: &str) -> Vec<u8> {
-    if common.is_empty() {
-        return seq(&[]);
-    }
-    let attribute = seq(&[&oid("2.5.4.3"), &tlv(0x0C, &[common.as_bytes()])]);
+    const UTF8_STRING: u8 = 0x0C;
+    if common.is_empty() { seq(&[]) } else { name_as(UTF8_STRING, common) }
+}
+
+/// The same with a string of another type.
+pub fn name_as(tag: u8, common: &str) -> Vec<u8> {
+    let attribute = seq(&[&oid("2.5.4.3"), &tlv(tag, &[common.as_bytes()])]);
     seq(&[&tlv(0x31, &[&attribute])])
 }
+
+pub const PRINTABLE_STRING: u8 = 0x13;
 
 /// An extension.
 #[derive(Clone)]

@@ -152,7 +152,8 @@ impl Rules {
         }
     }
 
-    /// What an operator should know before hosts are denied for it: reference values that no policy accepts.
+    /// What an operator should know: reference values that no policy accepts, before hosts are denied for it, and
+    /// revocation lists that revoke nothing.
     pub fn warnings(&self) -> Vec<String> {
         let useless =
             |values: &&ReferenceValues| self.policies.iter().all(|found| found.policy.distrust(values).is_some());
@@ -161,7 +162,10 @@ impl Rules {
             let (name, version) = (values.name(), values.version());
             format!("the reference values {name:?}, version {version}, signed by {signed}, count under no policy")
         };
-        self.references.iter().filter(useless).map(words).collect()
+        let lists = self.roots.unmatched_lists().into_iter();
+        let idle =
+            lists.map(|issuer| format!("the revocation list of {issuer:?} is of none of the configured authorities"));
+        self.references.iter().filter(useless).map(words).chain(idle).collect()
     }
 }
 
