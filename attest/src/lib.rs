@@ -63,7 +63,7 @@
 //! # let files = [boot.quote_message, boot.quote_signature, &pcrs];
 //! # let log = EventLog::parse(boot.event_log).unwrap();
 //! # let quote = check(boot.ak_public, files, NONCE, &log).unwrap();
-//! # assert_eq!(quote.pcrs().pcr(Bank::Sha256, 7).unwrap(), value("sha256", 7));
+//! # assert_eq!(quote.pcr(Bank::Sha256, 7).unwrap(), value("sha256", 7));
 //! # assert!(check(boot.ak_public, files, b"another nonce", &log).is_err());
 //! # assert!(check(boot.ak_public, [boot.quote_message, boot.quote_signature, &pcrs[1..]], NONCE, &log).is_err());
 //! ```

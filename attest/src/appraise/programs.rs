@@ -9,7 +9,7 @@ use super::replayed::ReplayedLog;
 use super::{MAX_REASONS, RUNTIME_PCR};
 use crate::ima::{Entry, ExtendRule, FileDigest, ImaList, ImaState, Lane, SignatureProblem};
 use crate::key::Bank;
-use crate::quote::QuotedPcrs;
+use crate::quote::QuotedState;
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::ReferenceValues;
 
@@ -24,7 +24,7 @@ pub fn rules(policy: &Policy, values: &ReferenceValues) -> [u8; 32] {
 /// Finds how far the quoted PCR 10 covers the list: the number of its entries. Every bank of which it was quoted must
 /// agree. With `from` entries left out the list goes on from `previous`; a whole list must begin with what that judged.
 pub(super) fn covered(
-    quote: &QuotedPcrs,
+    quote: &QuotedState,
     list: &ImaList<'_>,
     from: u64,
     previous: Option<&ImaState>,
@@ -77,7 +77,7 @@ pub(super) fn covered(
 }
 
 /// Whether what a list leaves out, or what was judged before, cannot be compared with it in the quoted banks.
-fn history_missing(quote: &QuotedPcrs, from: u64, previous: Option<&ImaState>) -> Option<Reason> {
+fn history_missing(quote: &QuotedState, from: u64, previous: Option<&ImaState>) -> Option<Reason> {
     let quoted = || quote.banks().filter(|bank| quote.pcr(*bank, RUNTIME_PCR).is_some());
     let Some(previous) = previous else {
         return (from > 0).then(|| {
@@ -108,7 +108,7 @@ fn history_missing(quote: &QuotedPcrs, from: u64, previous: Option<&ImaState>) -
 /// all the same.
 const MAX_EXPLAINED: usize = 500_000;
 
-fn not_reached(quote: &QuotedPcrs, list: &ImaList<'_>, bank: Bank, start: Option<&ImaState>) -> Reason {
+fn not_reached(quote: &QuotedState, list: &ImaList<'_>, bank: Bank, start: Option<&ImaState>) -> Reason {
     let quoted = quote.pcr(bank, RUNTIME_PCR).unwrap_or_default();
     let padded = Lane::new(bank, ExtendRule::PaddedSha1, quoted);
     let padded = match start.and_then(|start| start.pcrs.get(&bank)) {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{RUNTIME_PCR, programs};
-use crate::eventlog::{EventLog, EventLogError, initial_value};
+use crate::eventlog::{EventLog, EventLogError};
 use crate::evidence::Evidence;
 use crate::ima::{Entries, ImaList, ImaState};
 use crate::key::Bank;
-use crate::quote::{QuotedPcrs, VerifiedQuote};
+use crate::quote::{QuotedState, VerifiedQuote};
 use crate::reason::{Reason, ReasonCode};
 
 /// PCRs that every firmware extends, if only with the separator.
@@ -50,7 +50,7 @@ impl<'a> ReplayedLog<'a> {
             }
         };
         if let Some(log) = &log {
-            reasons.extend(check_log(quote.values(), log));
+            reasons.extend(check_log(&quote, log));
         }
         let ima = match ImaList::parse_binary(&evidence.ima) {
             Ok(list) => Some(list),
@@ -60,7 +60,7 @@ impl<'a> ReplayedLog<'a> {
             }
         };
         let ima = ima.map(|list| {
-            let entries = programs::covered(quote.values(), &list, evidence.ima_from, previous, &mut reasons);
+            let entries = programs::covered(&quote, &list, evidence.ima_from, previous, &mut reasons);
             (list, entries)
         });
         let (Some(log), Some((ima, ima_entries)), true) = (log, ima, reasons.is_empty()) else {
@@ -74,12 +74,12 @@ impl<'a> ReplayedLog<'a> {
     }
 
     /// What of quoted values a firmware event log does not lead to, whether or not it is all that a host must show.
-    pub(crate) fn differences(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
+    pub(crate) fn differences(quote: &QuotedState, log: &EventLog<'_>) -> Vec<Reason> {
         compare_banks(quote, log)
     }
 
     /// How many entries of a whole IMA list quoted values cover, if they cover it at all.
-    pub(crate) fn ima_covered(quote: &QuotedPcrs, list: &ImaList<'_>) -> Result<usize, Vec<Reason>> {
+    pub(crate) fn ima_covered(quote: &QuotedState, list: &ImaList<'_>) -> Result<usize, Vec<Reason>> {
         let mut reasons = Vec::new();
         let covered = programs::covered(quote, list, 0, None, &mut reasons);
         if reasons.is_empty() { Ok(covered) } else { Err(reasons) }
@@ -140,7 +140,7 @@ fn unreadable(error: &EventLogError) -> Reason {
     Reason::new(code).found(error.to_string())
 }
 
-fn check_log(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
+fn check_log(quote: &QuotedState, log: &EventLog<'_>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if !log.trailing().is_empty() {
         let found = format!("{} bytes after event {}", log.trailing().len(), log.events().len());
@@ -152,7 +152,7 @@ fn check_log(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
 }
 
 /// Every quoted PCR of every quoted bank must be what the log leads to.
-fn compare_banks(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
+fn compare_banks(quote: &QuotedState, log: &EventLog<'_>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let banks = log.banks();
     for bank in quote.banks() {
@@ -170,23 +170,22 @@ fn compare_banks(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
     reasons
 }
 
-fn check_bank(quote: &QuotedPcrs, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
+fn check_bank(quote: &QuotedState, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    let replayed = log.replay(bank);
-    for (&pcr, quoted) in quote.pcrs(bank).into_iter().flatten() {
-        let initial = initial_value(bank, pcr, log.startup_locality().unwrap_or(0));
-        let value = replayed.get(&pcr);
-        let extended = log.extends_pcr(pcr);
-        if ALWAYS_EXTENDED.contains(&pcr) && !extended && *quoted == initial {
-            let reason = Reason::new(ReasonCode::EventlogBankUnextended).pcr(pcr.into());
-            reasons.push(reason.found(format!("{bank} {}", hex::encode(quoted))));
-        } else if pcr == RUNTIME_PCR && !extended {
-            // The IMA list says what is in it.
-        } else if !extended && *quoted != initial {
-            let reason = Reason::new(ReasonCode::EventlogPcrWithoutEvents).pcr(pcr.into());
-            reasons.push(reason.expected(hex::encode(&initial)).found(format!("{bank} {}", hex::encode(quoted))));
-        } else if value.is_some_and(|value| value != quoted) {
-            reasons.push(mismatch(log, bank, pcr, quoted, value.map_or(&[], Vec::as_slice)));
+    for (pcr, value) in (0..).zip(log.values(bank)) {
+        let Some(quoted) = quote.pcr(bank, pcr) else { continue };
+        let found = || format!("{bank} {}", hex::encode(quoted));
+        match (log.extends_pcr(pcr), value.is(quoted)) {
+            (true, false) => reasons.push(mismatch(log, bank, pcr, quoted, value.as_slice())),
+            (false, true) if ALWAYS_EXTENDED.contains(&pcr) => {
+                reasons.push(Reason::new(ReasonCode::EventlogBankUnextended).pcr(pcr.into()).found(found()));
+            }
+            // The IMA list says what is in that one.
+            (false, false) if pcr != RUNTIME_PCR => {
+                let reason = Reason::new(ReasonCode::EventlogPcrWithoutEvents).pcr(pcr.into());
+                reasons.push(reason.expected(hex::encode(value.as_slice())).found(found()));
+            }
+            _ => {}
         }
     }
     reasons
@@ -211,7 +210,7 @@ fn mismatch(log: &EventLog<'_>, bank: Bank, pcr: u8, quoted: &[u8], replayed: &[
 }
 
 /// Events of PCRs that were not quoted are only what the host says. None are expected, so none are overlooked.
-fn not_quoted(quote: &QuotedPcrs, log: &EventLog<'_>) -> Vec<Reason> {
+fn not_quoted(quote: &QuotedState, log: &EventLog<'_>) -> Vec<Reason> {
     let quoted = |pcr: u8| quote.banks().any(|bank| quote.pcr(bank, pcr).is_some());
     let pcrs = log.extended_pcrs().filter(|pcr| !quoted(*pcr));
     pcrs.map(|pcr| Reason::new(ReasonCode::EventlogPcrNotQuoted).pcr(pcr.into())).collect()

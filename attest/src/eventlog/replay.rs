@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Event, EventLog, PCR_COUNT};
-use crate::key::Bank;
+use crate::key::{Bank, Digest};
 
 impl EventLog<'_> {
     /// The value of every PCR that the log extends (and of PCR 0 where the log tells from which locality it starts),
@@ -12,35 +12,41 @@ impl EventLog<'_> {
         if !self.banks().contains(&bank) {
             return BTreeMap::new();
         }
-        let mut values: [Option<Vec<u8>>; PCR_COUNT as usize] = Default::default();
-        if self.startup_locality.is_some() {
-            values[0] = Some(self.start(bank, 0));
-        }
+        let is_told = |pcr| self.extends_pcr(pcr) || (pcr == 0 && self.startup_locality.is_some());
+        let told = (0..).zip(self.values(bank)).filter(|(pcr, _)| is_told(*pcr));
+        told.map(|(pcr, value)| (pcr, value.as_slice().to_vec())).collect()
+    }
+
+    /// The value of each PCR after the log, of a bank that the log has. The PCRs that the log does not extend keep the
+    /// value from which they start.
+    pub(crate) fn values(&self, bank: Bank) -> [Digest; PCR_COUNT as usize] {
+        let mut values = std::array::from_fn(|pcr| self.start(bank, pcr));
         for event in &self.events {
             let Some((pcr, digest)) = extended_by(event, bank) else { continue };
-            let Some(value) = values.get_mut(usize::from(pcr)) else { continue };
-            bank.extend_in_place(value.get_or_insert_with(|| self.start(bank, pcr)), digest);
+            let Some(value) = values.get_mut(pcr) else { continue };
+            *value = value.extend(bank, &digest);
         }
-        (0..).zip(values).filter_map(|(pcr, value)| Some((pcr, value?))).collect()
+        values
     }
 
     /// The value from which a PCR starts in the boot that the log tells of.
-    pub(crate) fn start(&self, bank: Bank, pcr: u8) -> Vec<u8> {
-        initial_value(bank, pcr, self.startup_locality.unwrap_or(0))
+    fn start(&self, bank: Bank, pcr: usize) -> Digest {
+        start(bank, pcr, self.startup_locality.unwrap_or(0))
     }
 
     /// The number of the event after which the PCR has the value, 0 if it starts from it; `None` if it never has it.
     pub(crate) fn reaches(&self, bank: Bank, pcr: u8, wanted: &[u8]) -> Option<usize> {
+        let pcr = usize::from(pcr);
         let mut value = self.start(bank, pcr);
-        if value == wanted {
+        if value.is(wanted) {
             return Some(0);
         }
         for event in &self.events {
             match extended_by(event, bank) {
-                Some((index, digest)) if index == pcr => bank.extend_in_place(&mut value, digest),
+                Some((index, digest)) if index == pcr => value = value.extend(bank, &digest),
                 _ => continue,
             }
-            if value == wanted {
+            if value.is(wanted) {
                 return Some(event.number);
             }
         }
@@ -49,21 +55,23 @@ impl EventLog<'_> {
 }
 
 /// The PCR that an event extends, and with what.
-fn extended_by<'a>(event: &Event<'a>, bank: Bank) -> Option<(u8, &'a [u8])> {
+fn extended_by(event: &Event<'_>, bank: Bank) -> Option<(usize, Digest)> {
     if !event.extends() {
         return None;
     }
-    Some((u8::try_from(event.pcr).ok()?, event.digests.get(bank)?))
+    Some((usize::try_from(event.pcr).ok()?, Digest::new(bank, event.digests.get(bank)?)?))
 }
 
 /// The value of a PCR after a reset of the TPM (TCG PC Client Platform TPM Profile, section 4.6): zeros; for PCR 0
 /// the locality that started the TPM in the last byte; for PCRs 17 to 22, which only a dynamic launch sets to zero, ones.
 pub fn initial_value(bank: Bank, pcr: u8, startup_locality: u8) -> Vec<u8> {
-    let mut value = vec![if matches!(pcr, 17..=22) { 0xff } else { 0 }; bank.digest_size()];
-    if pcr == 0
-        && let Some(last) = value.last_mut()
-    {
-        *last = startup_locality;
+    start(bank, pcr.into(), startup_locality).as_slice().to_vec()
+}
+
+fn start(bank: Bank, pcr: usize, startup_locality: u8) -> Digest {
+    match pcr {
+        0 => Digest::filled(bank, 0).ending_with(startup_locality),
+        17..=22 => Digest::filled(bank, 0xff),
+        _ => Digest::filled(bank, 0),
     }
-    value
 }

@@ -9,11 +9,10 @@ use const_oid::db::rfc5912::{ID_SHA_256, ID_SHA_384, ID_SHA_512};
 use der::asn1::AnyRef;
 use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
 
-use super::digest::Value;
 use super::keyring::{Key, Keyring};
 use super::signature::{SignatureProblem, signable};
 use super::template::FileDigest;
-use crate::key::Bank;
+use crate::key::{Bank, Digest};
 
 /// Longest appended signature that is read, in bytes.
 const MAX_BYTES: usize = 64 << 10;
@@ -43,7 +42,7 @@ pub(super) fn signed(cms: &[u8], digest: &FileDigest<'_>, keyring: &Keyring) -> 
     let signers = read(cms).ok_or(SignatureProblem::Malformed("it is not CMS SignedData in DER"))?;
     let mut problem = SignatureProblem::Malformed("nobody signed it");
     for signer in signers {
-        let name = hex::encode(Value::hash(Bank::Sha256, signer.id.value()).as_slice().get(..8).unwrap_or_default());
+        let name = hex::encode(Digest::hash(Bank::Sha256, signer.id.value()).as_slice().get(..8).unwrap_or_default());
         let mut named = keyring.keys().iter().filter(|key| signer.is(key)).peekable();
         if named.peek().is_none() {
             problem = SignatureProblem::UnknownKey(format!("of the signer {name}"));
@@ -71,11 +70,11 @@ impl Signer<'_> {
     }
 
     /// The digest that was signed: the file's, or that of attributes of which one is the file's.
-    fn signed(&self, bank: Bank, digest: &[u8]) -> Option<Value> {
+    fn signed(&self, bank: Bank, digest: &[u8]) -> Option<Digest> {
         if self.hash != bank {
             return None;
         }
-        let Some(attributes) = self.attributes else { return Value::new(bank, digest) };
+        let Some(attributes) = self.attributes else { return Digest::new(bank, digest) };
         let mut reader = SliceReader::new(attributes).ok()?;
         let mut found = None;
         while !reader.is_finished() {
@@ -90,7 +89,7 @@ impl Signer<'_> {
         }
         // Signed is the attributes' own encoding as a set, not the one that they have within the structure.
         let set = AnyRef::new(Tag::Set, attributes).and_then(|set| set.to_der()).ok()?;
-        (found == Some(digest)).then(|| Value::hash(bank, &set))
+        (found == Some(digest)).then(|| Digest::hash(bank, &set))
     }
 }
 

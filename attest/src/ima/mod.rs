@@ -13,7 +13,6 @@
 mod appended;
 mod ascii;
 mod binary;
-mod digest;
 mod keyring;
 mod replay;
 mod signature;

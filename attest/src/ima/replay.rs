@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_with::{MapPreventDuplicates, hex::Hex, serde_as};
 
-use super::digest::Value;
 use super::template::OLD_NAME_SIZE;
 use super::{BOOT_AGGREGATE, Entry, ImaList};
-use crate::key::Bank;
+use crate::key::{Bank, Digest};
 
 /// With what the kernel extended a bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +56,7 @@ pub struct ImaState {
 pub(crate) struct Lane<'q> {
     pub bank: Bank,
     rule: ExtendRule,
-    value: Value,
+    value: Digest,
     quoted: &'q [u8],
     judged: Option<(u64, &'q [u8])>,
     /// Whether the quoted value was passed, wherever that was.
@@ -69,13 +68,13 @@ pub(crate) struct Lane<'q> {
 impl<'q> Lane<'q> {
     /// From the beginning of a list, where PCR 10 holds zeros.
     pub fn new(bank: Bank, rule: ExtendRule, quoted: &'q [u8]) -> Self {
-        let value = Value::filled(bank, 0);
+        let value = Digest::filled(bank, 0);
         Self { bank, rule, value, quoted, judged: None, reached: false, continues: true }
     }
 
     /// From where an earlier judgement ended; `None` if that is no value of the bank.
     pub fn from(mut self, pcr: &[u8]) -> Option<Self> {
-        self.value = Value::new(self.bank, pcr)?;
+        self.value = Digest::new(self.bank, pcr)?;
         Some(self)
     }
 
@@ -98,7 +97,7 @@ impl<'q> Lane<'q> {
 impl ImaList<'_> {
     /// PCR 10 after all entries.
     pub fn replay(&self, bank: Bank, rule: ExtendRule) -> Vec<u8> {
-        let zero = Value::filled(bank, 0);
+        let zero = Digest::filled(bank, 0);
         let value = self.entries().fold(zero, |pcr, entry| pcr.extend(bank, &Hashed::new(&entry).event(bank, rule)));
         value.as_slice().to_vec()
     }
@@ -136,7 +135,7 @@ impl ImaList<'_> {
 /// An entry with its SHA-1, which may be asked for more than once.
 struct Hashed<'e> {
     entry: &'e Entry<'e>,
-    sha1: OnceCell<Value>,
+    sha1: OnceCell<Digest>,
 }
 
 impl<'e> Hashed<'e> {
@@ -145,16 +144,16 @@ impl<'e> Hashed<'e> {
     }
 
     /// With what a bank is extended.
-    fn event(&self, bank: Bank, rule: ExtendRule) -> Value {
+    fn event(&self, bank: Bank, rule: ExtendRule) -> Digest {
         if self.entry.is_violation() {
             // The kernel lists zeros and extends ones, so that the PCR cannot be what it would be without the violation.
-            return Value::filled(bank, 0xff);
+            return Digest::filled(bank, 0xff);
         }
         self.hash(TemplateHash { bank, rule })
     }
 
     /// The hash of the template data.
-    fn hash(&self, TemplateHash { bank, rule }: TemplateHash) -> Value {
+    fn hash(&self, TemplateHash { bank, rule }: TemplateHash) -> Digest {
         match (rule, bank) {
             (ExtendRule::PaddedSha1, _) | (_, Bank::Sha1) => {
                 self.sha1.get_or_init(|| self.entry.hash_data(Bank::Sha1)).padded(bank)
@@ -169,11 +168,11 @@ impl<'e> Hashed<'e> {
 }
 
 impl Entry<'_> {
-    fn hash_data(&self, bank: Bank) -> Value {
+    fn hash_data(&self, bank: Bank) -> Digest {
         let mut padded = [0; OLD_NAME_SIZE + 20];
         match self.padded(&mut padded) {
-            Some(()) => Value::hash(bank, &padded),
-            None => Value::hash(bank, self.data),
+            Some(()) => Digest::hash(bank, &padded),
+            None => Digest::hash(bank, self.data),
         }
     }
 

@@ -7,11 +7,11 @@
 
 use thiserror::Error;
 
+use super::Entry;
 use super::appended;
 use super::keyring::Keyring;
 use super::template::FileDigest;
-use super::{Entry, digest::Value};
-use crate::key::Bank;
+use crate::key::{Bank, Digest};
 
 /// Type of the attribute: signature of a file's digest.
 const FILE: u8 = 3;
@@ -93,8 +93,8 @@ fn attribute_signed(attribute: &[u8], digest: &FileDigest<'_>, keyring: &Keyring
         return Err(SignatureProblem::Malformed("it is of another hash than the one that was measured"));
     }
     let signed = match (*version, *kind) {
-        (2, FILE) => Value::new(bank, of_file).ok_or(SignatureProblem::Malformed("the digest's length"))?,
-        (3, _) => Value::hash(bank, &[&[*kind, *algorithm], of_file].concat()),
+        (2, FILE) => Digest::new(bank, of_file).ok_or(SignatureProblem::Malformed("the digest's length"))?,
+        (3, _) => Digest::hash(bank, &[&[*kind, *algorithm], of_file].concat()),
         _ => return Err(SignatureProblem::Unsupported("only versions 2 and 3 are")),
     };
     let mut named = keyring.with_id(*id).peekable();

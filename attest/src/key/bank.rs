@@ -8,8 +8,7 @@ use serde_with::{DeserializeFromStr, SerializeDisplay};
 use sm3::Digest as _;
 use thiserror::Error;
 
-/// Longest digest of any bank, in bytes.
-pub(crate) const MAX_DIGEST: usize = 64;
+use super::digest::Digest;
 
 /// A TPM's hash algorithm, and so the name of a PCR bank. Ordered by its algorithm id in the TCG registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, SerializeDisplay, DeserializeFromStr)]
@@ -87,9 +86,7 @@ impl Bank {
     /// The digest of `data`.
     #[must_use]
     pub fn hash(self, data: &[u8]) -> Vec<u8> {
-        // In one call: a context costs as much as hashing a hundred bytes.
-        self.aws_lc()
-            .map_or_else(|| self.hash_parts(&[data]), |algorithm| digest::digest(algorithm, data).as_ref().to_vec())
+        Digest::hash(self, data).as_slice().to_vec()
     }
 
     /// The digest of the parts one after the other, without joining them in memory.
@@ -112,30 +109,13 @@ impl Bank {
     /// Whether `digest` is that of `data`.
     #[must_use]
     pub fn is_digest_of(self, data: &[u8], digest: &[u8]) -> bool {
-        match self.aws_lc() {
-            Some(algorithm) => digest::digest(algorithm, data).as_ref() == digest,
-            None => self.hash(data) == digest,
-        }
+        Digest::hash(self, data).is(digest)
     }
 
     /// A PCR's next value: the digest of its value and then the event's digest.
     #[must_use]
     pub fn extend(self, pcr: &[u8], event_digest: &[u8]) -> Vec<u8> {
         self.hash_parts(&[pcr, event_digest])
-    }
-
-    /// The same in place, for a value as long as the bank's digests. A log has hundreds of events, and each of them
-    /// extends every bank: no allocation for each.
-    pub(crate) fn extend_in_place(self, pcr: &mut [u8], event_digest: &[u8]) {
-        let mut both = [0; 2 * MAX_DIGEST];
-        let size = pcr.len().saturating_add(event_digest.len());
-        let (Some(algorithm), Some(both)) = (self.aws_lc(), both.get_mut(..size)) else {
-            return fill(pcr, &self.extend(pcr, event_digest));
-        };
-        let (old, new) = both.split_at_mut(pcr.len());
-        fill(old, pcr);
-        fill(new, event_digest);
-        fill(pcr, digest::digest(algorithm, both).as_ref());
     }
 
     /// The hash as AWS-LC knows it; it has no SM3.
@@ -147,14 +127,6 @@ impl Bank {
             Self::Sha512 => Some(&digest::SHA512),
             Self::Sm3_256 => None,
         }
-    }
-}
-
-/// Copies as much as there is room for.
-fn fill(place: &mut [u8], bytes: &[u8]) {
-    let size = place.len().min(bytes.len());
-    if let (Some(place), Some(bytes)) = (place.get_mut(..size), bytes.get(..size)) {
-        place.copy_from_slice(bytes);
     }
 }
 
@@ -200,9 +172,7 @@ mod tests {
         for bank in Bank::ALL {
             assert_eq!(bank.hash(b"").len(), bank.digest_size());
             assert!(bank.is_digest_of(b"abc", &bank.hash(b"abc")) && !bank.is_digest_of(b"abd", &bank.hash(b"abc")));
-            let mut pcr = bank.hash(b"pcr");
-            bank.extend_in_place(&mut pcr, &bank.hash(b"event"));
-            assert_eq!(pcr, bank.hash_parts(&[&bank.hash(b"pcr"), &bank.hash(b"event")]), "{bank}");
+            assert_eq!(bank.extend(b"pcr", b"event"), bank.hash(b"pcrevent"), "{bank}");
             assert_eq!(bank.name().parse(), Ok(bank));
             assert_eq!(Bank::from_tpm_alg_id(bank.tpm_alg_id()), Some(bank));
         }

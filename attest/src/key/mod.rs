@@ -1,6 +1,7 @@
 //! TPM keys: public areas, their names, what an attestation key must be, and signatures.
 
 mod bank;
+mod digest;
 mod enrolled;
 mod public;
 mod quoting;
@@ -8,8 +9,8 @@ mod signature;
 mod sm2;
 mod spki;
 
-pub(crate) use bank::MAX_DIGEST;
 pub use bank::{Bank, UnknownBank};
+pub(crate) use digest::{Digest, MAX_DIGEST};
 pub use enrolled::EnrolledAk;
 pub(crate) use enrolled::{curve_weakness, rsa_weakness};
 pub use public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind, Symmetric};

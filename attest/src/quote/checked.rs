@@ -1,10 +1,11 @@
 //! One quote by itself, as `tpm2_quote` makes it: whether a given key signed these values for this nonce.
 
+use std::ops::Deref;
+
 use subtle::ConstantTimeEq as _;
 
-use super::attest::ClockInfo;
 use super::pcr_file::{PcrFile, PcrFileError};
-use super::values::QuotedPcrs;
+use super::values::QuotedState;
 use super::{check_signed, signature_reason, structure_reason};
 use crate::evidence::MAX_SIGNED;
 use crate::key::{Bank, QuotingKey};
@@ -65,15 +66,13 @@ impl Caveat {
     }
 }
 
-/// A quote that a key signed for a nonce, with the values it covers.
+/// A quote that a key signed for a nonce, with the values it covers: a [`QuotedState`].
 ///
 /// It says nothing of who asked and what for, so no [`VerifiedQuote`](super::VerifiedQuote) can be made of it. Made only
 /// by [`CheckedQuote::check`].
 #[derive(Clone, Debug)]
 pub struct CheckedQuote {
-    pcrs: QuotedPcrs,
-    clock: ClockInfo,
-    firmware_version: u64,
+    state: QuotedState,
     hash: Bank,
     caveats: Vec<Caveat>,
 }
@@ -110,31 +109,13 @@ impl CheckedQuote {
             (key.is_sha1(), Caveat::Sha1),
             (nonce.is_empty(), Caveat::NoNonce),
         ];
+        let mut state = QuotedState::new(parsed.header.clock, parsed.header.firmware_version);
+        state.add(&pcrs, |_, _, _| {});
         Ok(Self {
-            pcrs: QuotedPcrs::new(pcrs),
-            clock: parsed.header.clock,
-            firmware_version: parsed.header.firmware_version,
+            state,
             hash,
             caveats: caveats.into_iter().filter_map(|(holds, caveat)| holds.then_some(caveat)).collect(),
         })
-    }
-
-    /// The values of the selected PCRs: those that the TPM signed.
-    #[must_use]
-    pub fn pcrs(&self) -> &QuotedPcrs {
-        &self.pcrs
-    }
-
-    /// The TPM's clock and counters.
-    #[must_use]
-    pub fn clock(&self) -> ClockInfo {
-        self.clock
-    }
-
-    /// The version of the TPM's own firmware, as its vendor numbers it; obfuscated for keys outside the endorsement hierarchy.
-    #[must_use]
-    pub fn firmware_version(&self) -> u64 {
-        self.firmware_version
     }
 
     /// The hash of the signature, which pcrDigest is made with, too.
@@ -147,6 +128,14 @@ impl CheckedQuote {
     #[must_use]
     pub fn caveats(&self) -> &[Caveat] {
         &self.caveats
+    }
+}
+
+impl Deref for CheckedQuote {
+    type Target = QuotedState;
+
+    fn deref(&self) -> &QuotedState {
+        &self.state
     }
 }
 

@@ -11,15 +11,14 @@ impl CheckedQuote {
     /// Replays a firmware event log for every quoted bank: every quoted PCR must be what the log leads to, and one that the
     /// log does not mention must never have been extended. Only PCR 10 may have been: that is for the IMA list.
     pub fn replay_eventlog(&self, log: &EventLog<'_>) -> Result<Vec<Caveat>, Vec<Reason>> {
-        let mut reasons = ReplayedLog::differences(self.pcrs(), log);
+        let mut reasons = ReplayedLog::differences(self, log);
         // Old firmware measures no separator into PCRs that it has no use for.
         reasons.retain(|reason| reason.code != ReasonCode::EventlogBankUnextended);
         if !reasons.is_empty() {
             return Err(reasons);
         }
-        let extended =
-            |bank| self.pcrs().pcr(bank, ima::PCR).is_some_and(|pcr| pcr != initial_value(bank, ima::PCR, 0));
-        let runtime = !log.extends_pcr(ima::PCR) && self.pcrs().banks().any(extended);
+        let extended = |bank| self.pcr(bank, ima::PCR).is_some_and(|pcr| pcr != initial_value(bank, ima::PCR, 0));
+        let runtime = !log.extends_pcr(ima::PCR) && self.banks().any(extended);
         let caveats = [(!log.trailing().is_empty(), Caveat::TrailingBytes), (runtime, Caveat::RuntimeUnchecked)];
         Ok(caveats.into_iter().filter_map(|(holds, caveat)| holds.then_some(caveat)).collect())
     }
@@ -27,9 +26,9 @@ impl CheckedQuote {
     /// Replays an IMA list against PCR 10 of every bank of which it was quoted. Gives how many entries the quote covers; what
     /// follows them is only what somebody says.
     pub fn replay_ima(&self, list: &ImaList<'_>) -> Result<usize, Vec<Reason>> {
-        if !self.pcrs().banks().any(|bank| self.pcrs().pcr(bank, ima::PCR).is_some()) {
+        if !self.banks().any(|bank| self.pcr(bank, ima::PCR).is_some()) {
             return Err(vec![Reason::new(ReasonCode::QuotePcrMissing).pcr(ima::PCR.into())]);
         }
-        ReplayedLog::ima_covered(self.pcrs(), list)
+        ReplayedLog::ima_covered(self, list)
     }
 }

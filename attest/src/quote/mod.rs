@@ -7,7 +7,7 @@ mod logs;
 mod pcr_file;
 mod values;
 
-use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use subtle::ConstantTimeEq as _;
 
@@ -15,21 +15,19 @@ pub use attest::{AttestError, ClockInfo};
 pub(crate) use attest::{Certify, Header};
 pub use checked::{Caveat, CheckedQuote};
 pub use pcr_file::{PcrFile, PcrFileError};
-pub use values::QuotedPcrs;
+pub use values::QuotedState;
 
 use crate::binding::Binding;
 use crate::evidence::{Evidence, MAX_QUOTES, PcrValues, SignedQuote};
 use crate::key::{Bank, EnrolledAk, SignatureError};
 use crate::reason::{Reason, ReasonCode};
 
-/// PCR values that a known TPM signed for what was asked, and the counters that say in which boot.
+/// PCR values that a known TPM signed for what was asked, and the counters that say in which boot: a [`QuotedState`].
 ///
 /// Made only by [`VerifiedQuote::verify`].
 #[derive(Clone, Debug)]
 pub struct VerifiedQuote {
-    pcrs: QuotedPcrs,
-    clock: ClockInfo,
-    firmware_version: u64,
+    state: QuotedState,
     binding: Binding,
     ak_name: Vec<u8>,
 }
@@ -68,50 +66,12 @@ impl VerifiedQuote {
                 Err(bad) => reasons.extend(bad),
             }
         }
-        let pcrs = merge(&checked, &mut reasons);
-        let latest = same_boot(&checked, &mut reasons);
-        match latest {
-            Some((clock, firmware_version)) if reasons.is_empty() => {
-                let pcrs = QuotedPcrs::new(pcrs);
-                Ok(Self { pcrs, clock, firmware_version, binding: expected.clone(), ak_name: ak.name().to_vec() })
+        match merge(&checked, &mut reasons) {
+            Some(state) if reasons.is_empty() => {
+                Ok(Self { state, binding: expected.clone(), ak_name: ak.name().to_vec() })
             }
             _ => Err(reasons),
         }
-    }
-
-    /// The value of a PCR, if it was quoted.
-    #[must_use]
-    pub fn pcr(&self, bank: Bank, index: u8) -> Option<&[u8]> {
-        self.pcrs.pcr(bank, index)
-    }
-
-    /// The banks of which at least one PCR was quoted.
-    pub fn banks(&self) -> impl Iterator<Item = Bank> + '_ {
-        self.pcrs.banks()
-    }
-
-    /// The quoted PCRs of a bank.
-    #[must_use]
-    pub fn pcrs(&self, bank: Bank) -> Option<&BTreeMap<u8, Vec<u8>>> {
-        self.pcrs.pcrs(bank)
-    }
-
-    /// The values of all quoted PCRs.
-    #[must_use]
-    pub fn values(&self) -> &QuotedPcrs {
-        &self.pcrs
-    }
-
-    /// The TPM's clock and counters; of several quotes, those of the latest.
-    #[must_use]
-    pub fn clock(&self) -> ClockInfo {
-        self.clock
-    }
-
-    /// The version of the TPM's own firmware, as its vendor numbers it.
-    #[must_use]
-    pub fn firmware_version(&self) -> u64 {
-        self.firmware_version
     }
 
     /// What the quote was made for.
@@ -124,6 +84,14 @@ impl VerifiedQuote {
     #[must_use]
     pub fn ak_name(&self) -> &[u8] {
         &self.ak_name
+    }
+}
+
+impl Deref for VerifiedQuote {
+    type Target = QuotedState;
+
+    fn deref(&self) -> &QuotedState {
+        &self.state
     }
 }
 
@@ -217,24 +185,17 @@ fn structure_reason(error: &AttestError) -> Reason {
     Reason::new(code).found(error.to_string())
 }
 
-/// The values of all quotes together.
-fn merge(checked: &[Checked<'_>], reasons: &mut Vec<Reason>) -> PcrValues {
-    let mut all = PcrValues::new();
-    for (&bank, values) in checked.iter().flat_map(|quote| quote.pcrs) {
-        let known = all.entry(bank).or_default();
-        for (&pcr, value) in values {
-            let first = known.entry(pcr).or_insert_with(|| value.clone());
-            if first != value {
-                reasons.push(
-                    Reason::new(ReasonCode::QuotePcrConflict)
-                        .pcr(pcr.into())
-                        .expected(hex::encode(first))
-                        .found(hex::encode(value)),
-                );
-            }
-        }
+/// What all quotes say together.
+fn merge(checked: &[Checked<'_>], reasons: &mut Vec<Reason>) -> Option<QuotedState> {
+    let (clock, firmware_version) = same_boot(checked, reasons)?;
+    let mut state = QuotedState::new(clock, firmware_version);
+    for quote in checked {
+        state.add(quote.pcrs, |pcr, first, other| {
+            let reason = Reason::new(ReasonCode::QuotePcrConflict).pcr(pcr.into());
+            reasons.push(reason.expected(hex::encode(first)).found(hex::encode(other)));
+        });
     }
-    all
+    Some(state)
 }
 
 /// Refuses quotes of different boots or TPM firmware; gives the latest clock, safe only if every quote says so.

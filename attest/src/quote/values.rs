@@ -1,46 +1,82 @@
-//! The PCR values that come along with a quote: exactly the selected ones, and those that the TPM hashed.
-
-use std::collections::BTreeMap;
+//! What a quote says of a TPM, and the PCR values that come along with it: exactly the selected ones, and those that the
+//! TPM hashed.
 
 use subtle::ConstantTimeEq as _;
 
-use super::attest::Quote;
-use crate::evidence::PcrValues;
-use crate::key::Bank;
+use super::attest::{ClockInfo, Quote};
+use crate::evidence::{PCR_COUNT, PcrValues};
+use crate::key::{Bank, Digest};
 use crate::reason::{Reason, ReasonCode};
 
-/// The values of the PCRs that a quote covers: what the TPM held when it signed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QuotedPcrs(PcrValues);
+/// The values of one bank's PCRs, where they were quoted.
+type Registers = [Option<Digest>; PCR_COUNT as usize];
 
-impl QuotedPcrs {
-    /// Banks of which no PCR was selected are left out. Only for values that were checked.
-    pub(super) fn new(mut checked: PcrValues) -> Self {
-        checked.retain(|_, pcrs| !pcrs.is_empty());
-        Self(checked)
+/// The state in which a TPM was when it signed: the values of the quoted PCRs, its clock and counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotedState {
+    /// Banks of which at least one PCR was quoted, by algorithm id.
+    banks: Vec<(Bank, Registers)>,
+    clock: ClockInfo,
+    firmware_version: u64,
+}
+
+impl QuotedState {
+    /// Without any PCR yet.
+    pub(super) const fn new(clock: ClockInfo, firmware_version: u64) -> Self {
+        Self { banks: Vec::new(), clock, firmware_version }
+    }
+
+    /// Adds values that were checked. Where another one is known of a PCR already, that stays, and `conflict` is told of
+    /// both.
+    pub(super) fn add(&mut self, checked: &PcrValues, mut conflict: impl FnMut(u8, &[u8], &[u8])) {
+        for (&bank, pcrs) in checked.iter().filter(|(_, pcrs)| !pcrs.is_empty()) {
+            let place = self.banks.binary_search_by_key(&bank, |(bank, _)| *bank).unwrap_or_else(|place| {
+                self.banks.insert(place, (bank, Registers::default()));
+                place
+            });
+            let Some((_, registers)) = self.banks.get_mut(place) else { continue };
+            for (&pcr, value) in pcrs {
+                let Some(register) = registers.get_mut(usize::from(pcr)) else { continue };
+                match register {
+                    Some(first) if !first.is(value) => conflict(pcr, first.as_slice(), value),
+                    Some(_) => {}
+                    None => *register = Digest::new(bank, value),
+                }
+            }
+        }
     }
 
     /// The value of a PCR, if it was quoted.
     #[must_use]
     pub fn pcr(&self, bank: Bank, index: u8) -> Option<&[u8]> {
-        self.0.get(&bank)?.get(&index).map(Vec::as_slice)
+        let (_, registers) = self.banks.iter().find(|(known, _)| *known == bank)?;
+        registers.get(usize::from(index))?.as_ref().map(Digest::as_slice)
     }
 
     /// The banks of which at least one PCR was quoted.
     pub fn banks(&self) -> impl Iterator<Item = Bank> + '_ {
-        self.0.keys().copied()
+        self.banks.iter().map(|(bank, _)| *bank)
     }
 
-    /// The quoted PCRs of a bank.
+    /// The values of all quoted PCRs, by bank and PCR.
     #[must_use]
-    pub fn pcrs(&self, bank: Bank) -> Option<&BTreeMap<u8, Vec<u8>>> {
-        self.0.get(&bank)
+    pub fn values(&self) -> PcrValues {
+        let value = |(pcr, register): (u8, &Option<Digest>)| Some((pcr, register.as_ref()?.as_slice().to_vec()));
+        let of_bank = |registers: &Registers| (0..).zip(registers).filter_map(value).collect();
+        self.banks.iter().map(|(bank, registers)| (*bank, of_bank(registers))).collect()
     }
 
-    /// All of them, by bank and PCR.
+    /// The TPM's clock and counters; of several quotes, those of the latest.
     #[must_use]
-    pub fn all(&self) -> &PcrValues {
-        &self.0
+    pub const fn clock(&self) -> ClockInfo {
+        self.clock
+    }
+
+    /// The version of the TPM's own firmware, as its vendor numbers it; obfuscated for keys outside the endorsement
+    /// hierarchy.
+    #[must_use]
+    pub const fn firmware_version(&self) -> u64 {
+        self.firmware_version
     }
 }
 
