@@ -128,7 +128,7 @@ fn as_json(answer: &Answer) -> Value {
     let caveats: Vec<Value> =
         answer.caveats.iter().map(|caveat| json!({ "code": caveat.as_str(), "text": caveat.sentence() })).collect();
     json!({
-        "holds": true, "reasons": [], "caveats": caveats, "hash": quote.hash().to_string(), "pcrs": pcrs(quote.pcrs().all()),
+        "holds": true, "reasons": [], "caveats": caveats, "hash": quote.hash().to_string(), "pcrs": pcrs(&quote.values()),
         "clock_ms": clock.clock_ms, "reset_count": clock.reset_count, "restart_count": clock.restart_count,
         "safe": clock.safe, "firmware_version": format!("{:016x}", quote.firmware_version()),
         "eventlog": answer.events.map(|events| json!({ "events": events })),
@@ -161,7 +161,7 @@ fn as_text(answer: &Answer) -> String {
         }),
     );
     lines.extend(answer.caveats.iter().map(|caveat| format!("WARNING: {}", caveat.sentence())));
-    for (bank, pcrs) in quote.pcrs().all() {
+    for (bank, pcrs) in quote.values() {
         lines.push(format!("{bank}:"));
         lines.extend(pcrs.iter().map(|(pcr, value)| format!("  {pcr:2}: {}", hex::encode(value))));
     }
