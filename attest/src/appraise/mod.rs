@@ -118,6 +118,7 @@ pub struct Appraisal {
     command_line: Option<String>,
     ima: Option<ImaState>,
     ima_judged: bool,
+    programs_known: bool,
     continued: Option<ImaState>,
 }
 
@@ -189,6 +190,8 @@ impl Claims<'_> {
         let replayed = self.replayed();
         let bank = self.bank();
         let ima = replayed.ima_state(programs::rules(policy, matched.values), matched.programs_by_rule);
+        let mut rules_used = ima.iter().flat_map(|ima| ima.by_rule.keys());
+        let programs_known = policy.ima && !rules_used.any(|reason| policy.programs.accept_any_content(reason));
         Ok(Appraisal {
             quote: replayed.quote().clone(),
             boot: BootInstance::of(ek, replayed.quote()),
@@ -201,6 +204,7 @@ impl Claims<'_> {
             command_line: self.command_line().and_then(|claim| claim.value.text),
             ima,
             ima_judged: policy.ima,
+            programs_known,
             continued: replayed.continued().cloned(),
         })
     }
@@ -314,6 +318,12 @@ impl Appraisal {
     /// Whether the programs that ran were compared with the reference values.
     pub const fn ima_judged(&self) -> bool {
         self.ima_judged
+    }
+
+    /// Whether all programs that ran since boot are known by their content: they were judged, and none was accepted
+    /// whatever it is, by a rule for the place where it lies.
+    pub const fn programs_known(&self) -> bool {
+        self.programs_known
     }
 }
 

@@ -116,6 +116,11 @@ impl ProgramRules {
         &self.rules
     }
 
+    /// Whether a rule with this reason accepts content that nobody knows.
+    pub(super) fn accept_any_content(&self, reason: &str) -> bool {
+        self.rules.iter().any(|rule| rule.reason == reason && matches!(rule.accept, AcceptedContent::Any))
+    }
+
     /// The keyring of this name.
     pub fn keyring(&self, name: &str) -> Option<&Keyring> {
         self.keyrings.get(name)

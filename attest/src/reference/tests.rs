@@ -265,6 +265,13 @@ fn a_rule_accepts_content_that_its_digest_covers_and_nothing_by_name() {
     assert_eq!(boot("search --fs-uuid 1A2B-3C4D", "/vmlinuz quiet"), [""; 0]);
     assert_eq!(boot("search --fs-uuid 1A2B-3C4D", "/vmlinuz init=/bin/sh").len(), 1);
     assert_eq!(boot("search --fs-uuid /evil", "/vmlinuz quiet").len(), 1);
+    // What GRUB takes for a path the kernel may take for arguments, which the policy's rules would not see.
+    assert_eq!(boot("search --fs-uuid 1A2B-3C4D", "(hd0,gpt2)/boot/vmlinuz-6.1+deb quiet"), [""; 0]);
+    for line in
+        ["/vmlinuz\tinit=/bin/sh quiet", "\"/a b\" quiet", "/a\\\"b quiet", "/a'b quiet", "insmod quiet", "quiet"]
+    {
+        assert_eq!(boot("search --fs-uuid 1A2B-3C4D", line).len(), 1, "{line}");
+    }
     // The text is right, the digest is of another.
     let mut log = grub_log(&[]);
     log.measure(8, EventType::IPL, b"grub_cmd: search --fs-uuid 1A2B-3C4D\0", b"insmod evil");

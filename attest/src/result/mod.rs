@@ -130,7 +130,8 @@ pub struct TrustworthinessVector {
     /// 2: booted with the configuration of the reference values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub configuration: Option<i8>,
-    /// 2: only known programs ran, at boot and since; 3: only known ones ran at boot.
+    /// 2: only known programs ran, at boot and since; 3: only known ones ran at boot, and of what ran since nothing was
+    /// judged or some was accepted whatever its content is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executables: Option<i8>,
     /// 2: a genuine TPM and known firmware.
@@ -173,7 +174,7 @@ impl AttestationResult {
                 // Of an attestation key alone nobody said whose it is, or in what it lives.
                 instance_identity: appraisal.boot().ek.is_some().then_some(2),
                 configuration: Some(2),
-                executables: Some(if appraisal.ima_judged() { 2 } else { 3 }),
+                executables: Some(if appraisal.programs_known() { 2 } else { 3 }),
                 hardware: appraisal.boot().ek.is_some().then_some(2),
             },
             appraisal_policy_id: appraisal.policy_name().to_owned(),

@@ -2,11 +2,14 @@
 
 use super::super::claims::{Claim, Claims, CommandLine, Measurer};
 use super::super::{RUNTIME_PCR, policy::Policy};
-use crate::eventlog::{Event, EventType, Guid, SignatureDatabase, Variable, kernel_arguments};
+use crate::eventlog::{Coverage, Event, EventType, Guid, SignatureDatabase, Variable, kernel_arguments};
 use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of Secure Boot.
 const SECURE_BOOT: u32 = 7;
+
+/// The PCR of GRUB's commands, and of the command lines that it gives kernels.
+const COMMANDS: u32 = 8;
 
 /// The PCR of files that GRUB read.
 const FILES: u32 = 9;
@@ -119,7 +122,10 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     // where it read anything, something must be called the kernel, and is one of the policy's.
     let is_file = |event: &Event<'_>| event.pcr == FILES && event.event_type == EventType::IPL;
     let read_any = claims.replayed().log().events().iter().any(is_file);
-    if read_any && !kernels.iter().any(|claim| claim.value.measurer == Measurer::Grub) {
+    let by = |measurer| kernels.iter().any(|claim| claim.value.measurer == measurer);
+    // Unless it had the firmware start an image, which is a kernel then, such as a unified one.
+    let an_image = || grub_only_chain_loads(claims) && by(Measurer::Firmware);
+    if read_any && !by(Measurer::Grub) && !an_image() {
         return vec![reason().pcr(FILES).found("files that GRUB read, none of which is called a kernel")];
     }
     let others = kernels.iter().filter(|claim| !policy.kernels.iter().any(|known| known == claim.ground.digest));
@@ -130,6 +136,19 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
             reason().pcr(claim.ground.pcr).found(found)
         })
         .collect()
+}
+
+/// Whether GRUB started an image (`chainloader`) and no kernel of its own. A kernel that it starts itself gets a command
+/// line, which it measures; so digests must cover all its texts, and none is a command line.
+fn grub_only_chain_loads(claims: &Claims<'_>) -> bool {
+    let mut events = claims.replayed().log().events().iter().filter(|event| event.pcr == COMMANDS);
+    let is_text =
+        |event: &Event<'_>| event.event_type != EventType::IPL || claims.coverage(event.number) == Coverage::Text;
+    let commands = claims.grub_commands();
+    let is_chain_loader = |command: &str| command.split(' ').next() == Some("chainloader");
+    events.all(is_text)
+        && commands.iter().any(|claim| is_chain_loader(claim.value.0))
+        && claims.command_lines().iter().all(|claim| claim.value.measurer != Measurer::Grub)
 }
 
 /// The rules hold for every command line that was measured: of several kernels only one was started.

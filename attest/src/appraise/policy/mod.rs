@@ -69,7 +69,8 @@ pub struct Policy {
     #[serde(default)]
     pub boot_signers: Vec<[u8; 32]>,
     /// Digests, of the policy's bank, of all that may be the kernel: the file that GRUB read, the last image that the
-    /// firmware loaded, a unified kernel image's `.linux`. With an empty list whatever the reference values accept.
+    /// firmware loaded, a unified kernel image's `.linux`. Where GRUB started a unified image (`chainloader`) it read no
+    /// kernel, and the image is judged. With an empty list whatever the reference values accept.
     #[serde_as(as = "Vec<Hex>")]
     #[serde(default)]
     pub kernels: Vec<Vec<u8>>,

@@ -82,7 +82,8 @@ impl Host {
         let bytes = self.log.bytes();
         let log = EventLog::parse(&bytes).unwrap();
         let mut builder = ReferenceBuilder::new("good", "");
-        builder.recorded(&log, &[Bank::Sha256], &STATIC_PCRS);
+        let unified_image = 11;
+        builder.recorded(&log, &[Bank::Sha256], &[&STATIC_PCRS[..], &[unified_image]].concat());
         for (path, content) in [("/usr/bin/portcullis-agent", &b"agent"[..]), ("/usr/bin/portcullis-vmm", b"vmm")] {
             builder.ima(path, Bank::Sha256.hash(content).as_slice().try_into().unwrap());
         }

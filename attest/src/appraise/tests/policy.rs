@@ -228,6 +228,64 @@ fn n46_a_kernel_is_not_hidden_as_another_file() {
     assert_eq!(with(b"/initrd-6.1\0").codes(), [Code::PolicyKernel]);
 }
 
+/// GRUB starts a unified kernel image: it reads a file that is called none of a kernel's names, measures no command line,
+/// and the firmware loads the image, whose stub measures its sections into PCR 11.
+fn chain_loaded(change: impl FnOnce(&mut LogBuilder)) -> Host {
+    const UKI: &str = "/EFI/Linux/debian.efi";
+    let mut host = Host::good();
+    let of_kernel = [&b"linux /vmlinuz"[..], b"kernel_cmdline", b"initrd /initrd", b"/vmlinuz\0", b"/initrd\0"];
+    host.log.events.retain(|event| !of_kernel.iter().any(|part| event.windows(part.len()).any(|bytes| bytes == *part)));
+    host.log.grub("grub_cmd", &format!("chainloader {UKI}"));
+    host.log.measure(9, EventType::IPL, format!("{UKI}\0").as_bytes(), b"the whole file");
+    for (name, content) in [(".linux", &b"the kernel"[..]), (".cmdline", b"quiet")] {
+        let label = crate::eventlog::log_builder::utf16(&format!("{name}\0"));
+        host.log.measure(11, EventType::IPL, &label, format!("{name}\0").as_bytes());
+        host.log.measure(11, EventType::IPL, &label, content);
+    }
+    change(&mut host.log);
+    host.selection.get_mut(&Bank::Sha256).unwrap().push(11);
+    host.selection.get_mut(&Bank::Sha384).unwrap().push(11);
+    host.accept_log();
+    host
+}
+
+#[test]
+fn a_unified_image_that_grub_started_is_judged_as_the_kernel() {
+    let (section, image) = (sha256(b"the kernel"), sha256(b"kernel image"));
+    let mut host = chain_loaded(|_| ());
+    host.appraise().unwrap();
+    demand(&mut host, &format!("kernels = [\"{section}\", \"{image}\"]"));
+    host.appraise().unwrap();
+    for (kernels, pcr) in [(&section, 4), (&image, 11)] {
+        demand(&mut host, &format!("kernels = [\"{kernels}\"]"));
+        assert_eq!(host.codes(), [Code::PolicyKernel]);
+        assert_eq!(host.denied()[0].pcr, Some(pcr));
+    }
+    // A kernel that GRUB started itself, under another file's name: it got a command line. Or GRUB's texts do not show
+    // what it started.
+    for hidden in [
+        (|log| _ = log.grub("kernel_cmdline", "/evil quiet")) as fn(&mut LogBuilder),
+        |log| _ = log.grub("grub_cmd", "/evil quiet"),
+        |log| _ = log.measure(8, EventType::IPL, b"boot", b"/evil quiet"),
+        |log| replace(log, b"grub_cmd: chainloader", |log| _ = log.grub("grub_cmd", "boot")),
+    ] {
+        let mut host = chain_loaded(hidden);
+        host.appraise().unwrap();
+        demand(&mut host, &format!("kernels = [\"{section}\", \"{image}\"]"));
+        assert_eq!(host.codes(), [Code::PolicyKernel]);
+        assert_eq!(host.denied()[0].pcr, Some(9));
+    }
+    // No image was started, whatever GRUB's command says.
+    let mut host = chain_loaded(|log| {
+        log.events.retain(|event| {
+            let digests = [&b"shim"[..], b"grub", b"kernel image"].map(|image| Bank::Sha256.hash(image));
+            !digests.iter().any(|digest| event.windows(32).any(|bytes| bytes == digest))
+        });
+    });
+    demand(&mut host, &format!("kernels = [\"{section}\"]"));
+    assert_eq!(host.codes(), [Code::PolicyKernel]);
+}
+
 /// What GRUB writes before a text is not measured: a command line that is called a command is one all the same, and a
 /// command that is called a command line is none.
 #[test]

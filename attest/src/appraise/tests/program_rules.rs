@@ -5,10 +5,11 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 
 use super::host::{Host, codes};
-use crate::appraise::MAX_REASONS;
+use crate::appraise::{Appraisal, MAX_REASONS};
 use crate::ima::list_builder::{ListBuilder, template_data};
 use crate::key::Bank;
 use crate::reason::ReasonCode as Code;
+use crate::result::{AttestationResult, ResultContext};
 
 const VMM: &str = "/usr/bin/portcullis-vmm";
 
@@ -204,6 +205,42 @@ fn what_rules_accepted_is_counted_over_all_checks_of_a_boot() {
     host.policy.programs = toml::from_str(&rule("memfd:**", "\"listed\"", "another reason")).unwrap();
     let reasons = host.appraise_with(&evidence, Some(&judged)).unwrap_err();
     assert_eq!(codes(&reasons), [Code::ImaHistoryMissing]);
+}
+
+/// What the verdict says of the programs that ran: 2 if all are known, 3 if only those of the boot are (AR4SI).
+fn executables(appraisal: &Appraisal) -> Option<i8> {
+    let context = ResultContext { verifier: "verifier", host: "host", issued_at: 0, expires_at: 1 };
+    AttestationResult::new(appraisal, &context).submods["host"].trustworthiness_vector.executables
+}
+
+#[test]
+fn a_verdict_that_rests_on_unknown_content_does_not_vouch_for_what_ran_since_boot() {
+    let rules = [rule("memfd:**", "\"listed\"", "a copy of itself"), rule("/var/lib/**", "\"any\"", "mounted noexec")];
+    let mut host = with_rules(&rules.concat());
+    assert_eq!(executables(&host.appraise().unwrap()), Some(2), "no rule was needed");
+    host.ima.file("memfd:vmm", b"vmm");
+    assert_eq!(executables(&host.appraise().unwrap()), Some(2), "known by its content");
+    let entries = host.ima.entries.len();
+    host.ima.file("/var/lib/new", b"whatever");
+    let appraisal = host.appraise().unwrap();
+    assert_eq!(executables(&appraisal), Some(3));
+    // It does not wear off with the checks that come after.
+    let judged = appraisal.judged();
+    host.clock_ms += 1_000;
+    host.ima.file(VMM, b"vmm");
+    let mut evidence = host.evidence_of(host.pcrs());
+    evidence.ima_from = u64::try_from(entries + 1).unwrap();
+    evidence.ima = ListBuilder { entries: host.ima.entries[entries + 1..].to_vec() }.bytes();
+    assert_eq!(executables(&host.appraise_with(&evidence, Some(&judged)).unwrap()), Some(3));
+    // Two rules with one reason: either may have been used.
+    let rules = [rule("memfd:**", "\"listed\"", "as agreed"), rule("/var/lib/**", "\"any\"", "as agreed")];
+    let mut host = with_rules(&rules.concat());
+    assert_eq!(executables(&host.appraise().unwrap()), Some(2));
+    host.ima.file("/var/lib/new", b"whatever");
+    assert_eq!(executables(&host.appraise().unwrap()), Some(3));
+    // No judgement says no more.
+    host.policy.ima = false;
+    assert_eq!(executables(&host.appraise().unwrap()), Some(3));
 }
 
 #[test]
