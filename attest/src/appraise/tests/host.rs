@@ -147,7 +147,7 @@ impl Host {
 
     pub fn binding() -> Binding {
         Binding {
-            purpose: Purpose::Attest,
+            purpose: Purpose::Offline,
             verifier: "verifier".to_owned(),
             host: "host".to_owned(),
             nonce: vec![0x5a; 32],

@@ -1,5 +1,7 @@
 //! The judgement on hosts whose TPM is software. Each case is a genuine host but for the one thing that its name says;
 //! its signature is good, its logs lead to its PCRs unless that is the case.
+//!
+//! Only by what the library offers to anyone: `cli/tests/appraisal.rs` asks the program of the same cases.
 
 mod boot;
 pub(super) mod host;

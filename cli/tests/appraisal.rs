@@ -1,0 +1,80 @@
+//! Every case of the library's appraisal, asked of the program as well: `portcullis verify` says what the library says, with
+//! the same codes in the same order. N08, N15, N44 to N51, N54 to N72, N75 and N87, with their twins.
+//!
+//! The cases are the library's own (`attest/src/appraise/tests`), and so are their builders. In their place of
+//! `crate::appraise::appraise` stands one here that runs the program too.
+#![allow(missing_docs)]
+
+mod program;
+
+#[path = "../../attest/src/appraise"]
+mod appraise {
+    pub use portcullis_attest::appraise::*;
+
+    mod tests;
+
+    use std::path::Path;
+
+    use portcullis_attest::evidence::Evidence;
+
+    use crate::program::{codes, json};
+
+    /// What the library says of the evidence, after the program said the same.
+    pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
+        let verdict = portcullis_attest::appraise::appraise(evidence, context);
+        if program_can_be_asked(context) {
+            let expected = verdict.as_ref().err().map(|denial| &denial.reasons[..]).unwrap_or_default();
+            let dir = tempfile::tempdir().unwrap();
+            let answer = verify(dir.path(), evidence, context, i32::from(verdict.is_err()));
+            assert_eq!(answer["trusted"], verdict.is_ok());
+            assert_eq!(codes(&answer), expected.iter().map(|reason| reason.code.as_str()).collect::<Vec<_>>());
+            for (shown, reason) in answer["reasons"].as_array().unwrap().iter().zip(expected) {
+                assert_eq!((&shown["pcr"], &shown["text"]), (&reason.pcr.into(), &reason.text.as_str().into()));
+            }
+        }
+        verdict
+    }
+
+    /// The program remembers nothing of a host, and reads a signature only beside the very bytes that were signed: that one
+    /// counts, `reference.rs` asks.
+    fn program_can_be_asked(context: &Context<'_>) -> bool {
+        context.previous.is_none() && context.references.iter().all(|values| values.signed_by().is_none())
+    }
+
+    fn verify(dir: &Path, evidence: &Evidence, context: &Context<'_>, code: i32) -> serde_json::Value {
+        let write = |name: &str, bytes: &[u8]| std::fs::write(dir.join(name), bytes).unwrap();
+        write("evidence", &evidence.to_json().unwrap());
+        write("ak", context.ak.public().bytes());
+        // An empty policy has not even a schema: it is an empty file.
+        let policy = (*context.policy != Policy::default()).then(|| toml::to_string(context.policy).unwrap());
+        write("policy", policy.unwrap_or_default().as_bytes());
+        let nonce = hex::encode(&context.binding.nonce);
+        let (host, verifier) = (context.binding.host.as_str(), context.binding.verifier.as_str());
+        let mut arguments =
+            vec!["verify", "--evidence", "evidence", "--nonce", &nonce, "--ak", "ak", "--policy", "policy"];
+        arguments.extend(["--host", host, "--verifier", verifier]);
+        let names: Vec<String> = (0..context.references.len()).map(|number| format!("reference-{number}")).collect();
+        for (name, values) in names.iter().zip(context.references) {
+            write(name, values.to_toml().unwrap().as_bytes());
+            arguments.extend(["--reference", name]);
+        }
+        json(dir, &arguments, code)
+    }
+}
+
+// The names by which the cases reach the library.
+use portcullis_attest::{binding, evidence, key, reason, reference, result};
+
+#[path = "../../attest/src/eventlog"]
+mod eventlog {
+    pub use portcullis_attest::eventlog::*;
+
+    pub mod log_builder;
+}
+
+#[path = "../../attest/src/ima"]
+mod ima {
+    pub use portcullis_attest::ima::*;
+
+    pub mod list_builder;
+}
