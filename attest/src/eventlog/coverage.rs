@@ -32,21 +32,36 @@ impl<'a> Event<'a> {
     /// Hashes the data once, or a few times where the type allows more than one rule. The data of an image that was loaded
     /// only say where it came from, so they are not hashed at all.
     pub fn coverage(&self, bank: Bank) -> Coverage {
-        let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return Coverage::Nothing };
+        self.coverage_and_text(bank).0
+    }
+
+    /// The same with the text that GRUB measured and its kind, where the digest covers that ([`Coverage::Text`]).
+    pub(crate) fn coverage_and_text(&self, bank: Bank) -> (Coverage, Option<(EventKind, &'a [u8])>) {
+        let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return (Coverage::Nothing, None) };
+        let is = |data: &[u8]| bank.is_digest_of(data, digest);
+        if self.event_type == EventType::IPL
+            && let Some((kind, text)) = grub_text(self.data)
+        {
+            // Red Hat's GRUB hashes the terminator too.
+            return if is(text) || bank.hash_parts(&[text, b"\0"]) == digest {
+                (Coverage::Text, Some((kind, text)))
+            } else {
+                (if is(self.data) { Coverage::Data } else { Coverage::Nothing }, None)
+            };
+        }
+        (self.coverage_of_data(bank, digest), None)
+    }
+
+    /// The coverage of what is no text of GRUB's.
+    fn coverage_of_data(&self, bank: Bank, digest: &[u8]) -> Coverage {
         let is = |data: &[u8]| bank.is_digest_of(data, digest);
         let is_all = || if is(self.data) { Coverage::Data } else { Coverage::Nothing };
         match self.event_type {
-            EventType::IPL => match grub_text(self.data) {
-                Some((_, text)) if is(text) => Coverage::Text,
-                // Red Hat's GRUB hashes the terminator too.
-                Some((_, text)) if bank.hash_parts(&[text, b"\0"]) == digest => Coverage::Text,
-                Some(_) => is_all(),
-                None if is(self.data) => Coverage::Data,
-                // systemd-boot's texts are UTF-16; what others log here are names of files.
-                None => match self.data {
-                    [_, 0, ..] => self.coverage_of_utf16(bank, digest),
-                    _ => Coverage::Nothing,
-                },
+            // systemd-boot's texts are UTF-16; what others log here are names of files.
+            EventType::IPL => match self.data {
+                data if is(data) => Coverage::Data,
+                [_, 0, ..] => self.coverage_of_utf16(bank, digest),
+                _ => Coverage::Nothing,
             },
             EventType::EFI_VARIABLE_BOOT => match Variable::parse_prefix(self.data) {
                 Ok((variable, _)) if is(variable.data) => Coverage::Value,
@@ -93,17 +108,6 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What GRUB wrote before the text that it measured. Older versions wrote no colon.
-const GRUB_PREFIXES: [(&[u8], EventKind); 7] = [
-    (b"grub_cmd: ", EventKind::GrubCommand),
-    (b"kernel_cmdline: ", EventKind::KernelCommandLine),
-    (b"module_cmdline: ", EventKind::ModuleCommandLine),
-    (b"grub_cmd ", EventKind::GrubCommand),
-    (b"kernel_cmdline ", EventKind::KernelCommandLine),
-    (b"module_cmdline ", EventKind::ModuleCommandLine),
-    (b"grub_kernel_cmdline ", EventKind::KernelCommandLine),
-];
-
 /// What the kernel reads of a command line as GRUB measures it, behind the kernel's path. `None` where no path stands
 /// there, or one in which the kernel could see arguments, the end of a word or a quote: GRUB passes some of these on.
 pub(crate) fn kernel_arguments(line: &str) -> Option<&str> {
@@ -122,11 +126,21 @@ pub(crate) fn begins_with_path(text: &str) -> bool {
 /// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator;
 /// what follows the terminator, as some old versions log it, no digest covers.
 pub(super) fn grub_text(data: &[u8]) -> Option<(EventKind, &[u8])> {
+    const LONGEST: usize = b"grub_kernel_cmdline".len();
     // Nearly all events have another first letter.
     if !matches!(data.first(), Some(b'g' | b'k' | b'm')) {
         return None;
     }
-    let (kind, text) = GRUB_PREFIXES.iter().find_map(|(prefix, kind)| Some((*kind, data.strip_prefix(*prefix)?)))?;
+    let blank = data.iter().take(LONGEST.saturating_add(1)).position(|byte| *byte == b' ')?;
+    let (prefix, text) = data.split_at_checked(blank)?;
+    // Older versions wrote no colon.
+    let kind = match prefix {
+        b"grub_cmd:" | b"grub_cmd" => EventKind::GrubCommand,
+        b"kernel_cmdline:" | b"kernel_cmdline" | b"grub_kernel_cmdline" => EventKind::KernelCommandLine,
+        b"module_cmdline:" | b"module_cmdline" => EventKind::ModuleCommandLine,
+        _ => return None,
+    };
+    let (_, text) = text.split_first()?;
     match text.split_last() {
         Some((0, text)) if !text.contains(&0) => Some((kind, text)),
         _ => text.split(|byte| *byte == 0).next().map(|text| (kind, text)),

@@ -5,7 +5,7 @@
 /// A position in borrowed bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a> {
-    bytes: &'a [u8],
+    rest: &'a [u8],
     offset: usize,
 }
 
@@ -20,35 +20,44 @@ pub(crate) struct Short {
 
 impl<'a> Cursor<'a> {
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, offset: 0 }
+        Self { rest: bytes, offset: 0 }
     }
 
     pub const fn offset(&self) -> usize {
         self.offset
     }
 
-    pub fn rest(&self) -> &'a [u8] {
-        self.bytes.get(self.offset..).unwrap_or_default()
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.offset >= self.bytes.len()
+    pub const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// The next `count` bytes. The count is as wide as a log can write it, so that no caller has to narrow it.
     pub fn take(&mut self, count: u64) -> Result<&'a [u8], Short> {
-        let rest = self.rest();
-        let short = Short { needed: count, left: rest.len() };
-        let count = usize::try_from(count).map_err(|_| short)?;
-        let taken = rest.get(..count).ok_or(short)?;
-        self.offset = self.offset.saturating_add(count);
+        let taken = usize::try_from(count).ok().and_then(|count| self.rest.split_at_checked(count));
+        let (taken, rest) = taken.ok_or(Short { needed: count, left: self.rest.len() })?;
+        self.go_on(taken.len(), rest);
         Ok(taken)
     }
 
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], Short> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N as u64)?);
-        Ok(out)
+        let short = Short { needed: N as u64, left: self.rest.len() };
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(short)?;
+        self.go_on(N, rest);
+        Ok(*taken)
+    }
+
+    /// The bytes between an earlier state of this cursor and where it is now.
+    pub fn since(&self, earlier: &Self) -> &'a [u8] {
+        earlier.rest.get(..self.offset.saturating_sub(earlier.offset)).unwrap_or_default()
+    }
+
+    const fn go_on(&mut self, by: usize, rest: &'a [u8]) {
+        self.offset = self.offset.saturating_add(by);
+        self.rest = rest;
     }
 
     pub fn u8(&mut self) -> Result<u8, Short> {

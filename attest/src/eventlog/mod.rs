@@ -13,6 +13,7 @@ mod certificate_cache;
 mod coverage;
 mod cursor;
 mod describe;
+mod digests;
 mod event_type;
 mod parse;
 mod replay;
@@ -29,6 +30,7 @@ pub(crate) use coverage::{begins_with_path, kernel_arguments};
 pub(crate) use cursor::{Cursor, Short};
 pub(crate) use describe::text_of;
 pub use describe::{Description, EventKind};
+pub use digests::Digests;
 pub use event_type::EventType;
 pub(crate) use parse::NO_PCR;
 pub use parse::{EventLogError, MAX_BYTES, MAX_EVENTS};
@@ -93,28 +95,6 @@ pub struct Event<'a> {
     pub data: &'a [u8],
 }
 
-/// The digests of one event, by bank.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Digests<'a>([Option<&'a [u8]>; Bank::ALL.len()]);
-
-impl<'a> Digests<'a> {
-    fn set(&mut self, bank: Bank, digest: &'a [u8]) {
-        if let Some(slot) = self.0.get_mut(bank as usize) {
-            *slot = Some(digest);
-        }
-    }
-
-    /// The digest of one bank, as long as the bank's digests are.
-    pub fn get(&self, bank: Bank) -> Option<&'a [u8]> {
-        self.0.get(bank as usize).copied().flatten()
-    }
-
-    /// All digests, by algorithm id.
-    pub fn iter(&self) -> impl Iterator<Item = (Bank, &'a [u8])> + '_ {
-        Bank::ALL.into_iter().filter_map(|bank| self.get(bank).map(|digest| (bank, digest)))
-    }
-}
-
 impl<'a> EventLog<'a> {
     /// Reads a log as the kernel shows it in `/sys/kernel/security/tpm0/binary_bios_measurements`.
     ///
@@ -146,7 +126,7 @@ impl<'a> EventLog<'a> {
 
     /// The PCRs that at least one event extends.
     pub fn extended_pcrs(&self) -> impl Iterator<Item = u8> {
-        (0..=u8::MAX).filter(|pcr| self.extends_pcr(*pcr))
+        (0..crate::evidence::PCR_COUNT).filter(|pcr| self.extends_pcr(*pcr))
     }
 
     /// Whether at least one event extends this PCR.

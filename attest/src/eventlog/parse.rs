@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::digests::Layout;
 use super::{Cursor, Digests, Event, EventLog, EventType, Format, PCR_COUNT, Short, SpecId};
 use crate::key::Bank;
 
@@ -12,7 +13,7 @@ pub const MAX_BYTES: usize = 64 << 20;
 pub const MAX_EVENTS: usize = 65_536;
 
 /// Bytes that an event takes in many real logs; only for how much room to make beforehand.
-const LIKELY_EVENT_SIZE: usize = 128;
+const LIKELY_EVENT_SIZE: usize = 192;
 
 /// Most algorithms that a header may declare: a TPM has no more banks than `HASH_COUNT` of its specification.
 const MAX_ALGORITHMS: u32 = 16;
@@ -98,6 +99,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
     let format = header(&mut cursor)?;
     let events = Vec::with_capacity(bytes.len().div_ceil(LIKELY_EVENT_SIZE).min(MAX_EVENTS));
     let mut log = EventLog { format, events, trailing: &[], startup_locality: None, extended: 0 };
+    let layout = Layout::of(&log.format);
     let padding = padding_start(bytes);
     while !cursor.is_empty() {
         if cursor.offset() >= padding || is_no_event(cursor.rest(), &log.format) {
@@ -108,7 +110,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
         if number > MAX_EVENTS {
             return Err(EventLogError::TooManyEvents);
         }
-        let event = event(&mut cursor, number, &log.format)?;
+        let event = event(&mut cursor, number, &log.format, layout)?;
         if event.event_type == EventType::NO_ACTION {
             no_action(&event, &mut log)?;
         } else {
@@ -125,7 +127,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
 /// Reads the header event if there is one, and says which form follows. The header itself always has the old form.
 fn header<'a>(cursor: &mut Cursor<'a>) -> Result<Format<'a>, EventLogError> {
     let mut ahead = *cursor;
-    let first = match event(&mut ahead, 0, &Format::Sha1) {
+    let first = match event(&mut ahead, 0, &Format::Sha1, Layout::of(&Format::Sha1)) {
         Ok(first) if first.data.starts_with(SPEC_ID) => first,
         // Without a header the log has the old form; if it is unreadable, its first event will say why.
         _ => return Ok(Format::Sha1),
@@ -187,7 +189,13 @@ fn spec_id(body: &[u8]) -> Result<SpecId<'_>, EventLogError> {
     Ok(SpecId { platform_class, spec_version: (major, minor, errata), uintn_size, algorithms, vendor_info })
 }
 
-fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Result<Event<'a>, EventLogError> {
+/// `layout` is that of the format.
+fn event<'a>(
+    cursor: &mut Cursor<'a>,
+    number: usize,
+    format: &Format<'_>,
+    layout: Layout,
+) -> Result<Event<'a>, EventLogError> {
     let offset = cursor.offset();
     let short = |field: &'static str| {
         move |short: Short| EventLogError::Truncated {
@@ -203,9 +211,8 @@ fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Res
     if pcr >= PCR_COUNT && !(pcr == NO_PCR && event_type == EventType::NO_ACTION) {
         return Err(EventLogError::Pcr { event: number, offset, pcr });
     }
-    let mut digests = Digests::default();
-    match format {
-        Format::Sha1 => digests.set(Bank::Sha1, cursor.take(20).map_err(short("the SHA-1 digest"))?),
+    let digests = match format {
+        Format::Sha1 => cursor.take(20).map_err(short("the SHA-1 digest"))?,
         Format::Agile(spec) => {
             let wrong = |what: String| EventLogError::Digests { event: number, offset, what };
             let count = cursor.u32().map_err(short("the number of digests"))?;
@@ -213,6 +220,7 @@ fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Res
                 return Err(wrong(format!("has {count} digests, the header declares {}", spec.algorithms.len())));
             }
             // One order throughout, the header's: a log that needs another one was put together from two.
+            let begin = *cursor;
             for (id, size) in &spec.algorithms {
                 let found = cursor.u16().map_err(short("a digest's algorithm"))?;
                 if found != *id {
@@ -220,16 +228,14 @@ fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Res
                         "has a digest of algorithm {found:#06x} where the header declares {id:#06x}"
                     )));
                 }
-                let digest = cursor.take(u64::from(*size)).map_err(short("a digest"))?;
-                if let Some(bank) = Bank::from_tpm_alg_id(*id) {
-                    digests.set(bank, digest);
-                }
+                cursor.take(u64::from(*size)).map_err(short("a digest"))?;
             }
+            cursor.since(&begin)
         }
-    }
+    };
     let size = cursor.u32().map_err(short("the size of the event"))?;
     let data = cursor.take(u64::from(size)).map_err(short("the event"))?;
-    Ok(Event { number, pcr, event_type, digests, data })
+    Ok(Event { number, pcr, event_type, digests: Digests::new(digests, layout), data })
 }
 
 /// What an event that extends nothing may still change: the value from which PCR 0 starts.

@@ -131,7 +131,8 @@ impl<'a> Variable<'a> {
 
     /// Its name.
     pub fn name(&self) -> String {
-        char::decode_utf16(units(self.name)).map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+        // That it is text was found when it was read.
+        utf16(self.name).unwrap_or_default()
     }
 }
 
@@ -145,5 +146,9 @@ pub(super) fn utf16(bytes: &[u8]) -> Option<String> {
     if !bytes.len().is_multiple_of(2) {
         return None;
     }
-    char::decode_utf16(units(bytes)).collect::<Result<_, _>>().ok()
+    let mut text = String::with_capacity(bytes.len() / 2);
+    for char in char::decode_utf16(units(bytes)) {
+        text.push(char.ok()?);
+    }
+    Some(text)
 }

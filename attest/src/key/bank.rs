@@ -109,7 +109,10 @@ impl Bank {
     /// Whether `digest` is that of `data`.
     #[must_use]
     pub fn is_digest_of(self, data: &[u8], digest: &[u8]) -> bool {
-        Digest::hash(self, data).is(digest)
+        match self.aws_lc() {
+            Some(algorithm) => digest::digest(algorithm, data).as_ref() == digest,
+            None => self.hash(data) == digest,
+        }
     }
 
     /// A PCR's next value: the digest of its value and then the event's digest.

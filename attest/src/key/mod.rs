@@ -1,6 +1,7 @@
 //! TPM keys: public areas, their names, what an attestation key must be, and signatures.
 
 mod bank;
+mod constant;
 mod digest;
 mod enrolled;
 mod public;
@@ -10,6 +11,7 @@ mod sm2;
 mod spki;
 
 pub use bank::{Bank, UnknownBank};
+pub(crate) use constant::Constant;
 pub(crate) use digest::{Digest, MAX_DIGEST};
 pub use enrolled::EnrolledAk;
 pub(crate) use enrolled::{curve_weakness, rsa_weakness};

@@ -76,11 +76,14 @@ impl<'a> Claims<'a> {
     /// The commands that GRUB ran, in their order.
     pub fn grub_commands(&self) -> Vec<Claim<'a, MeasuredText<'a>>> {
         let command = |covered: Covered<'_, 'a>| {
-            let text = (covered.coverage == Coverage::Text).then(|| covered.event.grub_text_of_kind())?;
-            let (_, text) = text.filter(|(kind, _)| *kind == EventKind::GrubCommand)?;
+            let (_, text) = covered.grub_text.filter(|(kind, _)| *kind == EventKind::GrubCommand)?;
             Some(covered.claim(MeasuredText(text)))
         };
-        self.log().of_pcr(COMMANDS).filter_map(command).collect()
+        // Nearly all of them are: room for all at once.
+        let all = self.log().of_pcr(COMMANDS);
+        let mut commands = Vec::with_capacity(all.size_hint().1.unwrap_or_default());
+        commands.extend(all.filter_map(command));
+        commands
     }
 
     /// Every command line that was measured, whoever did so. A boot loader that loads several kernels starts the last
@@ -175,7 +178,7 @@ fn command_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>>
     let event = covered.event;
     let (measurer, text) = match (event.pcr, event.event_type) {
         (COMMANDS, EventType::IPL) if covered.coverage == Coverage::Text => {
-            let (kind, text) = event.grub_text_of_kind()?;
+            let (kind, text) = covered.grub_text?;
             let is_line = kind == EventKind::KernelCommandLine || begins_with_path(text);
             is_line.then(|| (Measurer::Grub, kernel_arguments(text).is_some().then(|| text.to_owned())))?
         }

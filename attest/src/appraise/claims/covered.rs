@@ -1,7 +1,7 @@
 //! Events together with what was found once for each: how far its digest of the judged bank covers what it says.
 
 use super::{Claim, Ground};
-use crate::eventlog::{Coverage, Event, EventType, PCR_COUNT, Variable};
+use crate::eventlog::{Coverage, Event, EventKind, EventType, PCR_COUNT, Variable};
 use crate::key::Bank;
 
 /// Number of PCRs, as a number of places.
@@ -9,17 +9,35 @@ const PCRS: usize = PCR_COUNT as usize;
 
 /// What was found for each event, and where the events of each PCR are: claims ask for them again and again.
 #[derive(Clone, Debug)]
-pub(super) struct Coverages {
-    of_event: Vec<Coverage>,
+pub(super) struct Coverages<'a> {
+    of_event: Vec<Found<'a>>,
     /// Places of the events that extend a PCR, by PCR and then in the order of the log.
     by_pcr: Vec<usize>,
     /// Where in that the events of each PCR begin and end.
     ranges: [(usize, usize); PCRS],
 }
 
-impl Coverages {
+/// What was found for one event.
+#[derive(Clone, Copy, Debug)]
+struct Found<'a> {
+    coverage: Coverage,
+    grub_text: Option<(EventKind, &'a str)>,
+}
+
+impl<'a> Found<'a> {
+    const NOTHING: Self = Self { coverage: Coverage::Nothing, grub_text: None };
+
+    /// Hashes the event's data.
+    fn of(event: &Event<'a>, bank: Bank) -> Self {
+        let (coverage, text) = event.coverage_and_text(bank);
+        let grub_text = text.and_then(|(kind, text)| Some((kind, core::str::from_utf8(text).ok()?)));
+        Self { coverage, grub_text }
+    }
+}
+
+impl<'a> Coverages<'a> {
     /// Hashes the data of every event.
-    pub fn of(events: &[Event<'_>], bank: Bank) -> Self {
+    pub fn of(events: &[Event<'a>], bank: Bank) -> Self {
         let mut counts = [0_usize; PCRS];
         let pcr = |event: &Event<'_>| usize::try_from(event.pcr).ok().filter(|_| event.extends());
         for event in events {
@@ -41,12 +59,16 @@ impl Coverages {
                 *end = end.saturating_add(1);
             }
         }
-        Self { of_event: events.iter().map(|event| event.coverage(bank)).collect(), by_pcr, ranges }
+        Self { of_event: events.iter().map(|event| Found::of(event, bank)).collect(), by_pcr, ranges }
     }
 
     /// The coverage of the event at this place.
     pub fn get(&self, place: usize) -> Coverage {
-        self.of_event.get(place).copied().unwrap_or(Coverage::Nothing)
+        self.found(place).coverage
+    }
+
+    fn found(&self, place: usize) -> Found<'a> {
+        self.of_event.get(place).copied().unwrap_or(Found::NOTHING)
     }
 
     fn of_pcr(&self, pcr: u32) -> &[usize] {
@@ -59,7 +81,7 @@ impl Coverages {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CoveredLog<'l, 'a> {
     events: &'l [Event<'a>],
-    coverages: &'l Coverages,
+    coverages: &'l Coverages<'a>,
     pub bank: Bank,
 }
 
@@ -68,11 +90,13 @@ pub(super) struct CoveredLog<'l, 'a> {
 pub(super) struct Covered<'l, 'a> {
     pub event: &'l Event<'a>,
     pub coverage: Coverage,
+    /// The text that GRUB measured, with its kind, where the digest covers that.
+    pub grub_text: Option<(EventKind, &'a str)>,
     pub digest: &'a [u8],
 }
 
 impl<'l, 'a> CoveredLog<'l, 'a> {
-    pub const fn new(events: &'l [Event<'a>], coverages: &'l Coverages, bank: Bank) -> Self {
+    pub const fn new(events: &'l [Event<'a>], coverages: &'l Coverages<'a>, bank: Bank) -> Self {
         Self { events, coverages, bank }
     }
 
@@ -93,7 +117,8 @@ impl<'l, 'a> CoveredLog<'l, 'a> {
 
     fn at(self, place: usize) -> Option<Covered<'l, 'a>> {
         let event = self.events.get(place)?;
-        Some(Covered { event, coverage: self.coverages.get(place), digest: event.digests.get(self.bank)? })
+        let Found { coverage, grub_text } = self.coverages.found(place);
+        Some(Covered { event, coverage, grub_text, digest: event.digests.get(self.bank)? })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::covered::Covered;
 use super::{Claim, Claims};
 use crate::eventlog::{Coverage, EventType, Guid, Variable};
+use crate::key::Constant;
 
 /// What the firmware said its version is. A digest covers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +51,10 @@ impl<'a> Claims<'a> {
     /// Whether the firmware kept devices from reading and writing memory during the boot. It measures only that it did
     /// not: `None` says nothing.
     pub fn dma_protection(&self) -> Option<Claim<'a, bool>> {
-        let texts = [&b"DMA Protection Disabled"[..], b"DMA Protection Disabled\0"].map(|text| self.bank().hash(text));
-        let disabled = self.log().of_pcr(7).find(|covered| texts.iter().any(|text| text == covered.digest));
+        static TEXTS: [Constant; 2] =
+            [Constant::new(b"DMA Protection Disabled"), Constant::new(b"DMA Protection Disabled\0")];
+        let is_it = |covered: &Covered<'_, '_>| TEXTS.iter().any(|text| text.has_digest(self.bank(), covered.digest));
+        let disabled = self.log().of_pcr(7).find(is_it);
         disabled.map(|covered| covered.claim(false))
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{EventType, Form, Guid, SignatureDatabase};
+use crate::eventlog::{EventType, Form, Guid, SignatureDatabase, Variable};
 
 /// The PCR of drivers that are not the platform's own.
 const OPTION_ROMS: u32 = 2;
@@ -37,9 +37,9 @@ pub enum ImageKind {
 
 /// By what an image was verified: an entry of the firmware's db or of shim's lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authority {
+pub struct Authority<'a> {
     /// The variable of which it is an entry: `db`, or shim's `Shim`, `MokListRT`, `vendor_db`.
-    pub variable: String,
+    pub variable: Variable<'a>,
     /// Whether the firmware's db vouches, and not a list of shim's own.
     pub is_db: bool,
     /// The entry: one certificate, or one digest of an image.
@@ -56,7 +56,7 @@ pub struct VerifiedBy<'a> {
     /// The image.
     pub image: Claim<'a, Image>,
     /// One of these verified it. Empty if nothing verified anything, as without Secure Boot.
-    pub authorities: Vec<Claim<'a, Authority>>,
+    pub authorities: Vec<Claim<'a, Authority<'a>>>,
 }
 
 impl<'a> Claims<'a> {
@@ -85,14 +85,14 @@ impl<'a> Claims<'a> {
     }
 
     /// What verified images, in the order in which it did so first.
-    pub fn authorities(&self) -> Vec<Claim<'a, Authority>> {
+    pub fn authorities(&self) -> Vec<Claim<'a, Authority<'a>>> {
         let authority = |covered: Covered<'_, 'a>| {
             let variable = covered.is(EventType::EFI_VARIABLE_AUTHORITY).then(|| covered.variable())??;
             let entry = self.certificates.database(Form::Entry, self.bank(), covered.digest, variable.data).ok()?;
             // Shim measures its settings and generations as events of this type too.
             let is_authority = entry.others() == 0 && !entry.is_empty();
             let is_db = variable.is(Guid::IMAGE_SECURITY, "db");
-            is_authority.then(|| covered.claim(Authority { variable: variable.name(), is_db, entry }))
+            is_authority.then(|| covered.claim(Authority { variable, is_db, entry }))
         };
         self.log().of_pcr(SECURE_BOOT).filter_map(authority).collect()
     }
@@ -109,7 +109,7 @@ impl<'a> Claims<'a> {
             // Drivers and the first boot loader are loaded by the firmware, which knows only db.
             let only_db = !is_application || std::mem::take(&mut first_application);
             let candidates = || {
-                let by_certificate = |claim: &&Claim<'a, Authority>| !claim.value.entry.certificates().is_empty();
+                let by_certificate = |claim: &&Claim<'a, Authority<'a>>| !claim.value.entry.certificates().is_empty();
                 authorities
                     .iter()
                     .filter(by_certificate)

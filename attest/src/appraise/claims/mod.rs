@@ -34,7 +34,6 @@ use covered::{Coverages, CoveredLog};
 use secure_boot::SecureBoot;
 
 use super::replayed::ReplayedLog;
-use super::separators::Separators;
 use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs, separators};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
@@ -70,7 +69,7 @@ pub struct Ground<'a> {
 pub struct Claims<'a> {
     replayed: ReplayedLog<'a>,
     bank: Bank,
-    coverages: Coverages,
+    coverages: Coverages<'a>,
     certificates: &'a CertificateCache,
     secure_boot: SecureBoot<'a>,
 }
@@ -93,10 +92,9 @@ impl<'a> Claims<'a> {
         let events = replayed.log().events();
         let coverages = Coverages::of(events, bank);
         let log = CoveredLog::new(events, &coverages, bank);
-        let separators = Separators::new(bank);
         let mut reasons = contradictions::check(log);
-        reasons.extend(separators::check(events, &separators));
-        let secure_boot = SecureBoot::read(log, &separators, certificates, &mut reasons);
+        reasons.extend(separators::check(events, bank));
+        let secure_boot = SecureBoot::read(log, certificates, &mut reasons);
         reasons.extend(programs::check(&replayed, bank));
         if reasons.is_empty() {
             Ok(Self { replayed, bank, coverages, certificates, secure_boot })

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::Claim;
 use super::covered::{Covered, CoveredLog};
-use crate::appraise::separators::Separators;
+use crate::appraise::separators;
 use crate::eventlog::{CertificateCache, Coverage, EventType, Form, Guid, SignatureDatabase, Variable};
+use crate::key::Constant;
 use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of Secure Boot.
@@ -29,14 +30,9 @@ pub(super) struct SecureBoot<'a> {
 
 impl<'a> SecureBoot<'a> {
     /// Everything that would make the state ambiguous is a reason.
-    pub fn read(
-        log: CoveredLog<'_, 'a>,
-        separators: &Separators,
-        certificates: &CertificateCache,
-        reasons: &mut Vec<Reason>,
-    ) -> Self {
+    pub fn read(log: CoveredLog<'_, 'a>, certificates: &CertificateCache, reasons: &mut Vec<Reason>) -> Self {
         let mut found = Self::default();
-        let measured = variables(log, separators, reasons);
+        let measured = variables(log, reasons);
         for Measured { place, covered, variable } in &measured {
             let Some(slot) = place.checked_sub(1).and_then(|place| found.databases.get_mut(place)) else {
                 found.state = state(covered, variable, reasons);
@@ -117,14 +113,10 @@ struct Measured<'l, 'a> {
 }
 
 /// The variables that were measured before the separator.
-fn variables<'l, 'a>(
-    log: CoveredLog<'l, 'a>,
-    separators: &Separators,
-    reasons: &mut Vec<Reason>,
-) -> Vec<Measured<'l, 'a>> {
+fn variables<'l, 'a>(log: CoveredLog<'l, 'a>, reasons: &mut Vec<Reason>) -> Vec<Measured<'l, 'a>> {
     let separator = log
         .of_pcr(PCR)
-        .find(|covered| separators.state(covered.event).is_some())
+        .find(|covered| separators::state(covered.event, log.bank).is_some())
         .map_or(0, |covered| covered.event.number);
     let mut seen: Vec<Measured<'l, 'a>> = Vec::with_capacity(NAMES.len());
     let is_config = |covered: &Covered<'_, '_>| covered.is(EventType::EFI_VARIABLE_DRIVER_CONFIG);
@@ -167,6 +159,6 @@ fn state<'a>(covered: &Covered<'_, 'a>, variable: &Variable<'_>, reasons: &mut V
 
 /// By its digest, under whatever type it stands.
 fn is_debug_mode<'a>(log: CoveredLog<'_, '_>) -> impl FnMut(&Covered<'_, 'a>) -> bool {
-    let texts = [&b"UEFI Debug Mode"[..], b"UEFI Debug Mode\0"].map(|text| log.bank.hash(text));
-    move |covered| texts.iter().any(|digest| digest == covered.digest)
+    static TEXTS: [Constant; 2] = [Constant::new(b"UEFI Debug Mode"), Constant::new(b"UEFI Debug Mode\0")];
+    move |covered| TEXTS.iter().any(|text| text.has_digest(log.bank, covered.digest))
 }

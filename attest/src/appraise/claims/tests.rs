@@ -288,7 +288,7 @@ fn an_image_that_is_itself_listed_was_verified_by_that() {
         let verified = claims.verified_by();
         let entries: Vec<Vec<_>> = verified
             .iter()
-            .map(|verified| verified.authorities.iter().map(|claim| claim.value.variable.as_str()).collect())
+            .map(|verified| verified.authorities.iter().map(|claim| claim.value.variable.name()).collect())
             .collect();
         assert_eq!(entries, [vec!["db"], vec!["MokListRT"], vec!["MokListRT"]]);
     });
@@ -351,9 +351,8 @@ fn real_logs_contradict_nothing() {
         let coverages = Coverages::of(log.events(), bank);
         let covered = CoveredLog::new(log.events(), &coverages, bank);
         let mut reasons = contradictions::check(covered);
-        let separators = Separators::new(bank);
-        reasons.extend(separators::check(log.events(), &separators));
-        let state = SecureBoot::read(covered, &separators, &cache, &mut reasons).state().map(|claim| claim.value);
+        reasons.extend(separators::check(log.events(), bank));
+        let state = SecureBoot::read(covered, &cache, &mut reasons).state().map(|claim| claim.value);
         states.push((name.clone(), state));
         assert_eq!(reasons, [], "{name}");
     }
