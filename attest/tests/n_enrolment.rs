@@ -149,7 +149,7 @@ fn n84_statements_that_anchor_nothing() {
         [&|statement: &mut Value| statement["more"] = json!(1), &|statement: &mut Value| statement["iat"] = json!(-1)]
             as [&dyn Fn(&mut Value); 2]
     {
-        assert!(matches!(outcome(change), Err(EnrolmentError::Json(_))));
+        assert!(matches!(outcome(change), Err(EnrolmentError::Jws(JwsError::Content { .. }))));
     }
     // Keys that no enrolment has.
     let mut unrestricted = tpm.ak.clone();

@@ -58,7 +58,8 @@ pub(super) fn covered(
     let Some(covered) = covered else {
         let missed = lanes.iter().filter(|lane| !lane.reached);
         let before = reasons.len();
-        reasons.extend(missed.map(|lane| not_reached(quote, list, lane.bank, previous.filter(|_| from > 0))));
+        let start = previous.filter(|_| from > 0);
+        reasons.extend(missed.map(|lane| not_reached(quote, list, lane.bank, start, MAX_EXPLAINED)));
         if reasons.len() == before {
             reasons.push(here(ReasonCode::ImaPcrMismatch).found("banks that cover different parts of the list"));
         }
@@ -108,7 +109,15 @@ fn history_missing(quote: &QuotedState, from: u64, previous: Option<&ImaState>) 
 /// all the same.
 const MAX_EXPLAINED: usize = 500_000;
 
-fn not_reached(quote: &QuotedState, list: &ImaList<'_>, bank: Bank, start: Option<&ImaState>) -> Reason {
+/// Why a list does not lead to the quoted PCR 10 of `bank`, going on from `start` where that is given. Of more than
+/// `most_explained` entries it is only said that it does not.
+fn not_reached(
+    quote: &QuotedState,
+    list: &ImaList<'_>,
+    bank: Bank,
+    start: Option<&ImaState>,
+    most_explained: usize,
+) -> Reason {
     let quoted = quote.pcr(bank, RUNTIME_PCR).unwrap_or_default();
     let padded = Lane::new(bank, ExtendRule::PaddedSha1, quoted);
     let padded = match start.and_then(|start| start.pcrs.get(&bank)) {
@@ -117,7 +126,7 @@ fn not_reached(quote: &QuotedState, list: &ImaList<'_>, bank: Bank, start: Optio
     };
     let code = if list.is_empty() && start.is_none() {
         ReasonCode::ImaMissing
-    } else if list.len() <= MAX_EXPLAINED && padded.is_some_and(|lane| list.walk(&mut [lane], |_, _| {}).is_some()) {
+    } else if list.len() <= most_explained && padded.is_some_and(|lane| list.walk(&mut [lane], |_, _| {}).is_some()) {
         ReasonCode::ImaPaddedSha1
     } else {
         ReasonCode::ImaPcrMismatch
@@ -302,4 +311,26 @@ fn here(code: ReasonCode) -> Reason {
 
 fn about(code: ReasonCode, entry: &Entry<'_>) -> Reason {
     here(code).event(entry.name_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::appraise::tests::host::Host;
+    use crate::quote::VerifiedQuote;
+
+    /// A list that is too long to be replayed by the other rule too is refused all the same, with the plainer reason.
+    #[test]
+    fn a_very_long_list_that_leads_nowhere_is_refused_without_saying_why() {
+        let mut host = Host::good();
+        let bytes = host.ima.bytes();
+        let list = ImaList::parse_binary(&bytes).unwrap();
+        host.pcr10 = Some(list.replay(Bank::Sha256, ExtendRule::PaddedSha1));
+        let evidence = host.evidence_of(host.pcrs());
+        let quote = VerifiedQuote::verify(&evidence, &host.ak, &Host::binding()).unwrap();
+        let code = |most: usize| not_reached(&quote, &list, Bank::Sha256, None, most).code;
+        assert_eq!(list.len(), 3);
+        assert_eq!((code(4), code(3)), (ReasonCode::ImaPaddedSha1, ReasonCode::ImaPaddedSha1));
+        assert_eq!((code(2), code(0)), (ReasonCode::ImaPcrMismatch, ReasonCode::ImaPcrMismatch));
+    }
 }

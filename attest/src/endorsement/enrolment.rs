@@ -23,12 +23,9 @@ pub const ENROLMENT_SCHEMA: &str = "portcullis/enrolment/1";
 /// Why an enrolment statement is refused.
 #[derive(Debug, Error)]
 pub enum EnrolmentError {
-    /// Not a JWS that one of the keys signed.
+    /// Not a JWS that one of the keys signed, or not of the schema.
     #[error("the enrolment statement does not hold: {0}")]
     Jws(#[from] JwsError),
-    /// Signed, but not the JSON of the schema.
-    #[error("the enrolment statement is not of schema {ENROLMENT_SCHEMA}: {0}")]
-    Json(#[from] serde_json::Error),
     /// A field has a value that it cannot have.
     #[error("the enrolment statement's {0}")]
     Field(&'static str),
@@ -88,9 +85,9 @@ impl EnrolmentStatement {
         Ok(statement)
     }
 
-    /// Reads a statement that one of `keys` signed. Nothing is read out of a payload whose signature is wrong.
+    /// Reads a statement that one of `keys` signed.
     pub fn verify(jws: &str, keys: &VerifierKeys) -> Result<Self, EnrolmentError> {
-        let statement: Self = serde_json::from_slice(&keys.verify(ENROLMENT_TYP, jws.trim_end())?)?;
+        let statement: Self = keys.read(ENROLMENT_TYP, jws)?;
         statement.check()?;
         Ok(statement)
     }

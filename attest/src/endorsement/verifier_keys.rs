@@ -4,6 +4,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 /// Longest key set and longest JWS read, in bytes.
@@ -31,6 +32,14 @@ pub enum JwsError {
     /// The signature is not that key's.
     #[error("the signature does not verify")]
     Invalid,
+    /// Signed, but not the JSON that this type has.
+    #[error("what was signed is no content of type {expected}: {problem}")]
+    Content {
+        /// The `typ` that it has.
+        expected: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 /// The public keys that a verifier signs with: P-256, each with its id.
@@ -91,8 +100,16 @@ impl VerifierKeys {
         Ok(Self { keys })
     }
 
+    /// Reads the JSON in a compact JWS of this `typ`, with white space around it as files have, if one of the keys signed
+    /// it: nothing is read of a payload whose signature is wrong.
+    pub(crate) fn read<T: DeserializeOwned>(&self, typ: &'static str, jws: &str) -> Result<T, JwsError> {
+        let payload = self.verify(typ, jws.trim_ascii())?;
+        serde_json::from_slice(&payload)
+            .map_err(|error| JwsError::Content { expected: typ, problem: error.to_string() })
+    }
+
     /// The payload of a compact JWS of this `typ`, if one of the keys signed it.
-    pub(crate) fn verify(&self, typ: &'static str, jws: &str) -> Result<Vec<u8>, JwsError> {
+    fn verify(&self, typ: &'static str, jws: &str) -> Result<Vec<u8>, JwsError> {
         let malformed = |problem: String| JwsError::Malformed { expected: typ, problem };
         if jws.len() > MAX_BYTES {
             return Err(malformed("longer than 64 KiB".to_owned()));

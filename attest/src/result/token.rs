@@ -18,12 +18,9 @@ pub const TYP: &str = "JWT";
 /// Why a token is refused, or cannot be made.
 #[derive(Debug, Error)]
 pub enum TokenError {
-    /// Not a JWS that one of the keys signed.
+    /// Not a JWS that one of the keys signed, or not the claims of a result.
     #[error("the result does not hold: {0}")]
     Jws(#[from] JwsError),
-    /// Signed, but not the claims of a result.
-    #[error("the token's claims are not those of an attestation result: {0}")]
-    Claims(#[from] serde_json::Error),
     /// Not about exactly one host.
     #[error("the token is about {0} hosts, and not about one")]
     Hosts(usize),
@@ -40,7 +37,7 @@ pub enum TokenError {
     /// The key cannot sign tokens.
     #[error("not a private key that signs tokens (PKCS#8 PEM, ECDSA P-256): {0}")]
     Key(String),
-    /// No random numbers.
+    /// No random numbers, or nothing that JSON holds.
     #[error("the token could not be signed")]
     Sign,
 }
@@ -51,7 +48,7 @@ impl AttestationResult {
     /// # Errors
     /// If none of the keys signed it, or it is no result about one host.
     pub fn from_token(token: &str, keys: &VerifierKeys) -> Result<Self, TokenError> {
-        let result: Self = serde_json::from_slice(&keys.verify(TYP, token.trim_ascii())?)?;
+        let result: Self = keys.read(TYP, token)?;
         match result.submods.len() {
             1 => Ok(result),
             other => Err(TokenError::Hosts(other)),
@@ -142,9 +139,13 @@ impl TokenSigner {
     /// If the system has no random numbers.
     pub fn sign(&self, result: &AttestationResult) -> Result<String, TokenError> {
         let header = Header { alg: "ES256", typ: TYP, kid: &self.jwk.kid };
-        let encode = |json: Vec<u8>| URL_SAFE_NO_PAD.encode(json);
-        let input = format!("{}.{}", encode(serde_json::to_vec(&header)?), encode(serde_json::to_vec(result)?));
+        let input = format!("{}.{}", encoded(&header)?, encoded(result)?);
         let signature = self.key.sign(&SystemRandom::new(), input.as_bytes()).map_err(|_| TokenError::Sign)?;
         Ok(format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
     }
+}
+
+/// A part of a JWS.
+fn encoded(part: &impl Serialize) -> Result<String, TokenError> {
+    Ok(URL_SAFE_NO_PAD.encode(serde_json::to_vec(part).map_err(|_| TokenError::Sign)?))
 }

@@ -1,6 +1,6 @@
 //! Enrolments and the hosts that come out of them.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, ToSql, Transaction, params};
 
 use super::hosts::{LIVE, remove_in};
 use super::{Store, StoreError, int};
@@ -46,6 +46,21 @@ pub struct Pending {
     pub tls_spki: [u8; 32],
     /// Seconds since 1970.
     pub expires_at: u64,
+}
+
+impl Enrolment {
+    /// What both tables store of it, by the names of their columns.
+    fn columns(&self) -> [(&'static str, &dyn ToSql); 7] {
+        [
+            (":host", &self.host),
+            (":ek", &self.ek),
+            (":ek_public", &self.ek_public),
+            (":certificate", &self.certificate),
+            (":ek_certificate", &self.ek_certificate),
+            (":ak_public", &self.ak_public),
+            (":ak_name", &self.ak_name),
+        ]
+    }
 }
 
 /// Who stands against an enrolment: a host never changes its keys and a TPM never its host without an operator.
@@ -115,22 +130,18 @@ impl Store {
                      (SELECT rowid FROM enrolments ORDER BY rowid DESC LIMIT -1 OFFSET ?1)",
                     [MAX_PENDING - 1],
                 )?;
-                let new = &pending.enrolment;
+                let (begun, expires_at) = (pending.enrolment.columns(), int(pending.expires_at));
+                let more: [(&str, &dyn ToSql); 4] = [
+                    (":id", &id),
+                    (":secret_sha256", &pending.secret_sha256),
+                    (":tls_spki", &pending.tls_spki),
+                    (":expires_at", &expires_at),
+                ];
                 transaction.execute(
-                    "INSERT INTO enrolments VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                    params![
-                        id,
-                        new.host,
-                        new.ek,
-                        new.ek_public,
-                        new.certificate,
-                        new.ak_public,
-                        new.ak_name,
-                        pending.secret_sha256,
-                        pending.tls_spki,
-                        int(pending.expires_at),
-                        new.ek_certificate
-                    ],
+                    "INSERT INTO enrolments (id, host, ek, ek_public, certificate, ak_public, ak_name, secret_sha256, \
+                     tls_spki, expires_at, ek_certificate) VALUES (:id, :host, :ek, :ek_public, :certificate, \
+                     :ak_public, :ak_name, :secret_sha256, :tls_spki, :expires_at, :ek_certificate)",
+                    [&begun[..], &more].concat().as_slice(),
                 )?;
             }
             Ok(found)
@@ -177,21 +188,15 @@ impl Store {
                     remove_in(transaction, host)?;
                 }
                 make_room(transaction, new, now)?;
+                let (enrolled, at) = (new.columns(), int(now));
+                let more: [(&str, &dyn ToSql); 1] = [(":now", &at)];
                 transaction.execute(
                     "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, \
-                     ek_certificate) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (host) DO UPDATE \
+                     ek_certificate) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
+                     :ek_certificate) ON CONFLICT (host) DO UPDATE \
                      SET certificate = excluded.certificate, ek_certificate = excluded.ek_certificate \
                      WHERE excluded.ek_certificate IS NOT NULL",
-                    params![
-                        new.host,
-                        new.ek,
-                        new.ek_public,
-                        new.certificate,
-                        new.ak_public,
-                        new.ak_name,
-                        int(now),
-                        new.ek_certificate
-                    ],
+                    [&enrolled[..], &more].concat().as_slice(),
                 )?;
             }
             Ok(found)
