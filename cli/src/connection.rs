@@ -2,12 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use portcullis_verifier::client::{Client, Identity, Limits};
 use serde::Deserialize;
 
 use crate::failure::Failure;
 use crate::files::{self, SMALL};
+
+/// Commands that ask the verifier, with how to reach it.
+#[derive(Args, Debug)]
+pub struct Asking<C: Subcommand> {
+    /// How to reach it.
+    #[command(flatten)]
+    pub connection: ConnectionArguments,
+    /// What to ask.
+    #[command(subcommand)]
+    pub command: C,
+}
 
 /// Flags that say how to reach the verifier; each wins over the configuration.
 #[derive(Args, Debug, Default)]

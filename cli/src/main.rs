@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::connection::ConnectionArguments;
+use crate::connection::Asking;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -40,8 +40,6 @@ Exit codes: 0 yes or done, 1 a clear no, 2 bad usage or unreadable input, 3 the 
 #[derive(Parser, Debug)]
 #[command(name = "portcullis", version, after_help = EXAMPLES)]
 struct Arguments {
-    #[command(flatten)]
-    connection: ConnectionArguments,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -52,14 +50,11 @@ struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Hosts (operators)
-    #[command(subcommand)]
-    Host(fleet::HostCommand),
+    Host(Asking<fleet::HostCommand>),
     /// Volumes (tenants)
-    #[command(subcommand)]
-    Volume(fleet::VolumeCommand),
+    Volume(Asking<fleet::VolumeCommand>),
     /// VMs (tenants)
-    #[command(subcommand)]
-    Vm(fleet::VmCommand),
+    Vm(Asking<fleet::VmCommand>),
     /// Judge evidence offline
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArguments),
@@ -84,9 +79,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Arguments { connection, json, command } = Arguments::parse();
+    let Arguments { json, command } = Arguments::parse();
     let out = Output { json };
-    match execute(command, &connection, out) {
+    match execute(command, out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             out.fail(&failure);
@@ -95,11 +90,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command, connection: &ConnectionArguments, out: Output) -> Result<(), Failure> {
+fn execute(command: Command, out: Output) -> Result<(), Failure> {
     match command {
-        Command::Host(command) => fleet::host(command, &connection.connect()?, out),
-        Command::Volume(command) => fleet::volume(command, &connection.connect()?, out),
-        Command::Vm(command) => fleet::vm(command, &connection.connect()?, out),
+        Command::Host(Asking { connection, command }) => fleet::host(command, &connection.connect()?, out),
+        Command::Volume(Asking { connection, command }) => fleet::volume(command, &connection.connect()?, out),
+        Command::Vm(Asking { connection, command }) => fleet::vm(command, &connection.connect()?, out),
         Command::Verify(arguments) => verify::verify(&arguments, out),
         Command::Reference(command) => reference::run(command, out),
         Command::Result(command) => result::run(&command, out),

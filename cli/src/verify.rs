@@ -25,7 +25,8 @@ const TOKEN_TTL: u64 = 300;
 /// Examples below `portcullis verify --help`.
 pub const EXAMPLES: &str = "\
 The anchor is the attestation key or an enrolment statement: take it from the enrolment, not from whoever sends the
-evidence. Reference values lie beside their signature, FILE.sig; the policy says whose signatures count, and whether
+evidence. A statement names the host; a key does not, so that without --host the verdict names the host as the evidence
+does, and says so. Reference values lie beside their signature, FILE.sig; the policy says whose signatures count, and whether
 unsigned ones do.
 
 Examples:
@@ -50,7 +51,7 @@ pub struct VerifyArguments {
     /// The policy (TOML)
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// The host that it must be [default: the enrolment's, or whatever the evidence says]
+    /// The host that it must be [default: the enrolment's; with --ak whatever name the evidence gives itself]
     #[arg(long, value_name = "ID", value_parser = id)]
     host: Option<String>,
     /// The verifier that it must have been made for [default: the enrolment's, or whatever the evidence says]
@@ -95,12 +96,14 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         certificates: &CertificateCache::new(),
         previous: None,
     };
+    let named = arguments.host.is_some() || anchor.enrolled.is_some();
     let good = appraise(&evidence, &context).map_err(|denial| denied(denial.reasons))?;
     let key = match (&arguments.token_out, &signer) {
         (Some(path), Some(signer)) => Some(write_token(path, signer, &good, &arguments.issuer)?),
         _ => None,
     };
-    out.show(&as_json(&good, key), || as_text(&good, key))
+    let caveats = caveats(&good, named);
+    out.show(&as_json(&good, &caveats, key), || as_text(&good, &caveats, key))
 }
 
 /// An enrolment anchors the host that it is about, and no other: whoever has any enrolled TPM could make evidence in
@@ -185,7 +188,7 @@ fn write_token<'s>(path: &Path, signer: &'s TokenSigner, good: &Appraisal, issue
     Ok(signer.jwk())
 }
 
-fn as_json(good: &Appraisal, key: Option<&Jwk>) -> Value {
+fn as_json(good: &Appraisal, caveats: &[&str], key: Option<&Jwk>) -> Value {
     let reference = good.reference();
     let mut value = json!({
         "trusted": true, "reasons": [], "host": good.quote().binding().host, "boot": good.boot(),
@@ -193,7 +196,7 @@ fn as_json(good: &Appraisal, key: Option<&Jwk>) -> Value {
         "reference": reference.name, "reference_version": reference.version,
         "reference_sha256": hex::encode(reference.digest), "reference_signer": reference.signed_by,
         "by_rule": good.by_rule(), "secure_boot": good.secure_boot(), "command_line": good.command_line(),
-        "ima_judged": good.ima_judged(), "ima_entries": good.ima_entries(), "caveats": caveats(good),
+        "ima_judged": good.ima_judged(), "ima_entries": good.ima_entries(), "caveats": caveats,
     });
     if let (Some(key), Some(value)) = (key, value.as_object_mut()) {
         value.insert("token_key".to_owned(), json!(key));
@@ -201,9 +204,15 @@ fn as_json(good: &Appraisal, key: Option<&Jwk>) -> Value {
     value
 }
 
-/// What the verdict does not say, though one might think so.
-fn caveats(good: &Appraisal) -> Vec<&'static str> {
+/// What the verdict does not say, though one might think so. `named`: whether the host's name came from outside.
+fn caveats(good: &Appraisal, named: bool) -> Vec<&'static str> {
     let mut caveats = Vec::new();
+    if !named {
+        caveats.push(
+            "the host's name is what the evidence calls itself: only the attestation key tells which host it is, and \
+             --host which one it must be",
+        );
+    }
     if good.boot().ek.is_none() {
         caveats.push("the attestation key's parent is unknown: nothing proves in which boot the evidence was made");
     }
@@ -216,7 +225,7 @@ fn caveats(good: &Appraisal) -> Vec<&'static str> {
     caveats
 }
 
-fn as_text(good: &Appraisal, key: Option<&Jwk>) -> String {
+fn as_text(good: &Appraisal, caveats: &[&str], key: Option<&Jwk>) -> String {
     let (boot, reference) = (good.boot(), good.reference());
     let mut lines = vec![format!(
         "trusted: {} (resetCount {}, restartCount {}) is as in the reference values {:?} (version {}); {} measured files",
@@ -230,7 +239,7 @@ fn as_text(good: &Appraisal, key: Option<&Jwk>) -> String {
     for rule in good.by_rule() {
         lines.push(format!("by rule: {} ({}): {}", rule.what, rule.rule, rule.reason));
     }
-    lines.extend(caveats(good).iter().map(|caveat| format!("but: {caveat}")));
+    lines.extend(caveats.iter().map(|caveat| format!("but: {caveat}")));
     if let Some(key) = key {
         lines.push(format!("the token's key: {}", json!(key)));
     }

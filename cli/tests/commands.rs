@@ -35,6 +35,33 @@ fn bad_arguments_are_2_and_help_is_0() {
     }
 }
 
+/// How to reach a verifier is nothing to tell a command that asks none.
+#[test]
+fn only_commands_that_ask_the_verifier_take_its_address() {
+    let dir = dir();
+    let takes_it = |command: &[&str]| {
+        let (help, _) = run(dir.path(), &[command, &["--help"]].concat(), 0);
+        assert_eq!(help.contains("Connection:"), help.contains("--url"), "{command:?}: {help}");
+        help.contains("--url")
+    };
+    for command in [&["host"][..], &["host", "ls"], &["volume", "put"], &["vm", "launch"]] {
+        assert!(takes_it(command), "{command:?}");
+    }
+    for command in [
+        &[][..],
+        &["verify"],
+        &["reference", "make"],
+        &["result", "check"],
+        &["quote", "check"],
+        &["ek", "check"],
+        &["eventlog", "show"],
+        &["ima", "replay"],
+    ] {
+        assert!(!takes_it(command), "{command:?}");
+    }
+    run(dir.path(), &["eventlog", "show", "x", "--url", "https://x"], 2);
+}
+
 #[test]
 fn an_unwritable_standard_error_changes_no_exit_code() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();

@@ -13,7 +13,7 @@ use support::{Host, config_of};
 const KERNEL: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
 fn launch<'a>(config: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let fixed = ["--config", config, "vm", "launch", "--name", "web", "--volume", "data", "--vcpus", "2"];
+    let fixed = ["vm", "--config", config, "launch", "--name", "web", "--volume", "data", "--vcpus", "2"];
     [&fixed[..], &["--kernel", "boot/vmlinuz", "--kernel-sha256", KERNEL], more].concat()
 }
 
@@ -24,61 +24,61 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
     let dir = dir.path();
     let (olga, alice) = (config_of(&verifier, "olga", dir), config_of(&verifier, "alice", dir));
     let (olga, alice) = (olga.as_str(), alice.as_str());
-    let (text, _) = run(dir, &["--config", olga, "host", "ls"], 0);
+    let (text, _) = run(dir, &["host", "--config", olga, "ls"], 0);
     assert_eq!(text, "No host is enrolled.\n");
 
     std::fs::write(dir.join("data.key"), [7; 32]).unwrap();
-    run(dir, &["--config", alice, "volume", "put", "data", "--key-file", "data.key"], 0);
+    run(dir, &["volume", "--config", alice, "put", "data", "--key-file", "data.key"], 0);
     let value = json(dir, &launch(alice, &[]), 1);
     assert_eq!((value["placed"].as_bool(), value["why_not"].as_array().map(Vec::len)), (Some(false), Some(0)));
 
     let mut host = Host::new("honest", &verifier);
     host.session.enrol().unwrap();
     host.session.attest().unwrap_err();
-    let (text, _) = run(dir, &["--config", olga, "host", "ls"], 0);
+    let (text, _) = run(dir, &["host", "--config", olga, "ls"], 0);
     assert!(text.starts_with("HOST") && text.contains("honest") && text.contains("endorsement.not-admitted"), "{text}");
     let value = json(dir, &launch(alice, &[]), 1);
     assert_eq!(value["why_not"][0]["host"], "honest", "{value}");
     assert!(!value["why_not"][0]["reasons"].as_array().unwrap().is_empty());
 
     let fingerprint = host.fingerprint();
-    run(dir, &["--config", olga, "host", "admit", &fingerprint, "--note", "the test's"], 0);
+    run(dir, &["host", "--config", olga, "admit", &fingerprint, "--note", "the test's"], 0);
     host.session.attest().unwrap();
-    let (text, _) = run(dir, &["--config", olga, "host", "show", "honest"], 0);
+    let (text, _) = run(dir, &["host", "--config", olga, "show", "honest"], 0);
     assert!(text.contains(&fingerprint) && text.contains("trust           trusted"), "{text}");
-    assert_eq!(json(dir, &["--config", olga, "host", "show", "honest"], 0)["trust"], "trusted");
+    assert_eq!(json(dir, &["host", "--config", olga, "show", "honest"], 0)["trust"], "trusted");
 
-    let (jws, _) = run(dir, &["--config", olga, "host", "enrolment", "honest", "--keys-out", "keys.json"], 0);
+    let (jws, _) = run(dir, &["host", "--config", olga, "enrolment", "honest", "--keys-out", "keys.json"], 0);
     let keys = VerifierKeys::from_jwks(&std::fs::read(dir.join("keys.json")).unwrap()).unwrap();
     assert_eq!(EnrolmentStatement::verify(&jws, &keys).unwrap().ak_public, host.session.prover.ak_public());
-    let value = json(dir, &["--config", olga, "host", "enrolment", "honest"], 0);
+    let value = json(dir, &["host", "--config", olga, "enrolment", "honest"], 0);
     assert_eq!(value["host"], "honest", "{value}");
-    run(dir, &["--config", olga, "host", "enrolment", "honest", "--keys-out", "/nonexistent/keys"], 2);
-    run(dir, &["--config", alice, "host", "enrolment", "honest"], 1);
+    run(dir, &["host", "--config", olga, "enrolment", "honest", "--keys-out", "/nonexistent/keys"], 2);
+    run(dir, &["host", "--config", alice, "enrolment", "honest"], 1);
 
     let placed = json(dir, &launch(alice, &["--cmdline", "console=ttyS0", "--mem-mib", "64"]), 0);
     assert_eq!(placed["host"], "honest", "{placed}");
-    let (text, _) = run(dir, &["--config", alice, "vm", "ls"], 0);
+    let (text, _) = run(dir, &["vm", "--config", alice, "ls"], 0);
     assert!(text.contains("web") && text.contains("placed") && text.contains(placed["order_id"].as_str().unwrap()));
-    let (text, _) = run(dir, &["--config", alice, "volume", "ls"], 0);
+    let (text, _) = run(dir, &["volume", "--config", alice, "ls"], 0);
     assert!(text.contains("data"), "{text}");
 
     let order = placed["order_id"].as_str().unwrap();
-    assert_eq!(json(dir, &["--config", olga, "host", "admissions"], 0)["admissions"][0]["note"], "the test's");
-    run(dir, &["--config", alice, "host", "fence", order, "--note", "not mine to say"], 1);
-    let (_, stderr) = run(dir, &["--config", olga, "host", "fence", order, "--note", "powered off"], 1);
+    assert_eq!(json(dir, &["host", "--config", olga, "admissions"], 0)["admissions"][0]["note"], "the test's");
+    run(dir, &["host", "--config", alice, "fence", order, "--note", "not mine to say"], 1);
+    let (_, stderr) = run(dir, &["host", "--config", olga, "fence", order, "--note", "powered off"], 1);
     assert!(stderr.contains("order.not-open"), "its key was never released: {stderr}");
 
-    run(dir, &["--config", alice, "volume", "put", "spare", "--key-file", "data.key"], 0);
+    run(dir, &["volume", "--config", alice, "put", "spare", "--key-file", "data.key"], 0);
     let spare: Vec<&str> =
         launch(alice, &["--host", "honest"]).iter().map(|word| if *word == "data" { "spare" } else { word }).collect();
-    run(dir, &["--config", olga, "host", "cordon", "honest", "--reason", "a new disk"], 0);
+    run(dir, &["host", "--config", olga, "cordon", "honest", "--reason", "a new disk"], 0);
     let (_, stderr) = run(dir, &spare, 1);
     assert!(stderr.starts_with("no host can take the VM:\n  honest\n    host.cordoned: "), "{stderr}");
-    run(dir, &["--config", olga, "host", "uncordon", "honest"], 0);
+    run(dir, &["host", "--config", olga, "uncordon", "honest"], 0);
     json(dir, &spare, 0);
-    run(dir, &["--config", olga, "host", "withdraw", &fingerprint], 0);
-    assert_ne!(json(dir, &["--config", olga, "host", "show", "honest"], 0)["trust"], "trusted");
+    run(dir, &["host", "--config", olga, "withdraw", &fingerprint], 0);
+    assert_ne!(json(dir, &["host", "--config", olga, "show", "honest"], 0)["trust"], "trusted");
 }
 
 #[test]
@@ -88,9 +88,9 @@ fn a_forgotten_host_is_gone_and_an_unknown_one_is_1() {
     let olga = config_of(&verifier, "olga", dir.path());
     let mut host = Host::new("honest", &verifier);
     host.session.enrol().unwrap();
-    run(dir.path(), &["--config", &olga, "host", "forget", "honest"], 0);
+    run(dir.path(), &["host", "--config", &olga, "forget", "honest"], 0);
     for command in ["forget", "show"] {
-        let (_, stderr) = run(dir.path(), &["--config", &olga, "host", command, "honest"], 1);
+        let (_, stderr) = run(dir.path(), &["host", "--config", &olga, command, "honest"], 1);
         assert!(stderr.starts_with("error: ") || stderr.starts_with("denied:"), "{stderr}");
     }
 }
@@ -102,7 +102,7 @@ fn keys_are_checked_here_and_never_shown() {
     let dir = dir.path();
     let alice = config_of(&verifier, "alice", dir);
     let put =
-        |file: &str, code: i32| run(dir, &["--config", &alice, "volume", "put", "data", "--key-file", file], code);
+        |file: &str, code: i32| run(dir, &["volume", "--config", &alice, "put", "data", "--key-file", file], code);
     std::fs::write(dir.join("short"), "too short").unwrap();
     std::fs::write(dir.join("long"), "x".repeat(129)).unwrap();
     std::fs::write(dir.join("good"), "a secret of thirty-two characters").unwrap();
@@ -122,14 +122,14 @@ fn the_wrong_role_is_1_and_a_verifier_that_is_down_or_another_is_3() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let alice = config_of(&verifier, "alice", dir);
-    let (_, stderr) = run(dir, &["--config", &alice, "host", "ls"], 1);
+    let (_, stderr) = run(dir, &["host", "--config", &alice, "ls"], 1);
     assert!(stderr.contains("peer.role"), "{stderr}");
     let other = Verifier::new();
     let ca = other.trust().join("ca.pem");
-    let (_, stderr) = run(dir, &["--config", &alice, "--ca", ca.to_str().unwrap(), "vm", "ls"], 3);
+    let (_, stderr) = run(dir, &["vm", "--config", &alice, "--ca", ca.to_str().unwrap(), "ls"], 3);
     assert!(stderr.contains("certificate"), "{stderr}");
     verifier.stop();
-    let (stdout, stderr) = run(dir, &["--config", &alice, "vm", "ls"], 3);
+    let (stdout, stderr) = run(dir, &["vm", "--config", &alice, "ls"], 3);
     assert!(stdout.is_empty() && stderr.contains("unavailable") && stderr.contains(&verifier.url()), "{stderr}");
 }
 
@@ -141,9 +141,9 @@ fn certificates_and_keys_that_are_none_are_2() {
     let alice = config_of(&verifier, "alice", dir);
     std::fs::write(dir.join("junk.pem"), "junk").unwrap();
     for flag in ["--ca", "--cert", "--key"] {
-        let (_, stderr) = run(dir, &["--config", &alice, flag, "junk.pem", "vm", "ls"], 2);
+        let (_, stderr) = run(dir, &["vm", "--config", &alice, flag, "junk.pem", "ls"], 2);
         assert!(stderr.starts_with("error: ") && !stderr.contains("PRIVATE"), "{flag}: {stderr}");
     }
-    let (_, stderr) = run(Path::new(dir), &["--config", &alice, "--url", "http://x", "vm", "ls"], 2);
+    let (_, stderr) = run(Path::new(dir), &["vm", "--config", &alice, "--url", "http://x", "ls"], 2);
     assert!(stderr.contains("https://"), "{stderr}");
 }

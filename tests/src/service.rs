@@ -213,7 +213,7 @@ impl Service {
     /// Runs `portcullis --json ARGS` as a person would.
     pub fn portcullis(&self, person: Person, args: &[&str]) -> Result<Answer, Trouble> {
         let mut command = Command::new(self.authority.programs.path("portcullis"));
-        command.arg("--config").arg(self.config_path(person)).arg("--json").args(args);
+        command.env("PORTCULLIS_CONFIG", self.config_path(person)).arg("--json").args(args);
         let output = command.stdin(Stdio::null()).output()?;
         let json = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
