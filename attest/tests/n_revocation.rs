@@ -41,17 +41,17 @@ impl Vendor {
 
     /// The codes for which the key is refused, with its certificate and with the certificate alone.
     fn refused(&self, revocations: Revocations) -> Vec<Code> {
-        self.refused_by(self.roots().with_revocations(revocations))
+        self.refused_by(&self.roots().with_revocations(revocations))
     }
 
     fn roots(&self) -> EkRoots {
         EkRoots::from_dir_files([("root.der", self.root.self_signed())]).unwrap()
     }
 
-    fn refused_by(&self, roots: EkRoots) -> Vec<Code> {
+    fn refused_by(&self, roots: &EkRoots) -> Vec<Code> {
         let issuing = &self.issuing_der;
-        let key = EndorsementKey::check(&self.ek.bytes(), Some(&self.leaf), &[issuing], &roots, now());
-        let alone = EkCertificate::check(&self.leaf, &[issuing], &roots, now());
+        let key = EndorsementKey::check(&self.ek.bytes(), Some(&self.leaf), &[issuing], roots, now());
+        let alone = EkCertificate::check(&self.leaf, &[issuing], roots, now());
         let codes_of = |reasons: Option<Vec<Reason>>| reasons.map_or(Vec::new(), |reasons| codes(&reasons));
         let (key, mut alone) = (codes_of(key.err()), codes_of(alone.err()));
         alone.sort();
@@ -183,7 +183,7 @@ fn n31_a_list_by_the_other_key_of_an_authority() {
     let with = |list: &[u8], known: bool| {
         let old = known.then_some(("old.der", old_der.clone()));
         let roots = EkRoots::from_dir_files([("root.der", vendor.root.self_signed())].into_iter().chain(old)).unwrap();
-        vendor.refused_by(roots.with_revocations(listed(&[list])))
+        vendor.refused_by(&roots.with_revocations(listed(&[list])))
     };
     assert_eq!(with(&list.signed_by(&old), true), []);
     // Whose it is must be known, and its signature must hold.

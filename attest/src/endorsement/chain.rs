@@ -100,7 +100,7 @@ impl Search<'_> {
             Err(error) => self.refuse(ReasonCode::EkChainInvalid, format!("{}: {error}", certificate.subject())),
         }
         let (roots, revocations) = (self.roots, &self.roots.revocations);
-        self.reasons.extend(revocations.check(certificate, issuer, roots.authorities(), below == 0, self.now));
+        self.reasons.extend(revocations.check(certificate, issuer, &roots.authorities(), below == 0, self.now));
         if revocations.names_authority(issuer) {
             self.refuse(ReasonCode::EkRevoked, format!("{name}, by the operator"));
         }

@@ -158,7 +158,7 @@ impl Revocations {
         &self,
         certificate: &ParsedCertificate,
         issuer: &ParsedCertificate,
-        authorities: impl Iterator<Item = &'a ParsedCertificate> + Clone,
+        authorities: &(impl Iterator<Item = &'a ParsedCertificate> + Clone),
         is_leaf: bool,
         now: SystemTime,
     ) -> Vec<Reason> {
