@@ -190,6 +190,57 @@ fn a_name_that_only_the_evidence_gives_is_said_to_be_that() {
 }
 
 #[test]
+fn n35_n36_the_nonce_is_the_one_that_was_asked_for_and_the_one_that_was_signed() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    verify(&dir, &NONCE.to_uppercase(), &ANCHOR, 0);
+    for almost in [&NONCE[..32], &format!("{NONCE}00"), &hex::encode(NONCE)[..128]] {
+        assert_eq!(codes(&verify(&dir, almost, &ANCHOR, 1)), ["quote.nonce-mismatch"], "{almost}");
+    }
+    // The right one in the envelope, around a quote for another.
+    host.evidence(&NONCE.replace("00", "01"));
+    change(&dir, |evidence| evidence["binding"]["nonce"] = NONCE.into());
+    assert_eq!(codes(&verify(&dir, NONCE, &ANCHOR, 1)), ["quote.binding-mismatch"]);
+}
+
+/// Changes the evidence as JSON.
+fn change(dir: &Path, change: impl FnOnce(&mut Value)) {
+    let path = dir.join("evidence.json");
+    let mut evidence = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut evidence);
+    std::fs::write(path, evidence.to_string()).unwrap();
+}
+
+#[test]
+fn n73_n74_n76_n78_evidence_that_is_not_whole_or_says_more() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    let path = dir.join("evidence.json");
+    let whole = std::fs::read(&path).unwrap();
+    change(&dir, |_| ());
+    verify(&dir, NONCE, &ANCHOR, 0);
+    change(&dir, |evidence| evidence["quotes"] = object!([]));
+    assert_eq!(codes(&verify(&dir, NONCE, &ANCHOR, 1)), ["evidence.no-quote"]);
+
+    let text = String::from_utf8(whole.clone()).unwrap();
+    for unreadable in [
+        [0x1f, 0x8b, 8, 0, 0, 0, 0, 0].to_vec(),
+        text.replacen('{', "{\"more\":1,", 1).into_bytes(),
+        text.replacen('{', "{\"ima\":\"\",", 1).into_bytes(),
+        text.replacen("\"eventlog\":", "\"eventlog\":null,\"log\":", 1).into_bytes(),
+        [whole.as_slice(), b"{}"].concat(),
+        [whole.as_slice(), &vec![b' '; 16 << 20]].concat(),
+    ] {
+        std::fs::write(&path, &unreadable).unwrap();
+        assert!(verify(&dir, NONCE, &ANCHOR, 2)["error"]["text"].is_string());
+    }
+    std::fs::write(&path, whole).unwrap();
+    verify(&dir, NONCE, &ANCHOR, 0);
+}
+
+#[test]
 fn bytes_behind_the_last_event_are_a_denial() {
     let verifier = Verifier::new();
     let mut host = Host::new("honest", &verifier);
