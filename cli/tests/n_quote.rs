@@ -1,5 +1,5 @@
 //! What `portcullis quote check` must refuse, signed by a key that is no TPM's, so that everything but the one thing is
-//! genuine: N01 to N07, N09 to N14, N16 to N18, N20 to N22, N24 and N25. `genuine_quotes_hold` is the twin without the
+//! genuine: N01 to N07, N09 to N14, N16 to N18, N20 to N22, N24, N25, N27, N35 and N42. `genuine_quotes_hold` is the twin without the
 //! defect.
 
 // One TPM in software for the tests of both crates.
@@ -42,6 +42,11 @@ impl Files {
 
     /// The exit code, and the codes for which it is a no.
     fn check(&self) -> (i32, Vec<String>) {
+        let (code, answer) = self.answer();
+        (code, codes(&answer).into_iter().map(str::to_owned).collect())
+    }
+
+    fn answer(&self) -> (i32, Value) {
         let dir = tempfile::tempdir().unwrap();
         for (name, bytes) in
             [("ak", &self.ak), ("message", &self.message), ("signature", &self.signature), ("pcrs", &self.pcrs)]
@@ -52,8 +57,7 @@ impl Files {
         let nonce = hex::encode(&self.nonce);
         let (code, stdout, _) =
             output(dir.path(), &[&["--json", "quote", "check"], &files[..], &["--nonce", &nonce]].concat());
-        let value: Value = serde_json::from_str(&stdout).unwrap();
-        (code, codes(&value).into_iter().map(str::to_owned).collect())
+        (code, serde_json::from_str(&stdout).unwrap())
     }
 
     fn refused(&self, code: &str) {
@@ -235,6 +239,28 @@ fn n20_n21_n24_n25_keys_that_are_no_attestation_keys() {
     let mut longer = with(&|_| ());
     longer.ak.push(0);
     assert_eq!(longer.check(), (2, vec![]), "a file that is no public area");
+}
+
+#[test]
+fn n27_rsassa_and_rsapss_are_not_interchangeable() {
+    for (own, other) in [(RSASSA, RSAPSS), (RSAPSS, RSASSA)] {
+        let tpm = SoftTpm::rsa(aws_lc_rs::rsa::KeySize::Rsa2048, own, Bank::Sha256);
+        let genuine = Files::of(&tpm, &tpm.attest(&binding(), &pcrs()));
+        assert_eq!(genuine.check(), (0, vec![]));
+        let signature = signature((other, 0x000B), &tpm.sign_numbers(&genuine.message));
+        Files { signature, ..genuine }.refused("quote.signature-scheme");
+    }
+}
+
+#[test]
+fn n42_an_unsafe_clock_is_said_and_voids_nothing_else() {
+    let tpm = SoftTpm::new();
+    for safe in [1, 0] {
+        let mut attest = tpm.attest(&binding(), &pcrs());
+        attest.safe = safe;
+        let (code, answer) = Files::of(&tpm, &attest).answer();
+        assert_eq!((code, &answer["safe"]), (0, &(safe == 1).into()));
+    }
 }
 
 #[test]
