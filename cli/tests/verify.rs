@@ -170,10 +170,10 @@ fn n77_a_verdict_is_a_token_of_one_boot_of_one_host() {
 /// it knew the name from elsewhere.
 #[test]
 fn a_name_that_only_the_evidence_gives_is_said_to_be_that() {
+    const WORDS: &str = "what the evidence calls itself";
     let verifier = Verifier::new();
     let mut host = Host::new("honest", &verifier);
     let dir = host.evidence(NONCE);
-    const WORDS: &str = "what the evidence calls itself";
     let named = |more: &[&str]| {
         let arguments = [&["verify"], &FILES[..], &["--nonce", NONCE], more].concat();
         let (text, _) = run(&dir, &arguments, 0);
