@@ -56,21 +56,24 @@ pub fn ek(command: EkCommand, out: Output) -> Result<(), Failure> {
     let roots = roots(&arguments)?;
     let checked = EkCertificate::check(&certificate, &intermediates, &roots, SystemTime::now()).map_err(denied)?;
     let [manufacturer, model, version] = checked.tpm();
+    let of_nobody = |issuer| format!("the revocation list of {issuer:?} is of none of the configured authorities");
+    let warnings: Vec<String> = roots.unmatched_lists().into_iter().map(of_nobody).collect();
     let value = json!({
-        "trusted": true, "reasons": [], "fingerprint": hex::encode(checked.fingerprint()), "issuer": checked.issuer(),
+        "trusted": true, "reasons": [], "warnings": warnings, "fingerprint": hex::encode(checked.fingerprint()), "issuer": checked.issuer(),
         "root": checked.root(), "manufacturer": manufacturer, "model": model, "version": version,
     });
     out.show(&value, || {
         let or_unknown = |text: Option<&str>| crate::output::plain(text.unwrap_or("unknown"));
         format!(
             "trusted: the certificate leads to {}\nissuer       {}\nfingerprint  {}\nTPM          manufacturer {}, model {}, \
-             version {}",
+             version {}{}",
             crate::output::plain(checked.root()),
             crate::output::plain(checked.issuer()),
             hex::encode(checked.fingerprint()),
             or_unknown(manufacturer),
             or_unknown(model),
-            or_unknown(version)
+            or_unknown(version),
+            warnings.iter().map(|warning| format!("\nwarning      {}", crate::output::plain(warning))).collect::<String>()
         )
     })
 }

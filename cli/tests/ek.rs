@@ -164,6 +164,20 @@ fn n31_revoked_by_the_vendor_or_the_operator() {
 }
 
 #[test]
+fn a_revocation_list_of_nobody_is_pointed_out() {
+    let vendor = Vendor::new();
+    let arguments = [&["ek-rsa.der"], &SENT[..], &["--revocations", "revocations"]].concat();
+    vendor.revoke("");
+    assert_eq!(vendor.check(&arguments, 0)["warnings"], serde_json::json!([]));
+    vendor.openssl("genrsa -out other.key 2048");
+    vendor.openssl("req -new -x509 -key other.key -subj /O=Other/CN=Else -extensions root -config ext -out other.pem");
+    vendor.openssl("ca -gencrl -config ext -keyfile other.key -cert other.pem -out revocations/other.crl.pem");
+    let warnings = vendor.check(&arguments, 0)["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 1, "{warnings}");
+    assert!(warnings[0].as_str().unwrap().contains("CN=Else,O=Other"), "{warnings}");
+}
+
+#[test]
 fn software_tpms_have_certificates_like_any_others() {
     let dir = tempfile::tempdir().unwrap();
     let swtpm = Swtpm::new().unwrap();
