@@ -70,8 +70,8 @@ fn the_log_of_a_bios_leads_to_its_quote_and_to_nothing_more() {
     assert_eq!(quote.replay_ima(&list), Ok(list.entries().count()));
 
     let mut other = SEABIOS.event_log.to_vec();
-    let last = other.len() - 4 - 4 - 1;
-    other[last] ^= 1;
+    let final_byte = other.len() - 4 - 4 - 1;
+    other[final_byte] ^= 1;
     let reasons = quote.replay_eventlog(&EventLog::parse(&other).unwrap()).unwrap_err();
     assert_eq!(
         reasons.iter().map(|reason| (reason.code, reason.pcr)).collect::<Vec<_>>(),

@@ -73,7 +73,7 @@ pub fn ek(command: EkCommand, out: Output) -> Result<(), Failure> {
             or_unknown(manufacturer),
             or_unknown(model),
             or_unknown(version),
-            warnings.iter().map(|warning| format!("\nwarning      {}", crate::output::plain(warning))).collect::<String>()
+            warnings.iter().fold(String::new(), |text, line| text + "\nwarning      " + &crate::output::plain(line))
         )
     })
 }
