@@ -113,10 +113,10 @@ fn gone(pid: u32) -> bool {
     stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
 }
 
-/// Runs `portcullis` for a person with other flags than the configuration says; not in JSON.
-fn portcullis(scene: &Scene, service: &Service, person: Person, args: &[&str]) -> Output {
+/// Runs `portcullis host ls` for a person, with flags that may say other than the configuration; not in JSON.
+fn host_ls(scene: &Scene, config: &Path, flags: &[&str]) -> Output {
     let mut command = Command::new(scene.programs.path("portcullis"));
-    command.arg("--config").arg(service.config_path(person)).args(args);
+    command.args(["host", "--config"]).arg(config).args(flags).arg("ls");
     to_end(command)
 }
 
@@ -174,14 +174,12 @@ impl Machine {
 fn a_verifier_that_is_down_is_3_and_named_to_people_and_hosts() {
     let (scene, service) = Scene::serving();
     let machine = Machine::new(&scene, &service);
-    assert_eq!(code(&portcullis(&scene, &service, Person::Operator, &["host", "ls"])), 0);
     let (url, config) = (service.url(), service.config_path(Person::Operator));
+    assert_eq!(code(&host_ls(&scene, &config, &[])), 0);
     let (_, status) = end(service, Signal::SIGTERM);
     assert_eq!(status.code(), Some(0));
 
-    let mut command = Command::new(scene.programs.path("portcullis"));
-    command.arg("--config").arg(config).args(["host", "ls"]);
-    let output = to_end(command);
+    let output = host_ls(&scene, &config, &[]);
     assert_eq!(code(&output), 3, "{output:?}");
     let said = text(&output.stderr);
     assert!(output.stdout.is_empty() && said.contains(&url) && said.contains("unavailable"), "{said}");
@@ -252,7 +250,7 @@ fn wrong_certificates_keys_and_cas_get_nothing() {
     let other = Authority::init(&scene.programs, &other_dir, &["127.0.0.1"]).unwrap();
     let of_other = |name: &str| other.person_dir(Person::Operator).join(name).display().to_string();
     let with = |args: &[&str]| {
-        let output = portcullis(&scene, &service, Person::Operator, &[args, &["host", "ls"]].concat());
+        let output = host_ls(&scene, &service.config_path(Person::Operator), args);
         assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
         assert!(!text(&output.stderr).contains("PRIVATE KEY"), "{args:?}: {output:?}");
         (code(&output), text(&output.stderr))
