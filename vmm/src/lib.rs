@@ -44,5 +44,7 @@ pub mod devices;
 pub mod jail;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::devices::{acpi_power, i8042, serial};
-use crate::memory::{GuestRam, layout};
+use crate::memory::{GuestRam, layout, layout::VirtioPlace};
 
 const OEM_ID: [u8; 6] = *b"PORTCU";
 const OEM_TABLE_ID: [u8; 8] = *b"PORTCVMM";
@@ -52,9 +52,10 @@ impl Area {
     }
 }
 
-/// Writes the tables of a machine with `vcpus` vCPUs; the RSDP is at [`layout::ACPI`].
-pub fn write(ram: &GuestRam, vcpus: u8) -> Result<(), BootError> {
-    for (at, bytes) in tables(vcpus) {
+/// Writes the tables of a machine with `vcpus` vCPUs and virtio devices in these places; the RSDP is at
+/// [`layout::ACPI`].
+pub fn write(ram: &GuestRam, vcpus: u8, virtio: &[VirtioPlace]) -> Result<(), BootError> {
+    for (at, bytes) in tables(vcpus, virtio) {
         if at + bytes.len() as u64 > layout::ACPI_END {
             return Err(BootError::Write("ACPI tables"));
         }
@@ -63,11 +64,11 @@ pub fn write(ram: &GuestRam, vcpus: u8) -> Result<(), BootError> {
     Ok(())
 }
 
-fn tables(vcpus: u8) -> Vec<(u64, Vec<u8>)> {
+fn tables(vcpus: u8, virtio: &[VirtioPlace]) -> Vec<(u64, Vec<u8>)> {
     // The RSDP's place is kept free: it is written last, when the XSDT's address is known.
     let mut area = Area { next: layout::ACPI + 64, tables: Vec::new() };
     let facs = area.place(&FACS::new());
-    let dsdt = area.place_bytes(dsdt().as_slice().to_vec());
+    let dsdt = area.place_bytes(dsdt(virtio).as_slice().to_vec());
     let fadt = area.place(&fadt(facs, dsdt).finalize());
     let madt = area.place_bytes(madt(vcpus).as_slice().to_vec());
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -116,7 +117,7 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(virtio: &[VirtioPlace]) -> Sdt {
     let mut code = Vec::new();
     let sleep_type = acpi_power::S5_SLEEP_TYPE;
     let zero = aml::ZERO;
@@ -138,9 +139,36 @@ fn dsdt() -> Sdt {
         ],
     )
     .to_aml_bytes(&mut code);
+    for (number, place) in (0u8..).zip(virtio) {
+        virtio_device(number, *place, &mut code);
+    }
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&code);
     dsdt
+}
+
+/// A virtio device with memory-mapped registers: "LNRO0005" is what Linux knows it by.
+fn virtio_device(number: u8, place: VirtioPlace, code: &mut Vec<u8>) {
+    // Both lie below 4 GiB.
+    let base = u32::try_from(place.base).unwrap_or(0);
+    let len = u32::try_from(layout::VIRTIO_LEN).unwrap_or(0);
+    aml::Device::new(
+        format!("_SB_.V{number:03}").as_str().into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"LNRO0005"),
+            &aml::Name::new("_UID".into(), &number),
+            // Its accesses to memory are coherent with the processors' caches.
+            &aml::Name::new("_CCA".into(), &aml::ONE),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::Memory32Fixed::new(true, base, len),
+                    &aml::Interrupt::new(true, true, false, false, u32::from(place.gsi)),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
 }
 
 #[cfg(test)]
@@ -154,8 +182,9 @@ mod tests {
 
     #[test]
     fn every_table_can_be_reached_and_adds_up() {
-        for vcpus in [1, 2, 32] {
-            let tables: std::collections::BTreeMap<u64, Vec<u8>> = tables(vcpus).into_iter().collect();
+        let places: Vec<_> = layout::virtio_places().collect();
+        for (vcpus, places) in [(1, &places[..0]), (2, &places[..3]), (32, &places[..])] {
+            let tables: std::collections::BTreeMap<u64, Vec<u8>> = tables(vcpus, places).into_iter().collect();
             let rsdp = &tables[&layout::ACPI];
             assert_eq!((sum(&rsdp[..20]), sum(rsdp)), (0, 0));
             let xsdt = &tables[&u64_at(rsdp, 24).unwrap()];
@@ -169,6 +198,11 @@ mod tests {
             let fadt = listed[0];
             let dsdt = &tables[&u64_at(fadt, 140).unwrap()];
             assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+            assert_eq!(dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count(), places.len());
+            for place in places {
+                let base = u32::try_from(place.base).unwrap().to_le_bytes();
+                assert!(dsdt.windows(4).any(|bytes| bytes == base), "{place:?}");
+            }
             let facs = u64_at(fadt, 132).unwrap();
             assert_eq!((&tables[&facs][..4], facs % 64), (&b"FACS"[..], 0));
             assert_eq!(u32_at(fadt, 64).unwrap(), u32::from(acpi_power::CONTROL_PORT));

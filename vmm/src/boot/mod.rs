@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::config::VmConfig;
-use crate::memory::{GuestRam, layout};
+use crate::memory::{GuestRam, layout, layout::VirtioPlace};
 
 pub use file::BootFile;
 
@@ -120,7 +120,7 @@ impl BootFiles {
     }
 
     /// Puts everything into guest memory and says how the first vCPU starts.
-    pub fn load(mut self, ram: &GuestRam, config: &VmConfig) -> Result<Entry, BootError> {
+    pub fn load(mut self, ram: &GuestRam, config: &VmConfig, virtio: &[VirtioPlace]) -> Result<Entry, BootError> {
         let machine = &config.machine_config;
         let bytes = machine.mem_size_mib << 20;
         let low_end = layout::low_end(bytes);
@@ -131,7 +131,7 @@ impl BootFiles {
         };
         let cmdline = config.boot_source.cmdline();
         write_cmdline(ram, cmdline)?;
-        acpi::write(ram, machine.vcpu_count)?;
+        acpi::write(ram, machine.vcpu_count, virtio)?;
         match kernel.entry {
             Entry::Long { .. } => linux::write_boot_params(ram, &kernel, initrd, cmdline, bytes)?,
             Entry::Pvh { .. } => pvh::write_start_info(ram, initrd, bytes)?,

@@ -30,7 +30,7 @@ fn load(image: &[u8], mem_mib: u64, initrd: Option<&[u8]>) -> Result<Entry, Boot
         std::fs::write(&path, initrd).unwrap();
         config = config.with_initrd(path);
     }
-    BootFiles::open(&config)?.load(&reserve(mem_mib).unwrap(), &config)
+    BootFiles::open(&config)?.load(&reserve(mem_mib).unwrap(), &config, &[])
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::devices::entropy::EntropyConfig;
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use source::{BootSource, MAX_CMDLINE};
 pub use unsupported::Unsupported;
@@ -79,8 +80,9 @@ pub struct VmConfig {
     network_interfaces: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     vsock: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    entropy: Unsupported,
+    /// A source of entropy for the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<EntropyConfig>,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     balloon: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
@@ -108,7 +110,7 @@ impl VmConfig {
             drives: Unsupported::default(),
             network_interfaces: Unsupported::default(),
             vsock: Unsupported::default(),
-            entropy: Unsupported::default(),
+            entropy: None,
             balloon: Unsupported::default(),
             pmem: Unsupported::default(),
             memory_hotplug: Unsupported::default(),
@@ -179,7 +181,6 @@ impl VmConfig {
             ("drives", &self.drives),
             ("network-interfaces", &self.network_interfaces),
             ("vsock", &self.vsock),
-            ("entropy", &self.entropy),
             ("balloon", &self.balloon),
             ("pmem", &self.pmem),
             ("memory-hotplug", &self.memory_hotplug),

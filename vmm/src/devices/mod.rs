@@ -1,16 +1,63 @@
 //! The guest's devices, and the buses that find the device of an access.
 //!
-//! Every device is a folder of its own with one type that implements [`Device`]: it sees offsets into its own range,
-//! bytes, and nothing else of the VM. What it wants from the VM it says by returning an [`Action`].
+//! Every device is a folder of its own. The old ones have one type that implements [`Device`]: it sees offsets into its
+//! own range, bytes, and nothing else of the VM. What it wants from the VM it says by returning an [`Action`]. The
+//! virtio ones have one type that implements [`VirtioDevice`], which sees its queues; all of them have the same rooms:
+//! `mod.rs` the device, `config.rs` what is configured, `metrics.rs` what is counted.
 
 pub mod acpi_power;
 pub mod boot_timer;
+pub mod entropy;
 pub mod i8042;
 pub mod serial;
 
 use std::sync::Arc;
 
+use crate::config::VmConfig;
 use crate::log::MarkSource;
+use crate::virtio::VirtioDevice;
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// What the configuration names for it is not usable. Exit code 2.
+    #[error("{device}: {reason}")]
+    Unusable {
+        /// The device, such as `drive rootfs`.
+        device: String,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
+    /// The host lacks something. Exit code 3.
+    #[error("{device}: the host cannot {step}: {source}")]
+    Host {
+        /// The device, such as `drive rootfs`.
+        device: String,
+        /// What was tried.
+        step: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl DeviceError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unusable { .. } => 2,
+            Self::Host { .. } => 3,
+        }
+    }
+}
+
+/// Makes the virtio devices of a configuration, in the order in which the guest finds them.
+pub fn virtio(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    if config.entropy.is_some() {
+        devices.push(Box::new(entropy::Entropy::new()));
+    }
+    Ok(devices)
+}
 
 /// What a device asks of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

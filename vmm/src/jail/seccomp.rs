@@ -44,8 +44,35 @@ const COMMON: &[i64] = &[
 ];
 
 /// What only the main thread needs beside [`COMMON`].
-const MAIN: &[i64] =
-    &[libc::SYS_clock_nanosleep, libc::SYS_close, libc::SYS_nanosleep, libc::SYS_poll, libc::SYS_ppoll, libc::SYS_read];
+const MAIN: &[i64] = &[
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_epoll_wait,
+    libc::SYS_nanosleep,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+];
+
+/// A system call that a device needs on the main thread, beside what every VM needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    number: i64,
+    /// Index and value of the argument (32 bits) that it is allowed with; any, if there is none.
+    argument: Option<(u8, u64)>,
+}
+
+impl Call {
+    /// With any arguments.
+    pub const fn any(number: i64) -> Self {
+        Self { number, argument: None }
+    }
+
+    /// Only where the 32-bit argument `index`, counted from 0, is `value`.
+    pub const fn with(number: i64, index: u8, value: u64) -> Self {
+        Self { number, argument: Some((index, value)) }
+    }
+}
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 type BackendResult<T> = Result<T, seccompiler::BackendError>;
@@ -55,7 +82,7 @@ fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> BackendResult<Secc
     SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?])
 }
 
-fn rules(kind: ThreadKind) -> BackendResult<Rules> {
+fn rules(kind: ThreadKind, devices: &[Call]) -> BackendResult<Rules> {
     let mut rules: Rules = COMMON.iter().map(|call| (*call, Vec::new())).collect();
     // New memory is never executable: there is nothing to allow it for.
     let not_executable = argument(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;
@@ -75,12 +102,24 @@ fn rules(kind: ThreadKind) -> BackendResult<Rules> {
     };
     let ioctls = ioctls.iter().map(|request| argument(1, SeccompCmpOp::Eq, *request)).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_ioctl, ioctls);
+    for call in devices {
+        match (rules.get_mut(&call.number), call.argument) {
+            // No rule means any arguments.
+            (_, None) => drop(rules.insert(call.number, Vec::new())),
+            (Some(allowed), Some(_)) if allowed.is_empty() => {}
+            (Some(allowed), Some((index, value))) => allowed.push(argument(index, SeccompCmpOp::Eq, value)?),
+            (None, Some((index, value))) => {
+                rules.insert(call.number, vec![argument(index, SeccompCmpOp::Eq, value)?]);
+            }
+        }
+    }
     Ok(rules)
 }
 
-/// Makes the filter of `kind`. Do it before threads are confined: it takes memory and time.
-pub fn compile(kind: ThreadKind) -> Result<BpfProgram, JailError> {
-    let compiled = rules(kind).and_then(|rules| {
+/// Makes the filter of `kind`, with what `devices` need beside. Do it before threads are confined: it takes memory and
+/// time.
+pub fn compile(kind: ThreadKind, devices: &[Call]) -> Result<BpfProgram, JailError> {
+    let compiled = rules(kind, devices).and_then(|rules| {
         SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
     });
     compiled.map_err(|e| JailError::Filter { kind, reason: e.to_string() })
@@ -98,17 +137,17 @@ mod tests {
     #[test]
     fn filters_stay_small() {
         for kind in [ThreadKind::Vcpu, ThreadKind::Main] {
-            compile(kind).unwrap();
+            compile(kind, &[]).unwrap();
         }
         // What is measured: distinct system calls a thread. Firecracker's vCPU threads have 27.
-        assert!(rules(ThreadKind::Vcpu).unwrap().len() <= 20);
-        assert!(rules(ThreadKind::Main).unwrap().len() <= 26);
+        assert!(rules(ThreadKind::Vcpu, &[]).unwrap().len() <= 20);
+        assert!(rules(ThreadKind::Main, &[]).unwrap().len() <= 27);
     }
 
     #[test]
     fn nothing_that_opens_files_makes_processes_or_sockets_is_allowed() {
         for kind in [ThreadKind::Vcpu, ThreadKind::Main] {
-            let rules = rules(kind).unwrap();
+            let rules = rules(kind, &[]).unwrap();
             for call in [
                 libc::SYS_open,
                 libc::SYS_openat,
@@ -131,5 +170,18 @@ mod tests {
                 assert!(!rules.contains_key(&call), "{kind:?} {call}");
             }
         }
+    }
+
+    #[test]
+    fn a_device_adds_what_it_needs_and_takes_nothing_away() {
+        let count = |calls: &[Call], number| rules(ThreadKind::Main, calls).unwrap().get(&number).map(Vec::len);
+        let [narrow, other] = [1, 2].map(|value| Call::with(libc::SYS_socket, 0, value));
+        assert_eq!(count(&[], libc::SYS_socket), None);
+        assert_eq!(count(&[narrow, other], libc::SYS_socket), Some(2));
+        // Zero rules: any arguments.
+        assert_eq!(count(&[narrow, Call::any(libc::SYS_socket), other], libc::SYS_socket), Some(0));
+        assert_eq!(count(&[Call::with(libc::SYS_read, 0, 1)], libc::SYS_read), Some(0));
+        let terminal = count(&[], libc::SYS_ioctl).unwrap();
+        assert_eq!(count(&[Call::with(libc::SYS_ioctl, 1, 7)], libc::SYS_ioctl), Some(terminal + 1));
     }
 }

@@ -6,7 +6,8 @@
 //! 0x0000_9000  page tables (6 pages)     0x0002_0000  command line
 //! 0x0009_fc00  end of low memory         0x000e_0000  ACPI tables, up to 1 MiB
 //! 0x0010_0000  kernel and everything else, initrd at the top
-//! 0xc000_0000  memory-mapped devices     0xfec0_0000  IOAPIC, LAPICs, KVM's own pages
+//! 0xc000_0000  boot timer                0xc000_1000  virtio devices, a page each
+//! 0xfec0_0000  IOAPIC, LAPICs, KVM's own pages
 //! 0x1_0000_0000  memory above 3 GiB
 //! ```
 
@@ -32,6 +33,12 @@ pub const ACPI_END: u64 = 0x10_0000;
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Start of the hole for memory-mapped devices.
 pub const MMIO_START: u64 = 0xc000_0000;
+/// First virtio device; the others follow, [`VIRTIO_LEN`] bytes each.
+pub const VIRTIO: u64 = 0xc000_1000;
+/// Bytes of one virtio device's registers.
+pub const VIRTIO_LEN: u64 = 0x1000;
+/// Interrupts of the virtio devices, in their order: lines of the IOAPIC that no other device has. There are no more.
+pub const VIRTIO_GSIS: [u8; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 /// First address above the hole.
 pub const FOUR_GIB: u64 = 1 << 32;
 /// The in-kernel IOAPIC.
@@ -40,6 +47,20 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 pub const LAPIC: u32 = 0xfee0_0000;
 /// Three pages that Intel's KVM needs for real mode.
 pub const KVM_TSS: usize = 0xfffb_d000;
+
+/// Where a virtio device stands: the guest learns it from the ACPI tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioPlace {
+    /// Guest address of its registers.
+    pub base: u64,
+    /// Its interrupt, a line of the IOAPIC.
+    pub gsi: u8,
+}
+
+/// The places of virtio devices, in their order.
+pub fn virtio_places() -> impl Iterator<Item = VirtioPlace> {
+    (VIRTIO..).step_by(0x1000).zip(VIRTIO_GSIS).map(|(base, gsi)| VirtioPlace { base, gsi })
+}
 
 /// Splits `bytes` of memory around the hole: (start, length) each.
 pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {

@@ -1,8 +1,9 @@
 //! Why a VM could not run or go on, and the exit code of that.
 
 use crate::boot::BootError;
+use crate::devices::DeviceError;
 use crate::jail::JailError;
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, layout};
 use crate::vcpu::{Fault, VcpuError};
 
 use super::KvmError;
@@ -34,9 +35,18 @@ pub enum VmError {
     /// An event counter could not be made.
     #[error("cannot make an event counter: {0}")]
     EventFd(std::io::Error),
+    /// A device could not be made from what the configuration says.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// More virtio devices than there are interrupts.
+    #[error("the configuration asks for more than {} virtio devices; leave some out", layout::VIRTIO_GSIS.len())]
+    TooManyDevices,
     /// Waiting for events failed.
     #[error("cannot wait for events: {0}")]
     Poll(nix::errno::Errno),
+    /// Waiting for the devices' events failed.
+    #[error("cannot wait for the devices' events: {0}")]
+    Devices(std::io::Error),
 }
 
 impl VmError {
@@ -53,8 +63,10 @@ impl VmError {
             Self::Memory(_) => "no-memory",
             Self::Vcpu(_) => "vcpu-setup",
             Self::Jail(_) => "jail",
+            Self::Device(_) => "device",
+            Self::TooManyDevices => "too-many-devices",
             Self::Guest(fault) => fault.kind.code(),
-            Self::Signals(_) | Self::EventFd(_) | Self::Poll(_) => "system",
+            Self::Signals(_) | Self::EventFd(_) | Self::Poll(_) | Self::Devices(_) => "system",
         }
     }
 
@@ -62,7 +74,8 @@ impl VmError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 1,
-            Self::Boot(_) => 2,
+            Self::Boot(_) | Self::TooManyDevices => 2,
+            Self::Device(error) => error.exit_code(),
             _ => 3,
         }
     }

@@ -14,8 +14,9 @@ use crate::devices::acpi_power::{self, AcpiPower};
 use crate::devices::boot_timer;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, Serial};
-use crate::memory::{self, GuestRam, layout};
+use crate::memory::{self, GuestRam, layout, layout::VirtioPlace};
 use crate::vcpu::{self, VcpuError};
+use crate::virtio::{EventLoop, MmioTransport, Slot, VirtioDevice};
 
 /// A VM that is ready to run.
 ///
@@ -27,13 +28,20 @@ pub(super) struct Machine {
     pub(super) serial: Arc<Serial>,
     /// Wakes the main thread.
     pub(super) wake: Arc<EventFd>,
+    /// The virtio devices.
+    pub(super) devices: EventLoop,
     _vm: VmFd,
     _ram: GuestRam,
 }
 
 impl Machine {
     /// Puts the VM of `config` together and loads what it boots.
-    pub(super) fn build(config: &VmConfig, files: BootFiles, boot_timer: bool) -> Result<Self, VmError> {
+    pub(super) fn build(
+        config: &VmConfig,
+        files: BootFiles,
+        virtio: Vec<Box<dyn VirtioDevice>>,
+        boot_timer: bool,
+    ) -> Result<Self, VmError> {
         let step = |step| move |source| KvmError::Step { step, source };
         let kvm = kvm::open()?;
         let ram = memory::reserve(config.machine_config.mem_size_mib)?;
@@ -48,9 +56,11 @@ impl Machine {
         vm.register_irqfd(&interrupt, u32::from(serial::IRQ)).map_err(step("connect the serial line's interrupt"))?;
         let line_wake = wake.try_clone().map_err(VmError::EventFd)?;
         let serial = Arc::new(Serial::new(interrupt, line_wake));
-        let (ports, mmio) = buses(&serial, boot_timer);
+        let (ports, mut mmio) = buses(&serial, boot_timer);
+        let mut devices = EventLoop::new().map_err(VmError::EventFd)?;
+        let places = place_devices(virtio, &vm, &ram, &mut mmio, &mut devices)?;
 
-        let entry = files.load(&ram, config)?;
+        let entry = files.load(&ram, config, &places)?;
         let vcpus = create_vcpus(&kvm, &vm, &ram, config.machine_config.vcpu_count, entry)?;
         Ok(Self {
             vcpus,
@@ -58,10 +68,33 @@ impl Machine {
             mmio: Arc::new(mmio),
             serial,
             wake: Arc::new(wake),
+            devices,
             _vm: vm,
             _ram: ram,
         })
     }
+}
+
+/// Puts the devices into their places on the bus, in KVM and in the event loop.
+fn place_devices(
+    virtio: Vec<Box<dyn VirtioDevice>>,
+    vm: &VmFd,
+    ram: &GuestRam,
+    mmio: &mut Bus,
+    devices: &mut EventLoop,
+) -> Result<Vec<VirtioPlace>, VmError> {
+    let mut places = layout::virtio_places();
+    let mut taken = Vec::with_capacity(virtio.len());
+    for device in virtio {
+        let place = places.next().ok_or(VmError::TooManyDevices)?;
+        let slot = Slot::new(device, ram.clone(), event_fd()?).map_err(VmError::EventFd)?;
+        slot.connect(vm, place.base, u32::from(place.gsi))
+            .map_err(|source| KvmError::Step { step: "connect a device's interrupt and doorbells", source })?;
+        mmio.attach(place.base, layout::VIRTIO_LEN, Arc::new(MmioTransport::new(Arc::clone(&slot))));
+        devices.add(slot).map_err(VmError::EventFd)?;
+        taken.push(place);
+    }
+    Ok(taken)
 }
 
 fn event_fd() -> Result<EventFd, VmError> {

@@ -22,12 +22,15 @@ pub use panic::abort_on_panic;
 use crate::boot::BootFiles;
 use crate::config::VmConfig;
 use crate::console::Console;
-use crate::devices::{boot_timer, serial};
+use crate::devices::{self, boot_timer, serial};
 use crate::jail::{self, seccomp, seccomp::ThreadKind};
 use crate::log::{EndReason, Event};
 use crate::vcpu::{self, Message, Threads, VcpuContext};
 use machine::Machine;
 use signals::Signals;
+
+/// Descriptors that the main thread always waits for: signals, its own event counter, the devices.
+const FIXED: usize = 3;
 
 /// What stands beside the configuration on the command line.
 #[derive(Clone, Debug)]
@@ -81,7 +84,8 @@ fn run_to_end(
     }
     .emit();
     let files = BootFiles::open(config)?;
-    let mut machine = Machine::build(config, files, options.boot_timer)?;
+    let virtio = devices::virtio(config)?;
+    let mut machine = Machine::build(config, files, virtio, options.boot_timer)?;
     let (messages, inbox) = channel();
     let context = VcpuContext {
         ports: Arc::clone(&machine.ports),
@@ -89,9 +93,9 @@ fn run_to_end(
         clock,
         messages,
         wake: Arc::clone(&machine.wake),
-        filter: Arc::new(seccomp::compile(ThreadKind::Vcpu)?),
+        filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
     };
-    let main_filter = seccomp::compile(ThreadKind::Main)?;
+    let main_filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
     let console = Console::open();
     // From here on there are no files to be opened and nothing more to be gained.
     let landlock = jail::restrict_process()?;
@@ -137,7 +141,10 @@ impl Running {
         let timeout = self.console.wait_ms(&serial).filter(|ms| *ms > 0).map_or(PollTimeout::NONE, PollTimeout::from);
         // SAFETY: the eventfd lives as long as the machine, longer than this borrow.
         let wake = unsafe { BorrowedFd::borrow_raw(self.machine.wake.as_raw_fd()) };
-        let mut set = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN), PollFd::new(wake, PollFlags::POLLIN)];
+        // SAFETY: as above.
+        let devices = unsafe { BorrowedFd::borrow_raw(self.machine.devices.as_raw_fd()) };
+        let mut set = Vec::with_capacity(FIXED + console.len());
+        set.extend([self.signals.as_fd(), wake, devices].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         set.extend(console);
         match poll(&mut set, timeout) {
             Ok(_) => {}
@@ -145,12 +152,15 @@ impl Running {
             Err(source) => return Err(VmError::Poll(source)),
         }
         let ready = |entry: Option<&PollFd<'_>>| entry.and_then(PollFd::any).unwrap_or(false);
-        let (signalled, woken) = (ready(set.first()), ready(set.get(1)));
+        let (signalled, woken, devices) = (ready(set.first()), ready(set.get(1)), ready(set.get(2)));
         if woken {
             // Reading sets the counter back; the queues say what it was about.
             let _ = self.machine.wake.read();
         }
-        self.console.serve(&serial, set.get(2..).unwrap_or_default());
+        self.console.serve(&serial, set.get(FIXED..).unwrap_or_default());
+        if devices {
+            self.machine.devices.serve().map_err(VmError::Devices)?;
+        }
         if let Some(result) = self.take_messages() {
             return Ok(Some(result));
         }

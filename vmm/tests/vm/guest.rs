@@ -76,6 +76,41 @@ impl Guest {
         self.edi(address).raw(&[0x8a, 0x07])
     }
 
+    /// Writes a word to memory.
+    pub fn store16(self, address: u32, value: u16) -> Self {
+        self.edi(address).raw(&[0x66, 0xc7, 0x07]).raw(&value.to_le_bytes())
+    }
+
+    /// Writes a quad word to memory, as two double words.
+    pub fn store64(self, address: u32, value: u64) -> Self {
+        let half = |shift: u32| u32::try_from((value >> shift) & 0xffff_ffff).unwrap();
+        self.store32(address, half(0)).store32(address + 4, half(32))
+    }
+
+    /// Copies a double word from one address to another; either may be a device's register.
+    pub fn copy32(self, from: u32, to: u32) -> Self {
+        self.edi(from).raw(&[0x8b, 0x07]).edi(to).raw(&[0x89, 0x07])
+    }
+
+    /// Waits until the word at `address` is `value`.
+    pub fn wait_for16(self, address: u32, value: u16) -> Self {
+        // cmp word [rdi], value; pause; jne back
+        self.edi(address).raw(&[0x66, 0x81, 0x3f]).raw(&value.to_le_bytes()).raw(&[0xf3, 0x90, 0x75, 0xf7])
+    }
+
+    /// Prints `count` bytes of memory in hexadecimal.
+    pub fn print_hex(self, address: u32, count: u32) -> Self {
+        // add al, '0'; cmp al, '9'; jbe +2; add al, 'a' - '9' - 1; out dx, al
+        const DIGIT: [u8; 9] = [0x04, b'0', 0x3c, b'9', 0x76, 0x02, 0x04, 0x27, 0xee];
+        let guest = self.port(SERIAL).raw(&[0xbe]).raw(&address.to_le_bytes()).raw(&[0xb9]).raw(&count.to_le_bytes());
+        let start = guest.code.len();
+        // lodsb; mov bl, al; shr al, 4; digit; mov al, bl; and al, 15; digit; dec ecx; jnz back
+        let guest = guest.raw(&[0xac, 0x88, 0xc3, 0xc0, 0xe8, 4]).raw(&DIGIT).raw(&[0x88, 0xd8, 0x24, 15]).raw(&DIGIT);
+        let guest = guest.raw(&[0xff, 0xc9, 0x75]);
+        let back = u8::try_from(guest.code.len() + 1 - start).unwrap();
+        guest.raw(&[back.wrapping_neg()])
+    }
+
     /// Waits until the byte at `address` is `value`.
     pub fn wait_for(self, address: u32, value: u8) -> Self {
         // cmp byte [rdi], value; pause; jne back

@@ -88,7 +88,7 @@ fn a_forbidden_system_call_kills_the_process() {
 }
 
 fn do_what_is_forbidden(part: &str) {
-    let confine = |kind| install(kind, &compile(kind).unwrap()).unwrap();
+    let confine = |kind| install(kind, &compile(kind, &[]).unwrap()).unwrap();
     match part {
         "main opens a file" => {
             confine(ThreadKind::Main);

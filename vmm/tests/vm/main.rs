@@ -4,9 +4,11 @@
 //! instruction of ring 0. The VMM is run as people run it: as a process, with a configuration file.
 
 mod console;
+mod entropy;
 mod faults;
 mod guest;
 mod harness;
 mod jail;
 mod life;
 mod refusals;
+mod virtio;

@@ -1,0 +1,17 @@
+//! What the device counts, by Firecracker's names.
+
+use serde::Serialize;
+
+use crate::metrics::Counter;
+
+/// Counters of the device.
+#[derive(Debug, Default, Serialize)]
+#[allow(clippy::struct_field_names)] // Firecracker's names
+pub(super) struct Metrics {
+    /// Times that the queue was looked at.
+    pub(super) entropy_event_count: Counter,
+    /// Requests that got nothing.
+    pub(super) entropy_event_fails: Counter,
+    /// Bytes that were given.
+    pub(super) entropy_bytes: Counter,
+}

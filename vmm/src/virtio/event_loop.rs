@@ -1,0 +1,113 @@
+//! The main thread's event loop over all virtio devices: one epoll instance, which the VM's own loop polls.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::transport::Slot;
+use crate::jail::seccomp::Call;
+
+/// Events that are taken at once; the next turn takes the rest.
+const BATCH: usize = 32;
+
+/// A descriptor that a device wants to hear of.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// The descriptor. It stays open for as long as it is watched.
+    pub fd: RawFd,
+    /// The device's own number for it, below [`Source::RESERVED`].
+    pub token: u32,
+    /// What to hear of.
+    pub set: EventSet,
+}
+
+impl Source {
+    /// From here on tokens belong to the transport.
+    pub const RESERVED: u32 = 0xffff_0000;
+}
+
+/// Changes what one device hears of.
+///
+/// Closing a descriptor ends its watch. An event that was already taken from the kernel is delivered all the same:
+/// devices ignore tokens that they no longer know.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    epoll: &'a Epoll,
+    slot: u32,
+}
+
+impl Watch<'_> {
+    /// Hears of a new descriptor.
+    pub fn add(&self, source: Source) -> std::io::Result<()> {
+        self.control(ControlOperation::Add, source)
+    }
+
+    /// Hears of other events of a descriptor that is watched.
+    pub fn modify(&self, source: Source) -> std::io::Result<()> {
+        self.control(ControlOperation::Modify, source)
+    }
+
+    /// Hears no more of a descriptor that stays open.
+    pub fn remove(&self, source: Source) -> std::io::Result<()> {
+        self.control(ControlOperation::Delete, source)
+    }
+
+    fn control(&self, operation: ControlOperation, source: Source) -> std::io::Result<()> {
+        let data = (u64::from(self.slot) << 32) | u64::from(source.token);
+        self.epoll.ctl(operation, source.fd, EpollEvent::new(source.set, data))
+    }
+}
+
+/// All virtio devices of a VM.
+pub struct EventLoop {
+    epoll: Epoll,
+    slots: Vec<Arc<Slot>>,
+}
+
+impl EventLoop {
+    /// A loop without devices.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { epoll: Epoll::new()?, slots: Vec::new() })
+    }
+
+    /// Serves one more device from now on.
+    pub fn add(&mut self, slot: Arc<Slot>) -> std::io::Result<()> {
+        let number = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        let watch = Watch { epoll: &self.epoll, slot: number };
+        slot.sources().into_iter().try_for_each(|source| watch.add(source))?;
+        self.slots.push(slot);
+        Ok(())
+    }
+
+    /// The devices, in the order in which they were added.
+    pub fn slots(&self) -> &[Arc<Slot>] {
+        &self.slots
+    }
+
+    /// System calls that the devices need on the thread that serves them.
+    pub fn system_calls(&self) -> Vec<Call> {
+        self.slots.iter().flat_map(|slot| slot.system_calls()).copied().collect()
+    }
+
+    /// Serves what is ready, without waiting; one batch, so that others have their turn.
+    pub fn serve(&self) -> std::io::Result<()> {
+        let mut ready = [EpollEvent::default(); BATCH];
+        let count = self.epoll.wait(0, &mut ready)?;
+        for event in ready.iter().take(count) {
+            let (number, token) = (event.data() >> 32, event.data() & 0xffff_ffff);
+            let slot = usize::try_from(number).ok().and_then(|number| self.slots.get(number));
+            if let (Some(slot), Ok(number), Ok(token)) = (slot, u32::try_from(number), u32::try_from(token)) {
+                slot.serve(token, event.event_set(), Watch { epoll: &self.epoll, slot: number });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for EventLoop {
+    /// Readable when [`EventLoop::serve`] has something to do.
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}

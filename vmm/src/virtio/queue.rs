@@ -1,0 +1,289 @@
+//! Split virtqueues (virtio 1.2, section 2.7), the device's side.
+//!
+//! Rings and descriptors lie in guest memory, where the guest may change them at any time. So each number is read
+//! once, checked, and what was checked is what is used: a [`Chain`] is the device's own copy of addresses and lengths.
+//! What breaks the rules is an error, never a shorter chain; the transport then stops the device.
+
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
+
+use serde::{Deserialize, Serialize};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::buffers::Buffers;
+use crate::memory::GuestRam;
+
+/// Largest queue of the standard.
+pub const MAX_SIZE: u16 = 32768;
+/// Most bytes of one chain; the largest request that Linux makes has a few MiB.
+pub const MAX_CHAIN_BYTES: u64 = 1 << 30;
+/// Most descriptors of one chain, indirect ones included. A chain may not have more than the queue's size.
+const MAX_DESCRIPTORS: u16 = 1024;
+
+const DESCRIPTOR: u64 = 16;
+const FLAG_NEXT: u16 = 1;
+const FLAG_WRITE: u16 = 2;
+const FLAG_INDIRECT: u16 = 4;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// How a driver broke the rules of its queue. The guest is at fault, not the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// A part of the queue, or a buffer, does not lie in guest memory.
+    #[error("the {0} does not lie in guest memory")]
+    OutsideMemory(&'static str),
+    /// A part of the queue is not aligned as it must be.
+    #[error("the {0} is not aligned")]
+    Misaligned(&'static str),
+    /// The driver offers more chains than the queue holds.
+    #[error("the available ring runs {0} entries ahead, more than the queue holds")]
+    TooFarAhead(u16),
+    /// A number that is no descriptor of the table.
+    #[error("descriptor {0} is outside the table")]
+    NoSuchDescriptor(u16),
+    /// More descriptors than the table has: they loop.
+    #[error("the chain has more descriptors than are allowed")]
+    ChainTooLong,
+    /// More bytes than any request needs.
+    #[error("the chain has more than {MAX_CHAIN_BYTES} bytes")]
+    ChainTooBig,
+    /// A descriptor for the driver's data after one for the device's.
+    #[error("a readable descriptor follows a writable one")]
+    ReadableAfterWritable,
+    /// An indirect table inside an indirect table, with a successor, or of an odd size.
+    #[error("an indirect descriptor table is not well formed")]
+    BadIndirect,
+    /// The chain does not have the shape of a request of this device.
+    #[error("the chain is no request of this device: {0}")]
+    BadRequest(&'static str),
+    /// The device has no such queue.
+    #[error("there is no queue {0}")]
+    NoSuchQueue(usize),
+}
+
+/// Where a queue lies, as the driver has said, and how far it was served. What a snapshot keeps of it.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueState {
+    /// Number of entries, a power of two.
+    pub size: u16,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring, the driver's.
+    pub available: u64,
+    /// Guest address of the used ring, the device's.
+    pub used: u64,
+    /// Next entry of the available ring to be taken.
+    pub next_available: u16,
+    /// Next entry of the used ring to be filled.
+    pub next_used: u16,
+    /// `RING_EVENT_IDX` was agreed on.
+    pub event_idx: bool,
+    /// `RING_INDIRECT_DESC` was agreed on.
+    pub indirect: bool,
+}
+
+/// One queue of an active device.
+pub struct Queue {
+    ram: GuestRam,
+    state: QueueState,
+    /// Used entries that the driver was not asked about yet.
+    added: Wrapping<u16>,
+}
+
+/// One request: buffers that the device reads, then buffers that it writes.
+#[derive(Debug)]
+pub struct Chain {
+    /// The chain's number, to be given back to the driver.
+    pub head: u16,
+    /// What the driver wrote for the device.
+    pub readable: Buffers,
+    /// Where the device may write.
+    pub writable: Buffers,
+}
+
+/// A descriptor, read once.
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// A descriptor table: the queue's own or an indirect one.
+#[derive(Clone, Copy)]
+struct Table {
+    address: u64,
+    entries: u16,
+}
+
+impl Queue {
+    /// A queue over guest memory; refuses one that does not lie wholly in it.
+    pub fn new(ram: GuestRam, state: QueueState) -> Result<Self, QueueError> {
+        let size = u64::from(state.size);
+        if !state.size.is_power_of_two() || state.size > MAX_SIZE {
+            return Err(QueueError::BadRequest("the size is not a power of two up to 32768"));
+        }
+        for (what, address, len, align) in [
+            ("descriptor table", state.descriptors, DESCRIPTOR * size, 16),
+            ("available ring", state.available, 6 + 2 * size, 2),
+            ("used ring", state.used, 6 + 8 * size, 4),
+        ] {
+            if address % align != 0 {
+                return Err(QueueError::Misaligned(what));
+            }
+            let len = usize::try_from(len).map_err(|_| QueueError::OutsideMemory(what))?;
+            if !ram.check_range(GuestAddress(address), len) {
+                return Err(QueueError::OutsideMemory(what));
+            }
+        }
+        Ok(Self { ram, state, added: Wrapping(0) })
+    }
+
+    /// Where it lies and how far it is.
+    pub fn state(&self) -> QueueState {
+        self.state
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.state.size
+    }
+
+    /// Chains that wait to be taken.
+    pub fn waiting(&self) -> Result<u16, QueueError> {
+        let index = self.load(self.state.available, 2, Ordering::Acquire, "available ring")?;
+        let ahead = (Wrapping(index) - Wrapping(self.state.next_available)).0;
+        if ahead > self.state.size { Err(QueueError::TooFarAhead(ahead)) } else { Ok(ahead) }
+    }
+
+    /// Takes the next chain, if there is one.
+    pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        if self.waiting()? == 0 {
+            return Ok(None);
+        }
+        let slot = u64::from(self.state.next_available & (self.state.size - 1));
+        let head = self.load(self.state.available, 4 + 2 * slot, Ordering::Relaxed, "available ring")?;
+        let chain = self.chain(head)?;
+        self.state.next_available = self.state.next_available.wrapping_add(1);
+        Ok(Some(chain))
+    }
+
+    /// Puts the chain that was popped last back, to be popped again later.
+    pub fn unpop(&mut self) {
+        self.state.next_available = self.state.next_available.wrapping_sub(1);
+    }
+
+    /// Gives a chain back: `written` bytes of its writable part are filled.
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        let outside = |_| QueueError::OutsideMemory("used ring");
+        let slot = u64::from(self.state.next_used & (self.state.size - 1));
+        let entry = (u64::from(written) << 32) | u64::from(head);
+        let at =
+            |offset| GuestAddress(self.state.used).checked_add(offset).ok_or(QueueError::OutsideMemory("used ring"));
+        self.ram.write_obj(entry.to_le(), at(4 + 8 * slot)?).map_err(outside)?;
+        self.state.next_used = self.state.next_used.wrapping_add(1);
+        self.added += 1;
+        // After the entry: the driver reads up to this index.
+        self.ram.store(self.state.next_used.to_le(), at(2)?, Ordering::Release).map_err(outside)
+    }
+
+    /// Whether the driver wants to be called about what was pushed since the last time (section 2.7.10).
+    pub fn needs_notification(&mut self) -> Result<bool, QueueError> {
+        let added = std::mem::take(&mut self.added);
+        if added.0 == 0 {
+            return Ok(false);
+        }
+        // What was pushed must be visible before the driver's wish is read, else both could wait for each other.
+        fence(Ordering::SeqCst);
+        if !self.state.event_idx {
+            let flags = self.load(self.state.available, 0, Ordering::Relaxed, "available ring")?;
+            return Ok(flags & AVAIL_NO_INTERRUPT == 0);
+        }
+        let offset = 4 + 2 * u64::from(self.state.size);
+        let event = Wrapping(self.load(self.state.available, offset, Ordering::Relaxed, "available ring")?);
+        let new = Wrapping(self.state.next_used);
+        Ok(new - event - Wrapping(1) < added)
+    }
+
+    /// Asks the driver to notify of the next chain, and says whether chains came in meanwhile (section 2.7.8).
+    ///
+    /// To be called when the queue has been emptied: with `RING_EVENT_IDX` a driver does not notify otherwise.
+    pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
+        if self.state.event_idx {
+            let offset = 4 + 8 * u64::from(self.state.size);
+            let at = GuestAddress(self.state.used).checked_add(offset).ok_or(QueueError::OutsideMemory("used ring"))?;
+            let next = self.state.next_available.to_le();
+            self.ram.store(next, at, Ordering::Relaxed).map_err(|_| QueueError::OutsideMemory("used ring"))?;
+            fence(Ordering::SeqCst);
+        }
+        Ok(self.waiting()? > 0)
+    }
+
+    fn load(&self, base: u64, offset: u64, order: Ordering, what: &'static str) -> Result<u16, QueueError> {
+        let outside = QueueError::OutsideMemory(what);
+        let at = GuestAddress(base).checked_add(offset).ok_or(outside)?;
+        self.ram.load::<u16>(at, order).map(u16::from_le).map_err(|_| outside)
+    }
+
+    /// Walks the chain that begins at `head`.
+    fn chain(&self, head: u16) -> Result<Chain, QueueError> {
+        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
+        let mut table = Table { address: self.state.descriptors, entries: self.state.size };
+        let (mut index, mut indirect, mut seen, mut bytes) = (head, false, 0u16, 0u64);
+        loop {
+            let descriptor = self.descriptor(table, index)?;
+            if descriptor.flags & FLAG_INDIRECT != 0 {
+                if indirect || !self.state.indirect || descriptor.flags & (FLAG_NEXT | FLAG_WRITE) != 0 {
+                    return Err(QueueError::BadIndirect);
+                }
+                table = Self::indirect_table(&descriptor)?;
+                (index, indirect) = (0, true);
+                continue;
+            }
+            seen += 1;
+            if seen > self.state.size.min(MAX_DESCRIPTORS) {
+                return Err(QueueError::ChainTooLong);
+            }
+            bytes += u64::from(descriptor.len);
+            if bytes > MAX_CHAIN_BYTES {
+                return Err(QueueError::ChainTooBig);
+            }
+            let writable = descriptor.flags & FLAG_WRITE != 0;
+            if !writable && !chain.writable.is_empty() {
+                return Err(QueueError::ReadableAfterWritable);
+            }
+            let part = if writable { &mut chain.writable } else { &mut chain.readable };
+            part.add(&self.ram, descriptor.address, descriptor.len)?;
+            if descriptor.flags & FLAG_NEXT == 0 {
+                return Ok(chain);
+            }
+            index = descriptor.next;
+        }
+    }
+
+    fn indirect_table(descriptor: &Descriptor) -> Result<Table, QueueError> {
+        let entries = u64::from(descriptor.len) / DESCRIPTOR;
+        let entries = u16::try_from(entries).map_err(|_| QueueError::BadIndirect)?;
+        if entries == 0 || u64::from(descriptor.len) % DESCRIPTOR != 0 {
+            return Err(QueueError::BadIndirect);
+        }
+        Ok(Table { address: descriptor.address, entries })
+    }
+
+    fn descriptor(&self, table: Table, index: u16) -> Result<Descriptor, QueueError> {
+        if index >= table.entries {
+            return Err(QueueError::NoSuchDescriptor(index));
+        }
+        let outside = QueueError::OutsideMemory("descriptor table");
+        let at = GuestAddress(table.address).checked_add(DESCRIPTOR * u64::from(index)).ok_or(outside)?;
+        let [address, rest]: [u64; 2] = self.ram.read_obj(at).map_err(|_| outside)?;
+        let rest = u64::from_le(rest);
+        // Little endian: 32 bits of length, 16 of flags, 16 of the next index.
+        let half = |shift: u32| u16::try_from((rest >> shift) & 0xffff).unwrap_or(0);
+        let len = u32::try_from(rest & 0xffff_ffff).unwrap_or(0);
+        Ok(Descriptor { address: u64::from_le(address), len, flags: half(32), next: half(48) })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+//! A virtio device between its two sides: vCPU threads, which meet its registers, and the main thread, which serves it.
+//!
+//! Both sides share a [`Slot`] behind a lock. The main thread holds it while it serves a queue; a vCPU takes it for
+//! the registers of the start and for configuration space, not for what is frequent: notifications are event counters
+//! that KVM writes itself, and the interrupt's registers are atomic.
+
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Interrupt;
+use super::device::{Active, Progress, VirtioDevice};
+use super::event_loop::{Source, Watch};
+use super::queue::{Queue, QueueError, QueueState};
+use super::registers::{Change, Registers, offset};
+use crate::devices::{Action, Device};
+use crate::jail::seccomp::Call;
+use crate::memory::GuestRam;
+
+/// Errors of a driver that are logged for one device; later ones are only counted. A guest must not fill the log.
+const LOGGED_ERRORS: u64 = 8;
+/// Tokens of the transport's own descriptors.
+const QUEUE_TOKENS: u32 = Source::RESERVED;
+const WAKE_TOKEN: u32 = Source::RESERVED + 0xffff;
+
+/// What both sides share.
+struct Inner {
+    registers: Registers,
+    device: Box<dyn VirtioDevice>,
+    active: Option<Active>,
+    /// The driver has reset the device, and the device does not know yet.
+    reset: bool,
+    /// The driver is ready, and the device does not know yet.
+    fresh: bool,
+    errors: u64,
+}
+
+/// One virtio device in its place.
+pub struct Slot {
+    inner: Mutex<Inner>,
+    ram: GuestRam,
+    interrupt: Arc<Interrupt>,
+    /// One for each queue: the driver has put something into it.
+    doorbells: Vec<EventFd>,
+    /// The driver's state has changed.
+    wake: EventFd,
+}
+
+/// What a snapshot keeps of a slot.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct SlotState {
+    registers: Registers,
+    queues: Option<Vec<Option<QueueState>>>,
+    interrupt: u32,
+    device: Vec<u8>,
+}
+
+impl Slot {
+    /// A device after power-on, whose interrupt is `line`.
+    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, line: EventFd) -> std::io::Result<Arc<Self>> {
+        let counter = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let doorbells = device.queue_sizes().iter().map(|_| counter()).collect::<Result<_, _>>()?;
+        let id = device.kind() as u32;
+        let registers = Registers::new(id, device.features(), device.queue_sizes());
+        let inner = Inner { registers, device, active: None, reset: false, fresh: false, errors: 0 };
+        let interrupt = Arc::new(Interrupt::new(line));
+        Ok(Arc::new(Self { inner: Mutex::new(inner), ram, interrupt, doorbells, wake: counter()? }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic has aborted the process: the lock is never poisoned.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects interrupt `gsi` and the doorbells of the device at `base` to KVM.
+    pub fn connect(&self, vm: &VmFd, base: u64, gsi: u32) -> Result<(), kvm_ioctls::Error> {
+        vm.register_irqfd(self.interrupt.line(), gsi)?;
+        let address = IoEventAddress::Mmio(base + offset::QUEUE_NOTIFY);
+        (0u32..).zip(&self.doorbells).try_for_each(|(index, doorbell)| vm.register_ioevent(doorbell, &address, index))
+    }
+
+    /// Does `work` with the device, for a control command. The configuration space may have changed when `work` gives
+    /// `true` with its result; the driver is then told.
+    pub fn control<T>(&self, work: impl FnOnce(&mut dyn VirtioDevice, Option<&mut Active>) -> (T, bool)) -> T {
+        let inner = &mut *self.lock();
+        inner.catch_up();
+        let (result, changed) = work(inner.device.as_mut(), inner.active.as_mut());
+        if changed {
+            inner.registers.next_generation();
+            if inner.registers.is_live() {
+                self.interrupt.config_changed();
+            }
+        }
+        result
+    }
+
+    /// The device's counters since the last call, see [`VirtioDevice::metrics`].
+    pub fn metrics(&self) -> Vec<(String, serde_json::Value)> {
+        self.lock().device.metrics()
+    }
+
+    /// What a snapshot keeps. The VM is paused.
+    pub fn save(&self) -> SlotState {
+        let inner = &mut *self.lock();
+        inner.catch_up();
+        let device = inner.device.save(inner.active.as_mut());
+        let queues =
+            inner.active.as_ref().map(|active| active.queues.iter().map(|q| q.as_ref().map(Queue::state)).collect());
+        SlotState { registers: inner.registers.clone(), queues, interrupt: self.interrupt.status(), device }
+    }
+
+    /// Puts a device, which was just made, into the state of a snapshot. The text says what does not fit.
+    pub fn restore(&self, state: SlotState) -> Result<(), String> {
+        let inner = &mut *self.lock();
+        if !inner.registers.fit(&state.registers) {
+            return Err(format!("{}: the snapshot was made with another device", inner.device.name()));
+        }
+        let live = state.registers.is_live();
+        inner.registers = state.registers;
+        inner.device.restore(&state.device)?;
+        if let (true, Some(queues)) = (live, state.queues) {
+            let sizes = inner.device.queue_sizes();
+            if queues.len() != sizes.len() || queues.iter().flatten().zip(sizes).any(|(queue, max)| queue.size > *max) {
+                return Err(format!("{}: the snapshot's queues are not this device's", inner.device.name()));
+            }
+            let features = inner.registers.features();
+            let active = self.make_queues(queues, features).map_err(|e| format!("{}: {e}", inner.device.name()))?;
+            inner.active = Some(active);
+            inner.fresh = true;
+        }
+        self.interrupt.restore(state.interrupt);
+        // Whatever the driver has put in since the last doorbell, or was left in the queues, is looked at once.
+        let _ = self.wake.write(1);
+        Ok(())
+    }
+
+    fn make_queues(&self, states: Vec<Option<QueueState>>, features: u64) -> Result<Active, QueueError> {
+        let make = |state: Option<QueueState>| state.map(|state| Queue::new(self.ram.clone(), state)).transpose();
+        let queues = states.into_iter().map(make).collect::<Result<_, _>>()?;
+        Ok(Active { ram: self.ram.clone(), queues, features, interrupt: Arc::clone(&self.interrupt) })
+    }
+
+    /// A write to a register, on a vCPU thread.
+    fn write_register(&self, at: u64, value: u32) {
+        let inner = &mut *self.lock();
+        match inner.registers.write(at, value) {
+            Change::None => return,
+            Change::Reset => {
+                // From here on nothing of the guest's memory is touched for this device.
+                inner.active = None;
+                (inner.fresh, inner.reset) = (false, true);
+                self.interrupt.acknowledge(u32::MAX);
+            }
+            Change::Activate => match self.make_queues(inner.registers.queues(), inner.registers.features()) {
+                Ok(active) => {
+                    inner.active = Some(active);
+                    inner.fresh = true;
+                }
+                Err(error) => inner.give_up(error, &self.interrupt),
+            },
+        }
+        // Full only if it says so already.
+        let _ = self.wake.write(1);
+    }
+
+    /// See [`VirtioDevice::system_calls`].
+    pub(super) fn system_calls(&self) -> &'static [Call] {
+        self.lock().device.system_calls()
+    }
+
+    /// What the event loop has to watch for this slot from the start.
+    pub(super) fn sources(&self) -> Vec<Source> {
+        let doorbells = (QUEUE_TOKENS..).zip(&self.doorbells).map(|(token, doorbell)| (doorbell, token));
+        let own = doorbells.chain([(&self.wake, WAKE_TOKEN)]);
+        let own = own.map(|(fd, token)| Source { fd: fd.as_raw_fd(), token, set: EventSet::IN });
+        own.chain(self.lock().device.sources()).collect()
+    }
+
+    /// Something that the event loop watches for this slot is ready.
+    pub(super) fn serve(&self, token: u32, set: EventSet, watch: Watch<'_>) {
+        let inner = &mut *self.lock();
+        let was_fresh = inner.fresh;
+        inner.catch_up();
+        if was_fresh {
+            // What came before the device knew of its driver.
+            (0..self.doorbells.len()).for_each(|index| self.ring(inner, index));
+        }
+        if token == WAKE_TOKEN {
+            let _ = self.wake.read();
+        } else if let Some(index) = token.checked_sub(QUEUE_TOKENS).and_then(|index| usize::try_from(index).ok()) {
+            let _ = self.doorbells.get(index).map(EventFd::read);
+            self.ring(inner, index);
+        } else {
+            let active = inner.active.as_mut().filter(|_| inner.registers.is_live());
+            if let Err(error) = inner.device.serve_source(active, token, set, watch) {
+                inner.give_up(error, &self.interrupt);
+            }
+        }
+    }
+
+    /// Serves queue `index` until it is empty or others should have a turn.
+    fn ring(&self, inner: &mut Inner, index: usize) {
+        let live = inner.registers.is_live();
+        let set_up = |active: &&mut Active| active.queues.get(index).is_some_and(Option::is_some);
+        let Some(active) = inner.active.as_mut().filter(|_| live).filter(set_up) else {
+            return;
+        };
+        match inner.device.serve_queue(active, index) {
+            Ok(Progress::Idle) => {}
+            Ok(Progress::More) => {
+                let _ = self.doorbells.get(index).map(|doorbell| doorbell.write(1));
+            }
+            Err(error) => inner.give_up(error, &self.interrupt),
+        }
+    }
+}
+
+impl Inner {
+    /// Tells the device of a reset or a start that it does not know of.
+    fn catch_up(&mut self) {
+        if std::mem::take(&mut self.reset) {
+            self.device.reset();
+        }
+        if std::mem::take(&mut self.fresh)
+            && let Some(active) = self.active.as_mut()
+        {
+            self.device.activate(active);
+        }
+    }
+
+    fn give_up(&mut self, error: QueueError, interrupt: &Interrupt) {
+        self.errors = self.errors.saturating_add(1);
+        if self.errors <= LOGGED_ERRORS {
+            warn!(device = self.device.name(), %error, "the guest's driver broke the rules, the device waits for a reset");
+        }
+        if self.registers.set_needs_reset() {
+            interrupt.config_changed();
+        }
+    }
+}
+
+/// A slot on the bus.
+pub struct MmioTransport {
+    slot: Arc<Slot>,
+}
+
+impl MmioTransport {
+    /// Bytes of a device's registers.
+    pub const LEN: u64 = 0x1000;
+
+    /// The registers of `slot`.
+    pub fn new(slot: Arc<Slot>) -> Self {
+        Self { slot }
+    }
+}
+
+impl Device for MmioTransport {
+    fn read(&self, at: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(at) = at.checked_sub(offset::CONFIG) {
+            self.slot.lock().device.read_config(at, data);
+            return;
+        }
+        // Registers are 32 bits wide and aligned; other accesses read zeros.
+        if data.len() != 4 || at % 4 != 0 {
+            return;
+        }
+        let value = match at {
+            offset::INTERRUPT_STATUS => self.slot.interrupt.status(),
+            _ => self.slot.lock().registers.read(at).unwrap_or(0),
+        };
+        data.copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn write(&self, at: u64, data: &[u8]) -> Option<Action> {
+        if let Some(at) = at.checked_sub(offset::CONFIG) {
+            self.slot.lock().device.write_config(at, data);
+            return None;
+        }
+        let value = u32::from_le_bytes(data.try_into().ok()?);
+        match at {
+            _ if at % 4 != 0 => {}
+            offset::INTERRUPT_ACK => self.slot.interrupt.acknowledge(value),
+            // KVM rings the doorbells itself. What comes here names a queue that does not exist.
+            offset::QUEUE_NOTIFY => debug!(queue = value, "a notification for no queue"),
+            _ => self.slot.write_register(at, value),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
