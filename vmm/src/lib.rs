@@ -45,6 +45,7 @@ pub mod jail;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod rate_limiter;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

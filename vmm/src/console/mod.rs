@@ -1,31 +1,34 @@
 //! The host's side of the serial line: standard input and output.
 
-mod rate;
 mod terminal;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 
 use crate::devices::serial::Serial;
+use crate::rate_limiter::TokenBucket;
 
-pub use rate::Bucket;
 pub use terminal::restore as restore_terminal;
 
 /// Bytes that are moved in one go. Not more than `PIPE_BUF`, so that a pipe that polls writable takes them whole and
 /// the write does not block.
 const CHUNK: usize = 4096;
-/// Guest output a second, in bytes, in the long run: what fills the host's log is the guest's choice.
-const OUTPUT_RATE: u64 = 256 * 1024;
 /// Guest output at once, in bytes.
 const OUTPUT_BURST: u64 = 1024 * 1024;
+/// Milliseconds until as much again may be written: 256 KiB a second in the long run. What fills the host's log is the
+/// guest's choice.
+const OUTPUT_REFILL_MS: u64 = 4000;
+/// Milliseconds between two looks at whether output is allowed again, so that it comes in more than drops.
+const OUTPUT_PAUSE_MS: u16 = 10;
 
 /// Standard input and output as the far end of a serial line.
 pub struct Console {
     input: Option<RawFd>,
     output: Option<RawFd>,
-    bucket: Bucket,
+    limit: Option<TokenBucket>,
 }
 
 impl Console {
@@ -33,7 +36,7 @@ impl Console {
     pub fn open() -> Self {
         let stdin = io::stdin().as_raw_fd();
         let input = terminal::make_raw(stdin).then_some(stdin);
-        Self { input, output: Some(io::stdout().as_raw_fd()), bucket: Bucket::new(OUTPUT_RATE, OUTPUT_BURST) }
+        Self { input, output: Some(io::stdout().as_raw_fd()), limit: output_limit() }
     }
 
     /// Whether there may be input to wait for now.
@@ -43,7 +46,12 @@ impl Console {
 
     /// Whether there is output that may be written now.
     fn wants_output(&mut self, serial: &Serial) -> bool {
-        serial.has_output() && (self.output.is_none() || self.bucket.available() > 0)
+        serial.has_output() && (self.output.is_none() || self.allowed() > 0)
+    }
+
+    /// Bytes of output that may be written now.
+    fn allowed(&mut self) -> u64 {
+        self.limit.as_mut().map_or(u64::MAX, |limit| limit.available(Instant::now()))
     }
 
     /// What to wait for. At most two entries.
@@ -62,7 +70,8 @@ impl Console {
 
     /// Milliseconds until output is allowed again, if that is what keeps it waiting.
     pub fn wait_ms(&mut self, serial: &Serial) -> Option<u16> {
-        (serial.has_output() && self.output.is_some()).then(|| self.bucket.wait_ms())
+        let waits = serial.has_output() && self.output.is_some();
+        waits.then(|| if self.allowed() > 0 { 0 } else { OUTPUT_PAUSE_MS })
     }
 
     /// Moves what is ready, as told by the entries of [`Console::poll_set`].
@@ -108,7 +117,7 @@ impl Console {
             return false;
         };
         let mut buffer = [0; CHUNK];
-        let allowed = usize::try_from(self.bucket.available()).unwrap_or(CHUNK).min(CHUNK);
+        let allowed = usize::try_from(self.allowed()).unwrap_or(CHUNK).min(CHUNK);
         let count = serial.take_output(buffer.get_mut(..allowed).unwrap_or_default());
         let bytes = buffer.get(..count).unwrap_or_default();
         if bytes.is_empty() {
@@ -117,7 +126,9 @@ impl Console {
         // SAFETY: see `poll_set`.
         match nix::unistd::write(unsafe { BorrowedFd::borrow_raw(fd) }, bytes) {
             Ok(written) => {
-                self.bucket.take(written as u64);
+                if let Some(limit) = &mut self.limit {
+                    limit.take(written as u64);
+                }
                 serial.output_done(written, true);
                 true
             }
@@ -132,7 +143,7 @@ impl Console {
 
     /// Writes what is left when the VM has ended, as far as it goes without waiting for long.
     pub fn finish(&mut self, serial: &Serial) {
-        self.bucket = Bucket::new(OUTPUT_RATE, OUTPUT_BURST);
+        self.limit = output_limit();
         for _ in 0..OUTPUT_BURST / CHUNK as u64 {
             let mut set = self.poll_set(serial);
             set.retain(|entry| entry.events().contains(PollFlags::POLLOUT));
@@ -142,6 +153,11 @@ impl Console {
         }
         discard(serial);
     }
+}
+
+/// The limit of guest output, unused.
+fn output_limit() -> Option<TokenBucket> {
+    TokenBucket::new(OUTPUT_BURST, 0, OUTPUT_REFILL_MS)
 }
 
 /// Drops output that cannot be written; the line counts it as lost.
