@@ -10,7 +10,7 @@ use clap::Parser;
 use portcullis_vmm::config::VmConfig;
 use portcullis_vmm::jail;
 use portcullis_vmm::log::{self, LogLevel};
-use portcullis_vmm::vm::{self, Clock, Options, VmError};
+use portcullis_vmm::vm::{self, Clock, Options, Supervisor, VmError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,11 +85,13 @@ fn run(args: &Args, clock: Clock) -> Result<(), (u8, String)> {
     log::install(args.log_path.as_deref(), args.level).map_err(|e| unusable(&e))?;
     let config = VmConfig::from_file(&args.config_file).map_err(|e| unusable(&e))?;
     let options = Options { id: args.id.clone(), boot_timer: args.boot_timer };
-    vm::run(&config, &options, clock).map(drop).map_err(|error| {
-        let registers = match &error {
-            VmError::Guest(fault) => format!("\n  {}", fault.registers),
-            _ => String::new(),
-        };
-        (error.exit_code(), format!("{error}{registers}"))
-    })
+    Supervisor::new(options, clock).and_then(|(supervisor, _)| supervisor.run(Some(&config))).map(drop).map_err(
+        |error| {
+            let registers = match &error {
+                VmError::Guest(fault) => format!("\n  {}", fault.registers),
+                _ => String::new(),
+            };
+            (error.exit_code(), format!("{error}{registers}"))
+        },
+    )
 }

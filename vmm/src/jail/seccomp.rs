@@ -21,8 +21,11 @@ pub enum ThreadKind {
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
+const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 /// Used by the terminal, which may have to be restored.
 const TERMINAL: [u64; 2] = [libc::TCGETS, libc::TCSETS];
+/// On vCPUs that stand still.
+const PAUSED: [u64; 1] = [KVM_KVMCLOCK_CTRL];
 
 /// What every thread needs: memory for the allocator (never executable), locks, time, its own end, and abort.
 const COMMON: &[i64] = &[
@@ -97,7 +100,7 @@ fn rules(kind: ThreadKind, devices: &[Call]) -> BackendResult<Rules> {
         ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS],
         ThreadKind::Main => {
             rules.extend(MAIN.iter().map(|call| (*call, Vec::new())));
-            &TERMINAL
+            &[TERMINAL.as_slice(), &PAUSED].concat()
         }
     };
     let ioctls = ioctls.iter().map(|request| argument(1, SeccompCmpOp::Eq, *request)).collect::<Result<_, _>>()?;

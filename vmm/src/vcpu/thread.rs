@@ -3,7 +3,7 @@
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,22 +68,31 @@ pub fn install_kick_handler() -> Result<(), VcpuError> {
 }
 
 /// The vCPU threads of a VM.
+///
+/// A thread runs its guest while it holds its vCPU. To pause is to take the vCPUs from the threads: whoever has them can
+/// read and set their state, and no thread needs the system calls for that. To go on is to give them back.
 pub struct Threads {
-    handles: Vec<JoinHandle<VcpuFd>>,
-    gates: Vec<SyncSender<()>>,
-    stopping: Arc<AtomicBool>,
+    handles: Vec<JoinHandle<Receiver<VcpuFd>>>,
+    gates: Vec<SyncSender<VcpuFd>>,
+    parked: Receiver<Parked>,
+    interrupt: Arc<AtomicBool>,
 }
 
+/// A vCPU that its thread has handed over, and its number.
+type Parked = (u8, VcpuFd);
+
 impl Threads {
-    /// Starts a thread for each vCPU. Each confines itself, says so, and waits for [`Threads::run`].
-    pub fn start(vcpus: Vec<VcpuFd>, context: &VcpuContext) -> Result<Self, VcpuError> {
-        let mut all = Self { handles: Vec::new(), gates: Vec::new(), stopping: Arc::new(AtomicBool::new(false)) };
-        for (number, fd) in (0u8..).zip(vcpus) {
+    /// Starts `count` threads. Each confines itself, says so, and waits for its vCPU.
+    pub fn start(count: u8, context: &VcpuContext) -> Result<Self, VcpuError> {
+        let (park, parked) = channel();
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let mut all = Self { handles: Vec::new(), gates: Vec::new(), parked, interrupt };
+        for number in 0..count {
             let (open, gate) = sync_channel(1);
-            let vcpu = Vcpu { number, fd, context: context.clone(), stopping: Arc::clone(&all.stopping) };
+            let (context, park, interrupt) = (context.clone(), park.clone(), Arc::clone(&all.interrupt));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{number}"))
-                .spawn(move || vcpu.main(&gate))
+                .spawn(move || thread(number, &context, &interrupt, gate, &park))
                 .map_err(|source| VcpuError::Thread { vcpu: number, source })?;
             all.handles.push(thread);
             all.gates.push(open);
@@ -111,89 +120,143 @@ impl Threads {
         Ok(())
     }
 
-    /// Lets the vCPUs run.
-    pub fn run(&mut self) {
-        for gate in self.gates.drain(..) {
-            // A thread that is gone has sent why.
-            let _ = gate.send(());
+    /// Gives the threads their vCPUs, in order of their numbers: they run.
+    pub fn run(&self, vcpus: Vec<VcpuFd>) {
+        self.interrupt.store(false, Ordering::SeqCst);
+        for (gate, vcpu) in self.gates.iter().zip(vcpus) {
+            // A gate holds one, and its thread has none.
+            let _ = gate.send(vcpu);
         }
     }
 
-    /// Stops all threads and gives back whether they did stop.
-    ///
-    /// The kick is repeated: one that arrives between the thread's look at the flag and `KVM_RUN` is lost.
-    pub fn stop(&mut self) -> bool {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.gates.clear();
+    /// Takes the vCPUs from the threads, in order of their numbers. What an instruction of the guest has begun with a
+    /// device is finished: the state that can be read now is a whole one. `None` when a thread did not stop in time;
+    /// those that did run on.
+    pub fn pause(&self) -> Option<Vec<VcpuFd>> {
+        self.interrupt.store(true, Ordering::SeqCst);
         let limit = Instant::now() + STOP_LIMIT;
-        while let Some(thread) = self.handles.iter().find(|thread| !thread.is_finished()) {
-            if Instant::now() > limit {
-                return false;
+        let mut parked: Vec<Parked> = Vec::with_capacity(self.handles.len());
+        while parked.len() < self.handles.len() {
+            match self.parked.try_recv() {
+                Ok(vcpu) => parked.push(vcpu),
+                Err(TryRecvError::Empty) if Instant::now() < limit => self.kick(&parked),
+                Err(_) => {
+                    self.interrupt.store(false, Ordering::SeqCst);
+                    for (number, vcpu) in parked {
+                        let _ = self.gates.get(usize::from(number)).map(|gate| gate.send(vcpu));
+                    }
+                    return None;
+                }
             }
-            // SAFETY: the thread has not been joined, so its handle is valid.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK as libc::c_int) };
-            std::thread::sleep(Duration::from_micros(200));
         }
+        parked.sort_unstable_by_key(|(number, _)| *number);
+        Some(parked.into_iter().map(|(_, vcpu)| vcpu).collect())
+    }
+
+    /// Interrupts the threads that still run a guest, and gives them some time. To be repeated: a kick that arrives
+    /// between a thread's look at the flag and `KVM_RUN` is lost.
+    fn kick(&self, parked: &[Parked]) {
+        for (number, thread) in self.handles.iter().enumerate() {
+            if !parked.iter().any(|(parked, _)| usize::from(*parked) == number) {
+                // SAFETY: the thread has not been joined, so its handle is valid.
+                unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK as libc::c_int) };
+            }
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+
+    /// Stops all threads for good and gives back whether they did stop. `vcpus` are those that were taken before.
+    pub fn stop(&mut self, vcpus: Option<Vec<VcpuFd>>) -> bool {
+        let Some(vcpus) = vcpus.or_else(|| self.pause()) else {
+            return false;
+        };
+        drop(vcpus);
+        self.gates.clear();
         for thread in self.handles.drain(..) {
-            // A panic in a thread has aborted the process.
+            // It waits for its vCPU and finds that there will be none. A panic in a thread has aborted the process.
             drop(thread.join());
         }
         true
     }
 }
 
+/// The thread of vCPU `number`. The gate comes back because it may still hold a vCPU, and closing one is not among the
+/// system calls of this thread.
+fn thread(
+    number: u8,
+    context: &VcpuContext,
+    interrupt: &AtomicBool,
+    gate: Receiver<VcpuFd>,
+    park: &Sender<Parked>,
+) -> Receiver<VcpuFd> {
+    let confined = seccomp::install(ThreadKind::Vcpu, &context.filter);
+    let ok = confined.is_ok();
+    context.tell(Message::Confined(confined));
+    while ok && let Ok(fd) = gate.recv() {
+        let mut vcpu = Vcpu { number, fd, context, interrupt };
+        vcpu.run();
+        // The main thread holds the other end until this thread has ended.
+        if let Err(unsent) = park.send((number, vcpu.fd)) {
+            std::mem::forget(unsent);
+        }
+    }
+    gate
+}
+
+impl VcpuContext {
+    fn tell(&self, message: Message) {
+        // The main thread holds the other ends until this thread has ended.
+        let _ = self.messages.send(message);
+        let _ = self.wake.write(1);
+    }
+}
+
 /// One vCPU, on its thread.
-struct Vcpu {
+struct Vcpu<'a> {
     number: u8,
     fd: VcpuFd,
-    context: VcpuContext,
-    stopping: Arc<AtomicBool>,
+    context: &'a VcpuContext,
+    interrupt: &'a AtomicBool,
 }
 
 /// What is to be done after an exit.
 enum Next {
     Run,
+    /// The guest was not entered, or left because of a kick.
+    Interrupted,
     Do(Action),
     Fail(FaultKind),
     /// Its details lie in `kvm_run`, which the exit still borrowed.
     FailInternal,
 }
 
-impl Vcpu {
-    /// The thread. It gives back the vCPU, so that closing it is not among the system calls of this thread.
-    fn main(mut self, gate: &Receiver<()>) -> VcpuFd {
-        let confined = seccomp::install(ThreadKind::Vcpu, &self.context.filter);
-        let ok = confined.is_ok();
-        self.tell(Message::Confined(confined));
-        if ok && gate.recv().is_ok() {
-            self.run();
-        }
-        self.fd
-    }
-
-    fn tell(&self, message: Message) {
-        // The main thread holds the other ends until this thread has ended.
-        let _ = self.context.messages.send(message);
-        let _ = self.context.wake.write(1);
-    }
-
+impl Vcpu<'_> {
+    /// Runs the guest until it ends the VM, cannot go on, or the vCPU is wanted back.
     fn run(&mut self) {
-        while !self.stopping.load(Ordering::Relaxed) {
+        self.fd.set_kvm_immediate_exit(0);
+        loop {
+            let wanted_back = self.interrupt.load(Ordering::SeqCst);
+            if wanted_back {
+                // What the last exit has begun (a read from a device, a string instruction) is finished by entering
+                // once more; the guest itself does not get any further.
+                self.fd.set_kvm_immediate_exit(1);
+            }
             let next = match self.step() {
                 Next::FailInternal => Next::Fail(FaultKind::internal_error(self.fd.get_kvm_run())),
                 next => next,
             };
             match next {
-                Next::Run | Next::FailInternal => {}
+                Next::Interrupted if wanted_back => return,
+                Next::Interrupted | Next::Run | Next::FailInternal => {}
                 Next::Do(Action::Mark(source, value)) => {
                     let (boot_us, cpu_us) = (self.context.clock.elapsed_us(), Clock::cpu_us());
-                    self.tell(Message::Mark(Mark { source, value, boot_us, cpu_us }));
+                    self.context.tell(Message::Mark(Mark { source, value, boot_us, cpu_us }));
                 }
-                Next::Do(Action::Reset) => return self.tell(Message::Ended(EndReason::Reset)),
-                Next::Do(Action::PowerOff) => return self.tell(Message::Ended(EndReason::PowerOff)),
+                Next::Do(Action::Reset) => return self.context.tell(Message::Ended(EndReason::Reset)),
+                Next::Do(Action::PowerOff) => return self.context.tell(Message::Ended(EndReason::PowerOff)),
                 Next::Fail(kind) => {
                     let registers = Box::new(registers::read(&self.fd, self.number));
-                    return self.tell(Message::Fault(Fault { kind, registers }));
+                    return self.context.tell(Message::Fault(Fault { kind, registers }));
                 }
             }
         }
@@ -203,8 +266,8 @@ impl Vcpu {
     fn step(&mut self) -> Next {
         let exit = match self.fd.run() {
             Ok(exit) => exit,
-            // Interrupted by a kick, or not started by its siblings yet.
-            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => return Next::Run,
+            // A kick, the immediate exit, or a vCPU that its siblings have not started yet.
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => return Next::Interrupted,
             Err(e) => {
                 let e = std::io::Error::from(e);
                 return Next::Fail(FaultKind::Run(e.kind(), e.to_string()));
@@ -222,7 +285,7 @@ impl Vcpu {
             }
             VcpuExit::IoOut(port, data) => context.ports.write(port.into(), data),
             VcpuExit::MmioWrite(address, data) => context.mmio.write(address, data),
-            VcpuExit::Intr => None,
+            VcpuExit::Intr => return Next::Interrupted,
             VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _) => Some(Action::PowerOff),
             VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _) => Some(Action::Reset),
             VcpuExit::SystemEvent(SYSTEM_EVENT_CRASH, _) => return Next::Fail(FaultKind::GuestCrash),

@@ -26,8 +26,6 @@ pub(super) struct Machine {
     pub(super) ports: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
     pub(super) serial: Arc<Serial>,
-    /// Wakes the main thread.
-    pub(super) wake: Arc<EventFd>,
     /// The virtio devices.
     pub(super) devices: EventLoop,
     _vm: VmFd,
@@ -35,12 +33,13 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Puts the VM of `config` together and loads what it boots.
+    /// Puts the VM of `config` together and loads what it boots. `wake` wakes the main thread.
     pub(super) fn build(
         config: &VmConfig,
         files: BootFiles,
         virtio: Vec<Box<dyn VirtioDevice>>,
         boot_timer: bool,
+        wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
         let step = |step| move |source| KvmError::Step { step, source };
         let kvm = kvm::open()?;
@@ -51,27 +50,16 @@ impl Machine {
         vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
         vm.create_irq_chip().map_err(step("create the interrupt controllers"))?;
 
-        let wake = event_fd()?;
         let interrupt = event_fd()?;
         vm.register_irqfd(&interrupt, u32::from(serial::IRQ)).map_err(step("connect the serial line's interrupt"))?;
-        let line_wake = wake.try_clone().map_err(VmError::EventFd)?;
-        let serial = Arc::new(Serial::new(interrupt, line_wake));
+        let serial = Arc::new(Serial::new(interrupt, wake));
         let (ports, mut mmio) = buses(&serial, boot_timer);
         let mut devices = EventLoop::new().map_err(VmError::EventFd)?;
         let places = place_devices(virtio, &vm, &ram, &mut mmio, &mut devices)?;
 
         let entry = files.load(&ram, config, &places)?;
         let vcpus = create_vcpus(&kvm, &vm, &ram, config.machine_config.vcpu_count, entry)?;
-        Ok(Self {
-            vcpus,
-            ports: Arc::new(ports),
-            mmio: Arc::new(mmio),
-            serial,
-            wake: Arc::new(wake),
-            devices,
-            _vm: vm,
-            _ram: ram,
-        })
+        Ok(Self { vcpus, ports: Arc::new(ports), mmio: Arc::new(mmio), serial, devices, _vm: vm, _ram: ram })
     }
 }
 

@@ -1,20 +1,28 @@
 //! One VM: put together, confined, run, ended.
+//!
+//! The main thread is a [`Supervisor`]. With a configuration it builds and runs the VM at once; without one it waits
+//! until a [`Controller`] sends it. Either way the process is confined between the building and the running, once.
+
+pub mod control;
 
 mod clock;
 mod end;
 mod kvm;
 mod machine;
 mod panic;
+mod running;
 mod signals;
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use vmm_sys_util::eventfd::EventFd;
 
 pub use clock::Clock;
+pub use control::{Command, ControlError, Controller, Reply, VmState};
 pub use end::VmError;
 pub use kvm::KvmError;
 pub use panic::abort_on_panic;
@@ -22,15 +30,14 @@ pub use panic::abort_on_panic;
 use crate::boot::BootFiles;
 use crate::config::VmConfig;
 use crate::console::Console;
-use crate::devices::{self, boot_timer, serial};
+use crate::devices::{self, serial};
 use crate::jail::{self, seccomp, seccomp::ThreadKind};
 use crate::log::{EndReason, Event};
-use crate::vcpu::{self, Message, Threads, VcpuContext};
+use crate::vcpu::{self, Threads, VcpuContext};
+use control::Commands;
 use machine::Machine;
+use running::Running;
 use signals::Signals;
-
-/// Descriptors that the main thread always waits for: signals, its own event counter, the devices.
-const FIXED: usize = 3;
 
 /// What stands beside the configuration on the command line.
 #[derive(Clone, Debug)]
@@ -41,155 +48,185 @@ pub struct Options {
     pub boot_timer: bool,
 }
 
-/// Runs the VM of `config` to its end. Whatever happens, the last line of the log is an `end`.
-///
-/// To be called once in a process: it confines the process for good.
-pub fn run(config: &VmConfig, options: &Options, clock: Clock) -> Result<EndReason, VmError> {
-    let mut line = serial::Counters::default();
-    let result = run_to_end(config, options, clock, &mut line);
-    let (reason, error) = match &result {
-        Ok(reason) => (*reason, None),
-        Err(error) => (EndReason::Error, Some(error)),
-    };
-    if let Some(VmError::Guest(fault)) = error {
-        Event::Registers(fault.registers.clone()).emit();
-    }
-    Event::End {
-        reason,
-        error: error.map(|e| e.code().to_owned()),
-        text: error.map(ToString::to_string),
-        run_us: clock.elapsed_us(),
-        serial_out: line.passed,
-        serial_lost: line.lost,
-    }
-    .emit();
-    result
-}
-
-fn run_to_end(
-    config: &VmConfig,
-    options: &Options,
+/// The main thread's work: one VM from its configuration to its end.
+pub struct Supervisor {
+    options: Options,
     clock: Clock,
-    line: &mut serial::Counters,
-) -> Result<EndReason, VmError> {
-    // First of all, so that a signal during the start waits until it can be answered, and threads inherit it.
-    let signals = Signals::take_over()?;
-    vcpu::install_kick_handler()?;
-    Event::Start {
-        id: options.id.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        vcpus: config.machine_config.vcpu_count,
-        mem_mib: config.machine_config.mem_size_mib,
-    }
-    .emit();
-    let files = BootFiles::open(config)?;
-    let virtio = devices::virtio(config)?;
-    let mut machine = Machine::build(config, files, virtio, options.boot_timer)?;
-    let (messages, inbox) = channel();
-    let context = VcpuContext {
-        ports: Arc::clone(&machine.ports),
-        mmio: Arc::clone(&machine.mmio),
-        clock,
-        messages,
-        wake: Arc::clone(&machine.wake),
-        filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
-    };
-    let main_filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
-    let console = Console::open();
-    // From here on there are no files to be opened and nothing more to be gained.
-    let landlock = jail::restrict_process()?;
-    let mut threads = Threads::start(std::mem::take(&mut machine.vcpus), &context)?;
-    // The threads' clones are the only senders left: when all have ended, the inbox says so.
-    drop(context);
-    let confined = threads.wait_confined(&inbox).and_then(|()| seccomp::install(ThreadKind::Main, &main_filter));
-    if let Err(error) = confined {
-        threads.stop();
-        return Err(error.into());
-    }
-    Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
-    let mut running = Running { machine, threads, console, signals, inbox };
-    let result = running.run(clock);
-    *line = running.end();
-    result
-}
-
-/// A VM whose vCPUs may run, on the main thread.
-struct Running {
-    machine: Machine,
-    threads: Threads,
-    console: Console,
     signals: Signals,
-    inbox: Receiver<Message>,
+    /// Wakes this thread: commands, vCPUs' messages, the serial line.
+    wake: Arc<EventFd>,
+    commands: Commands,
 }
 
-impl Running {
-    fn run(&mut self, clock: Clock) -> Result<EndReason, VmError> {
+impl Supervisor {
+    /// Takes over the signals that end a VM. To be made before any other thread, so that all inherit their mask, and
+    /// once in a process, which it confines for good later.
+    ///
+    /// The second part is for whoever gives commands; dropped, there will be none.
+    pub fn new(options: Options, clock: Clock) -> Result<(Self, Controller), VmError> {
+        let signals = Signals::take_over()?;
+        vcpu::install_kick_handler()?;
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
+        let wake = Arc::new(wake);
+        let (controller, commands) = control::connect(Arc::clone(&wake))?;
+        Ok((Self { options, clock, signals, wake, commands }, controller))
+    }
+
+    /// Runs the VM of `config`, or the one that comes with a command, to its end. Whatever happens, the last line of the
+    /// log is an `end`, and controllers are told.
+    pub fn run(self, config: Option<&VmConfig>) -> Result<EndReason, VmError> {
+        let (clock, shared) = (self.clock, Arc::clone(&self.commands.shared));
+        let mut line = serial::Counters::default();
+        let result = self.run_to_end(config, &mut line);
+        let (reason, error) = match &result {
+            Ok(reason) => (*reason, None),
+            Err(error) => (EndReason::Error, Some(error)),
+        };
+        if let Some(VmError::Guest(fault)) = error {
+            Event::Registers(fault.registers.clone()).emit();
+        }
+        Event::End {
+            reason,
+            error: error.map(|e| e.code().to_owned()),
+            text: error.map(ToString::to_string),
+            run_us: clock.elapsed_us(),
+            serial_out: line.passed,
+            serial_lost: line.lost,
+        }
+        .emit();
+        shared.set_state(VmState::Ended);
+        result
+    }
+
+    fn run_to_end(self, config: Option<&VmConfig>, line: &mut serial::Counters) -> Result<EndReason, VmError> {
+        let clock = self.clock;
+        let running = match config {
+            Some(config) => {
+                let machine = self.build(config)?;
+                Some(self.confine(machine)?)
+            }
+            None => self.wait_for_start()?,
+        };
+        let Some(mut running) = running else {
+            return Ok(EndReason::Killed);
+        };
+        if config.is_some() {
+            running.resume();
+        }
         Event::Running { setup_us: clock.elapsed_us() }.emit();
-        self.threads.run();
+        let result = running.run();
+        *line = running.end();
+        result
+    }
+
+    /// Takes commands until one starts a VM; `None` when a signal came first.
+    fn wait_for_start(self) -> Result<Option<Running>, VmError> {
         loop {
-            if let Some(result) = self.wait_and_serve()? {
-                return result;
+            while let Ok(command) = self.commands.inbox.try_recv() {
+                match command {
+                    Command::Start(config, reply) => match self.build(&config) {
+                        Ok(machine) => return self.confine_and_run(machine, reply).map(Some),
+                        Err(error) => reply.send(Err(error.into())),
+                    },
+                    command => refuse_early(command),
+                }
+            }
+            let wake = borrow(&*self.wake);
+            let mut set = [self.signals.as_fd(), wake].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut set, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(source) => return Err(VmError::Poll(source)),
+            }
+            let _ = self.wake.read();
+            if self.signals.take() {
+                return Ok(None);
             }
         }
     }
 
-    /// Waits for anything to happen and serves it; gives how the VM ended, once it has.
-    fn wait_and_serve(&mut self) -> Result<Option<Result<EndReason, VmError>>, VmError> {
-        let serial = Arc::clone(&self.machine.serial);
-        let console = self.console.poll_set(&serial);
-        let timeout = self.console.wait_ms(&serial).filter(|ms| *ms > 0).map_or(PollTimeout::NONE, PollTimeout::from);
-        // SAFETY: the eventfd lives as long as the machine, longer than this borrow.
-        let wake = unsafe { BorrowedFd::borrow_raw(self.machine.wake.as_raw_fd()) };
-        // SAFETY: as above.
-        let devices = unsafe { BorrowedFd::borrow_raw(self.machine.devices.as_raw_fd()) };
-        let mut set = Vec::with_capacity(FIXED + console.len());
-        set.extend([self.signals.as_fd(), wake, devices].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        set.extend(console);
-        match poll(&mut set, timeout) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(None),
-            Err(source) => return Err(VmError::Poll(source)),
-        }
-        let ready = |entry: Option<&PollFd<'_>>| entry.and_then(PollFd::any).unwrap_or(false);
-        let (signalled, woken, devices) = (ready(set.first()), ready(set.get(1)), ready(set.get(2)));
-        if woken {
-            // Reading sets the counter back; the queues say what it was about.
-            let _ = self.machine.wake.read();
-        }
-        self.console.serve(&serial, set.get(FIXED..).unwrap_or_default());
-        if devices {
-            self.machine.devices.serve().map_err(VmError::Devices)?;
-        }
-        if let Some(result) = self.take_messages() {
-            return Ok(Some(result));
-        }
-        Ok((signalled && self.signals.take()).then_some(Ok(EndReason::Killed)))
-    }
-
-    fn take_messages(&mut self) -> Option<Result<EndReason, VmError>> {
-        while let Ok(message) = self.inbox.try_recv() {
-            match message {
-                Message::Mark(mark) if boot_timer::is_boot(mark.source, mark.value) => Event::GuestBoot(mark).emit(),
-                Message::Mark(mark) => Event::GuestMark(mark).emit(),
-                Message::Ended(reason) => return Some(Ok(reason)),
-                Message::Fault(fault) => return Some(Err(VmError::Guest(fault))),
-                Message::Confined(_) => {}
+    fn confine_and_run(self, machine: Machine, reply: Reply<()>) -> Result<Running, VmError> {
+        match self.confine(machine) {
+            Ok(mut running) => {
+                running.resume();
+                reply.send(Ok(()));
+                Ok(running)
+            }
+            Err(error) => {
+                // Half confined there is no way back: the process ends.
+                reply.send(Err(ControlError::Failed(error.to_string())));
+                Err(error)
             }
         }
-        None
     }
 
-    /// Stops the vCPUs and passes on what the guest last wrote.
-    fn end(mut self) -> serial::Counters {
-        let stopped = self.threads.stop();
-        self.console.finish(&self.machine.serial);
-        let line = self.machine.serial.counters();
-        if !stopped {
-            // A vCPU may still touch guest memory: leave it mapped until the process ends, which is now.
-            tracing::warn!("vCPU threads did not stop in time");
-            std::mem::forget(self.machine);
+    /// Opens what the configuration names and puts the VM together. It can be dropped again without a trace.
+    fn build(&self, config: &VmConfig) -> Result<Machine, VmError> {
+        Event::Start {
+            id: self.options.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            vcpus: config.machine_config.vcpu_count,
+            mem_mib: config.machine_config.mem_size_mib,
         }
-        line
+        .emit();
+        let files = BootFiles::open(config)?;
+        let virtio = devices::virtio(config)?;
+        Machine::build(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))
     }
+
+    /// Gives up what the process does not need to run the VM. The vCPUs stand still.
+    fn confine(self, mut machine: Machine) -> Result<Running, VmError> {
+        let (messages, inbox) = channel();
+        let context = VcpuContext {
+            ports: Arc::clone(&machine.ports),
+            mmio: Arc::clone(&machine.mmio),
+            clock: self.clock,
+            messages,
+            wake: Arc::clone(&self.wake),
+            filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
+        };
+        let main_filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
+        let console = Console::open();
+        // From here on there are no files to be opened and nothing more to be gained.
+        let landlock = jail::restrict_process()?;
+        let vcpus = std::mem::take(&mut machine.vcpus);
+        let mut threads = Threads::start(u8::try_from(vcpus.len()).unwrap_or(u8::MAX), &context)?;
+        // The threads' clones are the only senders left: when all have ended, the inbox says so.
+        drop(context);
+        let confined = threads.wait_confined(&inbox).and_then(|()| seccomp::install(ThreadKind::Main, &main_filter));
+        if let Err(error) = confined {
+            threads.stop(Some(vcpus));
+            return Err(error.into());
+        }
+        Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
+        Ok(Running {
+            machine,
+            threads,
+            paused: Some(vcpus),
+            console,
+            signals: self.signals,
+            wake: self.wake,
+            inbox,
+            commands: self.commands,
+        })
+    }
+}
+
+/// Answers a command that needs a VM, before there is one.
+fn refuse_early(command: Command) {
+    match command {
+        Command::Device(work) => work(None),
+        Command::Start(_, reply)
+        | Command::Pause(reply)
+        | Command::Resume(reply)
+        | Command::SendCtrlAltDel(reply)
+        | Command::SetMetrics(_, reply)
+        | Command::FlushMetrics(reply) => reply.send(Err(ControlError::NotStarted)),
+    }
+}
+
+/// The descriptor of something that outlives the borrow, for [`poll`].
+fn borrow(of: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: `of` owns the descriptor and lives as long as this borrow.
+    unsafe { BorrowedFd::borrow_raw(of.as_raw_fd()) }
 }

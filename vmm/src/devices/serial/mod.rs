@@ -7,7 +7,7 @@
 
 mod uart;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,7 +25,7 @@ pub const IRQ: u8 = 4;
 pub struct Serial {
     uart: Mutex<Uart>,
     interrupt: EventFd,
-    wake: EventFd,
+    wake: Arc<EventFd>,
 }
 
 /// How much went through the line.
@@ -39,7 +39,7 @@ pub struct Counters {
 
 impl Serial {
     /// A line whose interrupt is `interrupt`; `wake` is written when the main thread has something to do.
-    pub fn new(interrupt: EventFd, wake: EventFd) -> Self {
+    pub fn new(interrupt: EventFd, wake: Arc<EventFd>) -> Self {
         Self { uart: Mutex::new(Uart::default()), interrupt, wake }
     }
 

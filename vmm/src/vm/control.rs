@@ -1,0 +1,216 @@
+//! What other threads ask of a VM: commands to the main thread, and their answers.
+//!
+//! The API's thread holds a [`Controller`]. Each of its calls is a [`Command`] that the main thread takes when it has
+//! its turn, and the answer comes back through a [`Reply`]. Files are opened by who asks, and handed over open: the
+//! main thread can open none once a guest runs.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VmError;
+use crate::config::VmConfig;
+use crate::virtio::{Active, EventLoop, VirtioDevice};
+
+/// What a VM does, as Firecracker's `InstanceInfo` says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum VmState {
+    /// Nothing was started or loaded yet.
+    NotStarted,
+    /// vCPUs run.
+    Running,
+    /// vCPUs and devices stand still.
+    Paused,
+    /// The VM is gone, the process about to end.
+    Ended,
+}
+
+impl VmState {
+    /// Firecracker's words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotStarted => "Not started",
+            Self::Running => "Running",
+            Self::Paused => "Paused",
+            Self::Ended => "Ended",
+        }
+    }
+}
+
+/// Why a command was not carried out. The VM goes on as before, unless it has ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// It needs a VM that was started.
+    #[error("the VM has not been started")]
+    NotStarted,
+    /// It has to come before the start.
+    #[error("the VM has been started already")]
+    AlreadyStarted,
+    /// It needs a paused VM.
+    #[error("the VM is not paused")]
+    NotPaused,
+    /// The VM has no such device.
+    #[error("the VM has no {0}")]
+    NoDevice(String),
+    /// It was tried and failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The VM ended before the answer.
+    #[error("the VM has ended")]
+    Ended,
+}
+
+impl From<VmError> for ControlError {
+    fn from(error: VmError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// The answer's way back.
+#[derive(Debug)]
+pub struct Reply<T>(SyncSender<Result<T, ControlError>>);
+
+impl<T> Reply<T> {
+    /// Answers. Who asked may be gone, which is no concern of the VM.
+    pub fn send(self, answer: Result<T, ControlError>) {
+        let _ = self.0.try_send(answer);
+    }
+}
+
+/// Work with the devices of a VM, on the main thread; `None` before there is one. It answers by itself.
+pub type DeviceWork = Box<dyn FnOnce(Option<&EventLoop>) + Send>;
+
+/// One command.
+pub enum Command {
+    /// Build the VM and let it run. On an error nothing has been started, and it may be tried again.
+    Start(Box<VmConfig>, Reply<()>),
+    /// Let vCPUs and devices stand still. Nothing to do where they do already.
+    Pause(Reply<()>),
+    /// Let them go on. Nothing to do where they do already.
+    Resume(Reply<()>),
+    /// Press Ctrl, Alt and Delete on the guest's keyboard.
+    SendCtrlAltDel(Reply<()>),
+    /// Do something with a device.
+    Device(DeviceWork),
+    /// Write metrics to this file from now on.
+    SetMetrics(File, Reply<()>),
+    /// Write metrics now.
+    FlushMetrics(Reply<()>),
+}
+
+/// What both ends share.
+pub(super) struct Shared {
+    state: AtomicU8,
+    /// Wakes the main thread.
+    bell: Arc<EventFd>,
+    /// Readable, for ever, once the VM has ended.
+    ended: EventFd,
+}
+
+impl Shared {
+    pub(super) fn set_state(&self, state: VmState) {
+        self.state.store(state as u8, Ordering::SeqCst);
+        if state == VmState::Ended {
+            // Nobody reads it, so it cannot be full.
+            let _ = self.ended.write(1);
+        }
+    }
+
+    fn state(&self) -> VmState {
+        let states = [VmState::NotStarted, VmState::Running, VmState::Paused];
+        let found = self.state.load(Ordering::SeqCst);
+        states.into_iter().find(|state| *state as u8 == found).unwrap_or(VmState::Ended)
+    }
+}
+
+/// The asking end. Calls wait for their answer; the main thread gives it within one turn of its loop.
+#[derive(Clone)]
+pub struct Controller {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+/// The main thread's end.
+pub(super) struct Commands {
+    pub(super) inbox: Receiver<Command>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// A pair of ends; `bell` is written with each command.
+pub(super) fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
+    let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
+    let shared = Arc::new(Shared { state: AtomicU8::new(VmState::NotStarted as u8), bell, ended });
+    let (commands, inbox) = channel();
+    Ok((Controller { commands, shared: Arc::clone(&shared) }, Commands { inbox, shared }))
+}
+
+impl Controller {
+    /// Sends the command that `make` puts around a reply, and waits for the answer.
+    pub fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, ControlError> {
+        let (reply, answer) = sync_channel(1);
+        self.commands.send(make(Reply(reply))).map_err(|_| ControlError::Ended)?;
+        // Full only if the main thread has not looked for very long, and it will.
+        let _ = self.shared.bell.write(1);
+        answer.recv().unwrap_or(Err(ControlError::Ended))
+    }
+
+    /// What the VM does. Does not wait.
+    pub fn state(&self) -> VmState {
+        self.shared.state()
+    }
+
+    /// Readable once the VM has ended: the thread that serves commands is to clean up and end then.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor lives as long as `self.shared`, which this borrow keeps.
+        unsafe { BorrowedFd::borrow_raw(self.shared.ended.as_raw_fd()) }
+    }
+
+    /// Does `work` with the device of type `D` that has this name ([`VirtioDevice::name`]), on the main thread and
+    /// with its system calls. The second part of what `work` gives says whether the driver is to be told of a change
+    /// in configuration space.
+    pub fn device<D, T, W>(&self, name: &str, work: W) -> Result<T, ControlError>
+    where
+        D: VirtioDevice + 'static,
+        T: Send + 'static,
+        W: FnOnce(&mut D, Option<&mut Active>) -> (Result<T, String>, bool) + Send + 'static,
+    {
+        let name = name.to_owned();
+        self.call(move |reply| {
+            Command::Device(Box::new(move |devices: Option<&EventLoop>| {
+                let answer = devices.ok_or(ControlError::NotStarted).and_then(|devices| find(devices, &name, work));
+                reply.send(answer);
+            }))
+        })
+    }
+}
+
+/// Does `work` with the device of this type and name.
+fn find<D, T, W>(devices: &EventLoop, name: &str, work: W) -> Result<T, ControlError>
+where
+    D: VirtioDevice + 'static,
+    W: FnOnce(&mut D, Option<&mut Active>) -> (Result<T, String>, bool),
+{
+    let mut work = Some(work);
+    for slot in devices.slots() {
+        let done = slot.control(|device, active| {
+            if device.name() != name {
+                return (None, false);
+            }
+            let device = device.as_any().downcast_mut::<D>();
+            let Some((device, work)) = device.zip(work.take()) else {
+                return (None, false);
+            };
+            let (answer, changed) = work(device, active);
+            (Some(answer), changed)
+        });
+        if let Some(answer) = done {
+            return answer.map_err(ControlError::Failed);
+        }
+    }
+    Err(ControlError::NoDevice(name.to_owned()))
+}
