@@ -1,0 +1,52 @@
+//! How fast and how small the VMM is: `scripts/bench vmm`.
+//!
+//! Times are on the clock, from the call that starts the program; ratios are of turns in the same round. See
+//! SPECIFICATION.md.
+
+#[path = "../../tests/vm/guest.rs"]
+#[allow(dead_code)]
+mod guest;
+mod memory;
+mod programs;
+#[path = "../../../attest/benches/attest/report.rs"]
+mod report;
+#[path = "../../../attest/benches/attest/rounds.rs"]
+#[allow(dead_code)]
+mod rounds;
+mod start;
+
+use std::path::PathBuf;
+
+use report::Report;
+
+const PARTS: [&str; 2] = ["start", "memory"];
+
+fn main() {
+    let (mut json, mut rounds, mut parts) = (None, 101, Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
+        match argument.as_str() {
+            "--json" => json = Some(PathBuf::from(value())),
+            "--rounds" => rounds = value().parse().expect("--rounds takes a number"),
+            // Cargo says so to every benchmark.
+            "--bench" => {}
+            _ => parts.push(argument),
+        }
+    }
+    if parts.is_empty() {
+        parts = PARTS.map(str::to_owned).to_vec();
+    }
+    let mut report = Report::default();
+    let programs = programs::Programs::find();
+    for part in parts {
+        match part.as_str() {
+            "start" => start::run(&mut report, rounds, &programs),
+            "memory" => memory::run(&mut report, &programs),
+            _ => panic!("no part is called {part}"),
+        }
+    }
+    if let Some(file) = json {
+        report.write(&file).expect("the file for the figures cannot be written");
+    }
+}

@@ -1,0 +1,120 @@
+//! The VMMs that are compared, and how each is told to run one guest with 1 vCPU and 128 MiB.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use portcullis_vmm::config::VmConfig;
+
+use crate::guest::{Guest, SCRATCH};
+
+/// Guest memory in MiB.
+pub const MEM_MIB: u64 = 128;
+
+/// A guest that prints a sign and ends itself: by the keyboard controller, and where there is none by a triple fault.
+pub fn short_lived() -> Guest {
+    let guest = Guest::new().print("!").out8(0x64, 0xfe).store64(SCRATCH, 0).store64(SCRATCH + 8, 0);
+    // lidt [rdi]; ud2
+    guest.edi(SCRATCH).raw(&[0x0f, 0x01, 0x1f, 0x0f, 0x0b]).hang()
+}
+
+/// A VMM that is there.
+pub struct Program {
+    pub name: &'static str,
+    path: PathBuf,
+    arguments: fn(&Path) -> Vec<String>,
+}
+
+/// Every VMM that is there, ours first, then the floor.
+pub struct Programs {
+    pub all: Vec<Program>,
+    /// Names of those that are not.
+    pub missing: Vec<&'static str>,
+    directory: tempfile::TempDir,
+}
+
+impl Programs {
+    /// Looks for the peers, and compiles the floor.
+    pub fn find() -> Self {
+        let directory = tempfile::tempdir().expect("a directory for the guests");
+        let floor = directory.path().join("floor");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/vmm/floor.c");
+        let compiled = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&floor).arg(source).status();
+        assert!(compiled.is_ok_and(|status| status.success()), "the floor needs a C compiler: install gcc");
+        let ours = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-vmm"));
+        let mut all = vec![
+            Program { name: "portcullis-vmm", path: ours, arguments: portcullis },
+            Program { name: "floor (C program)", path: floor, arguments: |at| vec![shown(&at.join("kernel"))] },
+        ];
+        let peers: [(&'static str, &str, fn(&Path) -> Vec<String>); 3] = [
+            ("QEMU microvm", "qemu-system-x86_64", qemu),
+            ("Firecracker", "firecracker", firecracker),
+            ("Cloud Hypervisor", "cloud-hypervisor", cloud_hypervisor),
+        ];
+        let mut missing = Vec::new();
+        for (name, file, arguments) in peers {
+            match on_path(file) {
+                Some(path) => all.push(Program { name, path, arguments }),
+                None => missing.push(name),
+            }
+        }
+        Self { all, missing, directory }
+    }
+
+    /// Writes the files of one guest, for every VMM.
+    pub fn guest(&self, name: &str, guest: &Guest) -> PathBuf {
+        let at = self.directory.path().join(name);
+        let write = |file: &str, bytes: &[u8]| std::fs::write(at.join(file), bytes).expect("a guest's files");
+        std::fs::create_dir(&at).expect("a guest's directory");
+        write("kernel", &guest.elf());
+        write("pvh", &guest.pvh_elf());
+        let config = VmConfig::new(at.join("kernel")).with_mem_mib(MEM_MIB);
+        write("vm.json", config.to_json().expect("a configuration").as_bytes());
+        let firecracker = serde_json::json!({
+            "boot-source": {"kernel_image_path": at.join("kernel")},
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": MEM_MIB},
+            "drives": [],
+        });
+        write("firecracker.json", firecracker.to_string().as_bytes());
+        at
+    }
+}
+
+impl Program {
+    /// The command that runs the guest whose files are at `at`; its serial line is standard output.
+    pub fn command(&self, at: &Path) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args((self.arguments)(at)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn portcullis(at: &Path) -> Vec<String> {
+    ["--no-api".into(), "--level".into(), "Off".into(), "--config-file".into(), shown(&at.join("vm.json"))].into()
+}
+
+fn firecracker(at: &Path) -> Vec<String> {
+    ["--no-api".into(), "--level".into(), "Off".into(), "--config-file".into(), shown(&at.join("firecracker.json"))]
+        .into()
+}
+
+fn qemu(at: &Path) -> Vec<String> {
+    let kernel = shown(&at.join("pvh"));
+    let options = "-M microvm -enable-kvm -m 128 -smp 1 -nodefaults -no-user-config \
+                   -display none -no-reboot -serial stdio -kernel";
+    options.split_whitespace().map(str::to_owned).chain([kernel]).collect()
+}
+
+fn cloud_hypervisor(at: &Path) -> Vec<String> {
+    let kernel = shown(&at.join("pvh"));
+    let options = "--cpus boot=1 --memory size=128M --serial tty --console off --kernel";
+    options.split_whitespace().map(str::to_owned).chain([kernel]).collect()
+}
