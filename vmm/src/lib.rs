@@ -46,6 +46,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod rate_limiter;
+pub mod snapshot;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VmError;
 use crate::config::VmConfig;
+use crate::snapshot::{Files, SnapshotLoad};
 use crate::virtio::{Active, EventLoop, VirtioDevice};
 
 /// What a VM does, as Firecracker's `InstanceInfo` says it.
@@ -93,6 +94,26 @@ pub enum Command {
     Pause(Reply<()>),
     /// Let them go on. Nothing to do where they do already.
     Resume(Reply<()>),
+    /// Write the paused VM into these files, new or empty ones. It stays as it is, also when that fails. The files are on
+    /// disk at the answer if `sync`.
+    CreateSnapshot {
+        /// Where to.
+        files: Files,
+        /// Whether to wait for the disk.
+        sync: bool,
+        /// The answer.
+        reply: Reply<()>,
+    },
+    /// Build the VM that lies in these files, instead of a start. It is paused, unless the request says otherwise. The
+    /// answer is its configuration. On an error nothing has been started, and something else may be tried.
+    LoadSnapshot {
+        /// Where from.
+        files: Files,
+        /// How; the paths in it are not looked at.
+        request: Box<SnapshotLoad>,
+        /// The answer.
+        reply: Reply<Box<VmConfig>>,
+    },
     /// Press Ctrl, Alt and Delete on the guest's keyboard.
     SendCtrlAltDel(Reply<()>),
     /// Do something with a device.

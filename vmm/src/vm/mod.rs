@@ -216,7 +216,9 @@ impl Supervisor {
 fn refuse_early(command: Command) {
     match command {
         Command::Device(work) => work(None),
+        Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::Failed("not there yet".to_owned()))),
         Command::Start(_, reply)
+        | Command::CreateSnapshot { reply, .. }
         | Command::Pause(reply)
         | Command::Resume(reply)
         | Command::SendCtrlAltDel(reply)

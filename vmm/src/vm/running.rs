@@ -101,6 +101,8 @@ impl Running {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Start(_, reply) => reply.send(Err(ControlError::AlreadyStarted)),
+            Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::AlreadyStarted)),
+            Command::CreateSnapshot { reply, .. } => reply.send(Err(ControlError::Failed("not there yet".to_owned()))),
             Command::Pause(reply) => reply.send(self.pause()),
             Command::Resume(reply) => {
                 self.resume();

@@ -1,0 +1,203 @@
+//! Requests for snapshots, as Firecracker writes them.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigError;
+
+/// Most network cards that a load may connect otherwise.
+const MAX_OVERRIDES: usize = 16;
+
+/// What is to be in a snapshot.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotType {
+    /// All of the guest's memory.
+    #[default]
+    Full,
+    /// What changed since the last one: not supported.
+    Diff,
+}
+
+/// `PUT /snapshot/create`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// The file for the state of vCPUs and devices.
+    pub snapshot_path: PathBuf,
+    /// The file for the guest's memory.
+    pub mem_file_path: PathBuf,
+    /// Only `Full`.
+    #[serde(default)]
+    pub snapshot_type: SnapshotType,
+    /// Whether the files are on disk, not only in the host's memory, when the answer comes.
+    #[serde(default = "yes")]
+    pub sync_snapshot_files: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl SnapshotCreate {
+    /// Refuses by name what is not supported.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        match self.snapshot_type {
+            SnapshotType::Full => Ok(()),
+            SnapshotType::Diff => Err(ConfigError::NotSupported("snapshot_type Diff")),
+        }
+    }
+}
+
+/// Where the memory of a loaded VM comes from.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryBackendType {
+    /// The file is mapped; pages are read when the guest touches them.
+    File,
+    /// Another process hands out pages: not supported.
+    Uffd,
+}
+
+/// Where the memory of a loaded VM comes from.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBackend {
+    /// Only `File`.
+    pub backend_type: MemoryBackendType,
+    /// The file.
+    pub backend_path: PathBuf,
+}
+
+/// Another tap for a network card of the snapshot.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    /// The card.
+    pub iface_id: String,
+    /// The tap that it is connected to from now on.
+    pub host_dev_name: String,
+}
+
+/// Another socket for the vsock device of the snapshot.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    /// The socket's path.
+    pub uds_path: PathBuf,
+}
+
+/// `PUT /snapshot/load`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// The file with the state of vCPUs and devices.
+    pub snapshot_path: PathBuf,
+    /// The file with the memory, in the words of older clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_file_path: Option<PathBuf>,
+    /// The file with the memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_backend: Option<MemoryBackend>,
+    /// Only `false`.
+    #[serde(default)]
+    pub enable_diff_snapshots: bool,
+    /// Only `false`.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// Whether the VM goes on at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// Taps other than those of the snapshot.
+    #[serde(default)]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// A vsock socket other than the snapshot's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// Whether the guest's clocks jump over the time since the snapshot; else they go on from where they stood.
+    #[serde(default)]
+    pub clock_realtime: bool,
+    /// Only `None`, or `Snapshot`, which means the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<String>,
+}
+
+impl SnapshotLoad {
+    /// Refuses by name what is not supported.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refused = |field| Err(ConfigError::NotSupported(field));
+        match (&self.mem_backend, &self.mem_file_path) {
+            (Some(_), Some(_)) => return refused("mem_file_path beside mem_backend"),
+            (None, None) => return refused("a load without mem_backend"),
+            (Some(backend), None) if backend.backend_type != MemoryBackendType::File => {
+                return refused("mem_backend Uffd");
+            }
+            _ => {}
+        }
+        if self.enable_diff_snapshots {
+            return refused("enable_diff_snapshots");
+        }
+        if self.track_dirty_pages {
+            return refused("track_dirty_pages");
+        }
+        if !self.huge_pages.as_deref().is_none_or(|pages| ["None", "Snapshot"].contains(&pages)) {
+            return refused("huge_pages");
+        }
+        if self.network_overrides.len() > MAX_OVERRIDES {
+            return Err(ConfigError::OutOfRange {
+                field: "network_overrides",
+                found: self.network_overrides.len().to_string(),
+                allowed: format!("at most {MAX_OVERRIDES}"),
+            });
+        }
+        Ok(())
+    }
+
+    /// The file with the memory; [`SnapshotLoad::check`] has found exactly one.
+    pub fn memory_path(&self) -> Option<&Path> {
+        let backend = self.mem_backend.as_ref().map(|backend| backend.backend_path.as_path());
+        backend.or(self.mem_file_path.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(more: &str) -> Result<SnapshotLoad, String> {
+        let text = format!(r#"{{"snapshot_path": "/s"{more}}}"#);
+        let load: SnapshotLoad = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        load.check().map_err(|e| e.to_string()).map(|()| load)
+    }
+
+    #[test]
+    fn both_ways_to_name_the_memory_are_understood() {
+        let new =
+            load(r#", "mem_backend": {"backend_type": "File", "backend_path": "/m"}, "resume_vm": true"#).unwrap();
+        let old = load(r#", "mem_file_path": "/m", "enable_diff_snapshots": false"#).unwrap();
+        assert_eq!((new.memory_path(), old.memory_path()), (Some(Path::new("/m")), Some(Path::new("/m"))));
+        assert!(new.resume_vm && !old.resume_vm);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let memory = r#", "mem_file_path": "/m""#;
+        for (more, name) in [
+            (String::new(), "mem_backend"),
+            (format!(r#"{memory}, "mem_backend": {{"backend_type": "File", "backend_path": "/m"}}"#), "mem_file_path"),
+            (r#", "mem_backend": {"backend_type": "Uffd", "backend_path": "/m"}"#.to_owned(), "Uffd"),
+            (format!(r#"{memory}, "enable_diff_snapshots": true"#), "enable_diff_snapshots"),
+            (format!(r#"{memory}, "track_dirty_pages": true"#), "track_dirty_pages"),
+            (format!(r#"{memory}, "huge_pages": "2M""#), "huge_pages"),
+            (format!(r#"{memory}, "resume": true"#), "resume"),
+        ] {
+            let error = load(&more).unwrap_err();
+            assert!(error.contains(name), "{more}: {error}");
+        }
+        let create = |kind: &str| {
+            let text = format!(r#"{{"snapshot_path": "/s", "mem_file_path": "/m", "snapshot_type": "{kind}"}}"#);
+            serde_json::from_str::<SnapshotCreate>(&text).unwrap().check()
+        };
+        assert!(create("Full").is_ok());
+        assert!(create("Diff").unwrap_err().to_string().contains("Diff"));
+    }
+}
