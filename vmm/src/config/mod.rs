@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::entropy::EntropyConfig;
+pub use crate::devices::vsock::VsockConfig;
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use source::{BootSource, MAX_CMDLINE};
 pub use unsupported::Unsupported;
@@ -78,8 +79,9 @@ pub struct VmConfig {
     drives: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     network_interfaces: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    vsock: Unsupported,
+    /// Sockets between guest and host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// A source of entropy for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyConfig>,
@@ -109,7 +111,7 @@ impl VmConfig {
             machine_config: MachineConfig::default(),
             drives: Unsupported::default(),
             network_interfaces: Unsupported::default(),
-            vsock: Unsupported::default(),
+            vsock: None,
             entropy: None,
             balloon: Unsupported::default(),
             pmem: Unsupported::default(),
@@ -172,6 +174,7 @@ impl VmConfig {
             return Err(ConfigError::NotSupported(part));
         }
         self.machine_config.check()?;
+        self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         self.boot_source.check()
     }
 
@@ -180,7 +183,6 @@ impl VmConfig {
         let parts = [
             ("drives", &self.drives),
             ("network-interfaces", &self.network_interfaces),
-            ("vsock", &self.vsock),
             ("balloon", &self.balloon),
             ("pmem", &self.pmem),
             ("memory-hotplug", &self.memory_hotplug),

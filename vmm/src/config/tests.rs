@@ -39,7 +39,6 @@ fn what_is_not_supported_is_refused_by_name() {
     for (name, value) in [
         ("drives", r#"[{"drive_id": "rootfs"}]"#),
         ("network-interfaces", r#"[{"iface_id": "eth0"}]"#),
-        ("vsock", r#"{"guest_cid": 3}"#),
         ("balloon", "{}"),
         ("logger", r#"{"log_path": "/x"}"#),
         ("mmds-config", "{}"),

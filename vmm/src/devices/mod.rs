@@ -10,6 +10,7 @@ pub mod boot_timer;
 pub mod entropy;
 pub mod i8042;
 pub mod serial;
+pub mod vsock;
 
 use std::sync::Arc;
 
@@ -53,6 +54,9 @@ impl DeviceError {
 /// Makes the virtio devices of a configuration, in the order in which the guest finds them.
 pub fn virtio(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    if let Some(vsock) = &config.vsock {
+        devices.push(Box::new(vsock::Vsock::open(vsock)?));
+    }
     if config.entropy.is_some() {
         devices.push(Box::new(entropy::Entropy::new()));
     }

@@ -98,6 +98,57 @@ impl Guest {
         self.edi(address).raw(&[0x66, 0x81, 0x3f]).raw(&value.to_le_bytes()).raw(&[0xf3, 0x90, 0x75, 0xf7])
     }
 
+    /// Waits until the words at two addresses are equal.
+    pub fn wait_equal16(self, one: u32, other: u32) -> Self {
+        // mov esi, other; mov ax, [rdi]; cmp ax, [rsi]; pause; jne back
+        let guest = self.edi(one).raw(&[0xbe]).raw(&other.to_le_bytes());
+        guest.raw(&[0x66, 0x8b, 0x07, 0x66, 0x3b, 0x06, 0xf3, 0x90, 0x75, 0xf6])
+    }
+
+    /// Adds to a word of memory.
+    pub fn add16(self, address: u32, value: u16) -> Self {
+        self.edi(address).raw(&[0x66, 0x81, 0x07]).raw(&value.to_le_bytes())
+    }
+
+    /// Adds to a double word of memory.
+    pub fn add32(self, address: u32, value: u32) -> Self {
+        self.edi(address).raw(&[0x81, 0x07]).raw(&value.to_le_bytes())
+    }
+
+    /// Adds a double word of memory to another.
+    pub fn add32_from(self, from: u32, to: u32) -> Self {
+        // mov eax, [from]; add [to], eax
+        self.edi(from).raw(&[0x8b, 0x07]).edi(to).raw(&[0x01, 0x07])
+    }
+
+    /// Adds each of `[len_at]` bytes from `address` on to the double word at `total`.
+    pub fn add_bytes(self, address: u32, len_at: u32, total: u32) -> Self {
+        // mov ecx, [len_at]; mov esi, address; jecxz over; lodsb; movzx eax, al; add [total], eax; dec ecx; jnz back
+        let guest = self.edi(len_at).raw(&[0x8b, 0x0f, 0xbe]).raw(&address.to_le_bytes()).edi(total);
+        guest.raw(&[0xe3, 10, 0xac, 0x0f, 0xb6, 0xc0, 0x01, 0x07, 0xff, 0xc9, 0x75, 0xf6])
+    }
+
+    /// Does `body` only if the word at `address` is `value`.
+    pub fn if16(self, address: u32, value: u16, body: &Guest) -> Self {
+        // cmp word [address], value; jne over the body
+        let guest = self.edi(address).raw(&[0x66, 0x81, 0x3f]).raw(&value.to_le_bytes()).raw(&[0x0f, 0x85]);
+        guest.raw(&u32::try_from(body.code.len()).unwrap().to_le_bytes()).raw(&body.code)
+    }
+
+    /// Does `body` again and again.
+    pub fn forever(self, body: &Guest) -> Self {
+        let back = u32::try_from(body.code.len() + 5).unwrap().wrapping_neg();
+        self.raw(&body.code).raw(&[0xe9]).raw(&back.to_le_bytes())
+    }
+
+    /// Does `body` until the double word at `address` is `value`.
+    pub fn until32(self, address: u32, value: u32, body: &Guest) -> Self {
+        // body; cmp dword [address], value; jne back
+        let guest = self.raw(&body.code).edi(address).raw(&[0x81, 0x3f]).raw(&value.to_le_bytes()).raw(&[0x0f, 0x85]);
+        let back = u32::try_from(body.code.len() + 5 + 6 + 6).unwrap().wrapping_neg();
+        guest.raw(&back.to_le_bytes())
+    }
+
     /// Prints `count` bytes of memory in hexadecimal.
     pub fn print_hex(self, address: u32, count: u32) -> Self {
         // add al, '0'; cmp al, '9'; jbe +2; add al, 'a' - '9' - 1; out dx, al

@@ -12,3 +12,4 @@ mod jail;
 mod life;
 mod refusals;
 mod virtio;
+mod vsock;
