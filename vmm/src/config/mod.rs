@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::entropy::EntropyConfig;
+pub use crate::devices::net::{MacAddress, NetworkInterface};
 pub use crate::devices::vsock::VsockConfig;
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use source::{BootSource, MAX_CMDLINE};
@@ -77,8 +78,9 @@ pub struct VmConfig {
     // What Firecracker knows beside these may stand in a file as `null` or `[]`, see `asked_for_in_vain`.
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     drives: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    network_interfaces: Unsupported,
+    /// Network cards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_interfaces: Vec<NetworkInterface>,
     /// Sockets between guest and host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
@@ -110,7 +112,7 @@ impl VmConfig {
             boot_source: BootSource { kernel_image_path: kernel.into(), initrd_path: None, boot_args: None },
             machine_config: MachineConfig::default(),
             drives: Unsupported::default(),
-            network_interfaces: Unsupported::default(),
+            network_interfaces: Vec::new(),
             vsock: None,
             entropy: None,
             balloon: Unsupported::default(),
@@ -174,6 +176,7 @@ impl VmConfig {
             return Err(ConfigError::NotSupported(part));
         }
         self.machine_config.check()?;
+        NetworkInterface::check_all(&self.network_interfaces)?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         self.boot_source.check()
     }
@@ -182,7 +185,6 @@ impl VmConfig {
     fn asked_for_in_vain(&self) -> Option<&'static str> {
         let parts = [
             ("drives", &self.drives),
-            ("network-interfaces", &self.network_interfaces),
             ("balloon", &self.balloon),
             ("pmem", &self.pmem),
             ("memory-hotplug", &self.memory_hotplug),

@@ -9,6 +9,7 @@ pub mod acpi_power;
 pub mod boot_timer;
 pub mod entropy;
 pub mod i8042;
+pub mod net;
 pub mod serial;
 pub mod vsock;
 
@@ -54,6 +55,9 @@ impl DeviceError {
 /// Makes the virtio devices of a configuration, in the order in which the guest finds them.
 pub fn virtio(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for interface in &config.network_interfaces {
+        devices.push(Box::new(net::Net::open(interface)?));
+    }
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(vsock::Vsock::open(vsock)?));
     }

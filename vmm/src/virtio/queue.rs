@@ -175,15 +175,22 @@ impl Queue {
 
     /// Gives a chain back: `written` bytes of its writable part are filled.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.push_all(&[(head, written)])
+    }
+
+    /// Gives chains back, each with the bytes of its writable part that are filled. The driver sees all or none.
+    pub fn push_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
         let outside = |_| QueueError::OutsideMemory("used ring");
-        let slot = u64::from(self.state.next_used & (self.state.size - 1));
-        let entry = (u64::from(written) << 32) | u64::from(head);
-        let at =
-            |offset| GuestAddress(self.state.used).checked_add(offset).ok_or(QueueError::OutsideMemory("used ring"));
-        self.ram.write_obj(entry.to_le(), at(4 + 8 * slot)?).map_err(outside)?;
-        self.state.next_used = self.state.next_used.wrapping_add(1);
-        self.added += 1;
-        // After the entry: the driver reads up to this index.
+        let used = GuestAddress(self.state.used);
+        let at = |offset| used.checked_add(offset).ok_or(QueueError::OutsideMemory("used ring"));
+        for (head, written) in chains {
+            let slot = u64::from(self.state.next_used & (self.state.size - 1));
+            let entry = (u64::from(*written) << 32) | u64::from(*head);
+            self.ram.write_obj(entry.to_le(), at(4 + 8 * slot)?).map_err(outside)?;
+            self.state.next_used = self.state.next_used.wrapping_add(1);
+            self.added += 1;
+        }
+        // After the entries: the driver reads up to this index.
         self.ram.store(self.state.next_used.to_le(), at(2)?, Ordering::Release).map_err(outside)
     }
 

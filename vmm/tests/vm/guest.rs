@@ -168,6 +168,12 @@ impl Guest {
         self.edi(address).raw(&[0x80, 0x3f, value, 0xf3, 0x90, 0x75, 0xf9])
     }
 
+    /// Waits until the double word at `address` is `value`; it may be a device's register.
+    pub fn wait_for32(self, address: u32, value: u32) -> Self {
+        // cmp dword [rdi], value; pause; jne back
+        self.edi(address).raw(&[0x81, 0x3f]).raw(&value.to_le_bytes()).raw(&[0xf3, 0x90, 0x75, 0xf6])
+    }
+
     /// Sends every byte of serial input back, until `last` has been sent.
     pub fn echo_until(self, last: u8) -> Self {
         let start = self.code.len();

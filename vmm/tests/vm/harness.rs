@@ -132,12 +132,16 @@ impl Vmm {
             reader.join().unwrap();
         }
         let log = std::fs::read_to_string(self.dir.path().join("vm.log")).unwrap_or_default();
-        let lines = log
-            .lines()
-            .map(|line| LogLine::parse(line).unwrap_or_else(|| panic!("not a line of the log: {line}")).event)
-            .collect();
+        let (mut events, mut warnings) = (Vec::new(), Vec::new());
+        for line in log.lines() {
+            match LogLine::parse(line) {
+                Some(line) => events.push(line.event),
+                None if line.contains(r#""level":"WARN""#) => warnings.push(line.to_owned()),
+                None => panic!("not a line of the log: {line}"),
+            }
+        }
         let errors = String::from_utf8_lossy(&self.errors.lock().unwrap()).into_owned();
-        Ended { status, output: self.output_text(), errors, events: lines }
+        Ended { status, output: self.output_text(), errors, events, warnings }
     }
 }
 
@@ -184,6 +188,8 @@ pub struct Ended {
     pub errors: String,
     /// The log.
     pub events: Vec<Event>,
+    /// Its warnings, which are for people.
+    pub warnings: Vec<String>,
 }
 
 impl Ended {
@@ -200,8 +206,22 @@ impl Ended {
         }
     }
 
-    /// Asserts a clean end.
+    /// Asserts a clean end without warnings.
     pub fn expect_clean(&self, reason: EndReason) {
+        assert_eq!(self.warnings, [""; 0], "{self:?}");
+        self.expect_end(reason);
+    }
+
+    /// Asserts a clean end, and that the log warns of each of `parts`, and of nothing else.
+    pub fn expect_warnings(&self, reason: EndReason, parts: &[&str]) {
+        self.expect_end(reason);
+        assert_eq!(self.warnings.len(), parts.len(), "{self:?}");
+        for (warning, part) in self.warnings.iter().zip(parts) {
+            assert!(warning.contains(part), "{part:?} is not in {warning:?}");
+        }
+    }
+
+    fn expect_end(&self, reason: EndReason) {
         assert_eq!((self.code(), self.end()), (Some(0), (reason, None)), "{self:?}");
         assert_eq!(self.errors, "");
     }

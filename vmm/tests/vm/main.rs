@@ -10,6 +10,8 @@ mod guest;
 mod harness;
 mod jail;
 mod life;
+mod net;
 mod refusals;
+mod tap;
 mod virtio;
 mod vsock;

@@ -1,0 +1,226 @@
+//! From the tap to the guest.
+
+use std::collections::VecDeque;
+
+use super::features::Features;
+use super::frame::{BUFFER_COUNT, ETHERNET, HEADER, LARGEST};
+use super::{Net, RX};
+use crate::memory::GuestRam;
+use crate::virtio::{Active, Chain, IoVec, Progress, QueueError};
+
+/// Most vectors of one `readv` (`IOV_MAX` of Linux).
+const MAX_VECTORS: usize = 1024;
+/// Largest packet of a link that the driver was not told of.
+const ORDINARY_MTU: u16 = 1500;
+
+/// Where a frame is that was read and not yet given to the driver.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// In the buffers that are held, from the first on.
+    Guest,
+    /// In [`Rx::own`].
+    Own,
+}
+
+/// Buffers of the driver that were taken from the queue, and the frame that is on its way.
+pub(super) struct Rx {
+    held: VecDeque<Chain>,
+    /// Bytes of all that are held.
+    room: u64,
+    /// A frame that waits: for more buffers, or for the limiter.
+    waiting: Option<(usize, Place)>,
+    /// A frame for which the driver's buffers may be too small. One byte more than the largest.
+    own: Vec<u8>,
+}
+
+/// What came of an attempt to receive one frame.
+enum Step {
+    /// One frame more, or one less.
+    Next,
+    /// There is none, or it may not pass yet.
+    Wait,
+    /// The driver has to give more buffers first.
+    NoRoom,
+}
+
+fn bytes(chain: &Chain) -> usize {
+    usize::try_from(chain.writable.len()).unwrap_or(usize::MAX)
+}
+
+impl Rx {
+    pub(super) fn new() -> Self {
+        Self { held: VecDeque::new(), room: 0, waiting: None, own: vec![0; LARGEST + 1] }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        (self.held, self.room, self.waiting) = (VecDeque::new(), 0, None);
+    }
+
+    /// Puts the buffers back into the queue. A frame that waits is lost, as on any wire.
+    pub(super) fn put_back(&mut self, active: &mut Active) {
+        if let Ok(queue) = active.queue(RX) {
+            self.held.iter().for_each(|_| queue.unpop());
+        }
+        self.clear();
+    }
+
+    /// Buffers of this many bytes hold every frame that may come, so that it can be read straight into them.
+    fn enough(features: Features, mtu: Option<u16>) -> u64 {
+        let packet = if features.mergeable() || features.large_receive() {
+            return u64::try_from(LARGEST).unwrap_or(u64::MAX);
+        } else {
+            mtu.unwrap_or(ORDINARY_MTU)
+        };
+        u64::from(packet) + u64::try_from(HEADER + ETHERNET).unwrap_or(0)
+    }
+
+    /// Takes buffers from the queue: one, or with mergeable buffers as many as the largest frame may need. Gives
+    /// whether there is one.
+    fn refill(&mut self, active: &mut Active, features: Features) -> Result<bool, QueueError> {
+        let wanted = if features.mergeable() { u64::try_from(LARGEST).unwrap_or(u64::MAX) } else { 1 };
+        while self.room < wanted
+            && let Some(chain) = active.queue(RX)?.pop()?
+        {
+            if !chain.readable.is_empty() {
+                return Err(QueueError::BadRequest("a buffer to receive into that is not the device's to write"));
+            }
+            if bytes(&chain) < HEADER {
+                return Err(QueueError::BadRequest("a buffer to receive into that holds no header"));
+            }
+            self.room = self.room.saturating_add(chain.writable.len());
+            self.held.push_back(chain);
+        }
+        Ok(!self.held.is_empty())
+    }
+
+    /// The vectors of the buffers that one frame may fill, and at last the VMM's own: what lands there did not fit.
+    fn vectors(&mut self, ram: &GuestRam) -> Result<Vec<IoVec>, QueueError> {
+        let mut vectors = Vec::with_capacity(self.held.len() + 1);
+        for chain in &self.held {
+            vectors.extend(chain.writable.io_vecs(ram)?);
+        }
+        vectors.push(self.own_vector());
+        Ok(vectors)
+    }
+
+    fn own_vector(&mut self) -> IoVec {
+        IoVec { iov_base: self.own.as_mut_ptr().cast(), iov_len: self.own.len() }
+    }
+
+    /// How many buffers a frame of `len` bytes fills; `None` if they do not hold it.
+    fn buffers_for(&self, len: usize, features: Features) -> Option<usize> {
+        let most = if features.mergeable() { self.held.len() } else { 1 };
+        let mut left = len;
+        for (index, chain) in self.held.iter().take(most).enumerate() {
+            left = left.saturating_sub(bytes(chain));
+            if left == 0 {
+                return Some(index + 1);
+            }
+        }
+        None
+    }
+
+    /// Gives the driver the frame that waits, in the first `count` buffers.
+    fn deliver(&mut self, active: &mut Active, len: usize, place: Place, count: usize) -> Result<(), QueueError> {
+        let mut used = Vec::with_capacity(count);
+        let mut done = 0usize;
+        for (index, chain) in self.held.drain(..count).enumerate() {
+            self.room = self.room.saturating_sub(chain.writable.len());
+            let part = bytes(&chain).min(len.saturating_sub(done));
+            let mut buffers = chain.writable;
+            if matches!(place, Place::Own) {
+                let bytes = self.own.get(done..done.saturating_add(part)).unwrap_or_default();
+                buffers.clone().write(&active.ram, bytes)?;
+            }
+            if index == 0 {
+                // The tap leaves this field of the header to us.
+                let _ = buffers.take(u64::try_from(BUFFER_COUNT).unwrap_or(0));
+                buffers.write(&active.ram, &u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes())?;
+            }
+            done = done.saturating_add(part);
+            used.push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));
+        }
+        active.queue(RX)?.push_all(&used)
+    }
+}
+
+impl Net {
+    /// Gives the guest what there is for it: as many frames as the queue has entries, at most.
+    pub(super) fn receive(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
+        let mut progress = Progress::More;
+        for _ in 0..active.queue(RX)?.size() {
+            let stop = match self.receive_one(active)? {
+                Step::Next => false,
+                Step::Wait => true,
+                Step::NoRoom => {
+                    self.metrics.no_rx_avail_buffer.inc();
+                    !active.queue(RX)?.enable_notification()?
+                }
+            };
+            if stop {
+                progress = Progress::Idle;
+                break;
+            }
+        }
+        active.notify(RX)?;
+        Ok(progress)
+    }
+
+    fn receive_one(&mut self, active: &mut Active) -> Result<Step, QueueError> {
+        if !self.rx.refill(active, self.features)? {
+            return Ok(Step::NoRoom);
+        }
+        let Some((len, place)) = self.rx.waiting.take().map_or_else(|| self.fetch(active), |frame| Ok(Some(frame)))?
+        else {
+            return Ok(Step::Wait);
+        };
+        let Some(count) = self.rx.buffers_for(len, self.features) else {
+            let more = usize::from(active.queue(RX)?.size()) > self.rx.held.len();
+            if self.features.mergeable() && more && len <= LARGEST {
+                self.rx.waiting = Some((len, place));
+                return Ok(Step::NoRoom);
+            }
+            self.metrics.rx_fails.inc();
+            return Ok(Step::Next);
+        };
+        self.rx.deliver(active, len, place, count)?;
+        self.metrics.rx_packets_count.inc();
+        self.metrics.rx_bytes_count.add(u64::try_from(len.saturating_sub(HEADER)).unwrap_or(0));
+        Ok(Step::Next)
+    }
+
+    /// Reads the next frame, into the guest's buffers if they hold any that may come.
+    fn fetch(&mut self, active: &Active) -> Result<Option<(usize, Place)>, QueueError> {
+        let roomy = self.rx.room >= Rx::enough(self.features, self.mtu);
+        let (vectors, place) = match self.rx.vectors(&active.ram)? {
+            vectors if roomy && vectors.len() <= MAX_VECTORS => (vectors, Place::Guest),
+            _ => (vec![self.rx.own_vector()], Place::Own),
+        };
+        // SAFETY: the vectors are checked ranges of guest memory, which stays mapped and to which nobody has a
+        // reference, and the VMM's own buffer, which nobody else uses meanwhile.
+        match unsafe { self.tap.read(&vectors) } {
+            Ok(Some(len)) if len > HEADER => {
+                self.metrics.rx_count.inc();
+                Ok(Some((len, place)))
+            }
+            Ok(_) => Ok(None),
+            Err(error) => {
+                self.metrics.tap_read_fails.inc();
+                self.complain("read", &error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Throws away what the tap has: frames of an agreement that does not hold any more.
+    pub(super) fn drain(&mut self) {
+        for _ in 0..super::TAP_BACKLOG {
+            let vector = self.rx.own_vector();
+            // SAFETY: the VMM's own buffer, which nobody else uses meanwhile.
+            if !matches!(unsafe { self.tap.read(&[vector]) }, Ok(Some(_))) {
+                return;
+            }
+        }
+    }
+}

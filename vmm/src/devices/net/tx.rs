@@ -1,0 +1,69 @@
+//! From the guest to the tap.
+
+use super::frame::{self, HEAD, HEADER, Verdict};
+use super::{Net, TX};
+use crate::virtio::{Active, Buffers, IoVec, Progress, QueueError};
+
+impl Net {
+    /// Sends what the guest has put into the queue: as many frames as it has entries, at most.
+    pub(super) fn transmit(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
+        let mut progress = Progress::More;
+        for turn in 0..active.queue(TX)?.size() {
+            let Some(chain) = active.queue(TX)?.pop()? else {
+                if turn == 0 {
+                    self.metrics.no_tx_avail_buffer.inc();
+                }
+                if active.queue(TX)?.enable_notification()? {
+                    continue;
+                }
+                progress = Progress::Idle;
+                break;
+            };
+            if !chain.writable.is_empty() {
+                return Err(QueueError::BadRequest("a frame to be sent that is the device's to write"));
+            }
+            self.send(active, chain.readable)?;
+            active.queue(TX)?.push(chain.head, 0)?;
+        }
+        active.notify(TX)?;
+        Ok(progress)
+    }
+
+    /// Sends one frame, or drops it. The host's errors are not the guest's: as on any wire, what is lost is lost.
+    fn send(&mut self, active: &Active, mut buffers: Buffers) -> Result<(), QueueError> {
+        let len = usize::try_from(buffers.len()).unwrap_or(usize::MAX);
+        let mut head = [0; HEAD];
+        let copied = buffers.read(&active.ram, &mut head)?;
+        let head = head.get(..copied).unwrap_or_default();
+        match frame::judge(head, len, self.features, self.mac) {
+            Verdict::Send => {}
+            Verdict::Malformed => {
+                self.metrics.tx_malformed_frames.inc();
+                return Ok(());
+            }
+            Verdict::Spoofed => {
+                self.metrics.tx_spoofed_mac_count.inc();
+                return Ok(());
+            }
+        }
+        let rest = buffers.io_vecs(&active.ram)?;
+        let mut vectors = Vec::with_capacity(rest.len() + 1);
+        // `writev` only reads what its vectors point to.
+        vectors.push(IoVec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+        vectors.extend(rest);
+        // SAFETY: the copied head, which lives as long, and checked ranges of guest memory, which stays mapped.
+        match unsafe { self.tap.write(&vectors) } {
+            Ok(Some(_)) => self.metrics.tx_count.inc(),
+            Ok(None) => self.metrics.tx_fails.inc(),
+            Err(error) => {
+                self.metrics.tap_write_fails.inc();
+                self.metrics.tx_fails.inc();
+                self.complain("write", &error);
+                return Ok(());
+            }
+        }
+        self.metrics.tx_packets_count.inc();
+        self.metrics.tx_bytes_count.add(u64::try_from(len.saturating_sub(HEADER)).unwrap_or(0));
+        Ok(())
+    }
+}
