@@ -227,7 +227,9 @@ fn offloads_of_received_frames_need_an_agreement() {
         (GUEST_TSO4 | MRG_RXBUF, [0, 0], 1054),
         (0, [0, 0], 1054),
     ] {
-        let guest = offer(driver(features), 1, BUFFERS, 70_000).print("R").wait_for16(rx().used_index(), 1);
+        // The card takes notice of the agreement before it serves a queue.
+        let guest = send(driver(features), 1, &[], &experiment(PEER, MAC, 1, 60), 60);
+        let guest = offer(guest, 1, BUFFERS, 70_000).print("R").wait_for16(rx().used_index(), 1);
         let guest = guest.print_hex(BUFFERS, 2).print_hex(rx().used_len(0), 4).reset();
         let mut vmm = start(&guest, &tap);
         vmm.wait_for("R");
