@@ -7,6 +7,7 @@
 //!
 //! # The rooms
 //! - [`config`]: Firecracker's JSON configuration, checked; also the way for other programs to *write* one.
+//! - [`api`]: the same and more over a unix socket, as Firecracker's API has it.
 //! - [`log`]: the lines that the VMM writes to its log, and their parser.
 //! - [`vm`]: puts one VM together, runs it and says how it ended.
 //! - `memory`, `boot`, `vcpu`, `devices`, `console`, `jail`: the parts.
@@ -37,6 +38,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+pub mod api;
 pub mod boot;
 pub mod config;
 pub mod console;

@@ -3,19 +3,22 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::api::{Api, ApiError, Limits, Session, Socket, http};
+use portcullis_vmm::config::{ConfigError, LoggerConfig, MetricsConfig, VmConfig};
 use portcullis_vmm::jail;
 use portcullis_vmm::log::{self, LogLevel};
-use portcullis_vmm::vm::{self, Clock, Options, Supervisor, VmError};
+use portcullis_vmm::vm::{self, Clock, Controller, Options, Supervisor, VmError};
 
 const EXAMPLES: &str = "\
 Examples:
   portcullis-vmm --config-file vm.json
   portcullis-vmm --id web-1 --no-api --config-file vm.json --log-path vm.log --boot-timer
+  portcullis-vmm --id web-1 --api-sock /run/web-1.sock
+  curl --unix-socket /run/web-1.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
 
 A configuration (Firecracker's format):
   {
@@ -36,21 +39,33 @@ Exit codes:
 #[derive(Parser, Debug)]
 #[command(name = "portcullis-vmm", version, after_help = EXAMPLES)]
 struct Args {
-    /// Configuration of the VM, in Firecracker's JSON format.
-    #[arg(long, value_name = "FILE")]
-    config_file: PathBuf,
+    /// Configuration of the VM, in Firecracker's JSON format. With --api-sock, the VM starts with it at once.
+    #[arg(long, value_name = "FILE", required_unless_present = "api_sock")]
+    config_file: Option<PathBuf>,
+    /// Serve Firecracker's API on a unix socket at this path. There must be no file yet.
+    #[arg(long, value_name = "PATH", conflicts_with = "no_api")]
+    api_sock: Option<PathBuf>,
+    /// Largest body of a request of the API, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = http::MAX_BODY, value_parser = payload_size)]
+    http_api_max_payload_size: usize,
     /// Name of the VM: 1 to 64 letters, digits and hyphens.
     #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
     id: String,
-    /// Run without API socket (there is none yet; accepted because Firecracker's tools give it).
+    /// Run without API socket, which is also what happens without --api-sock.
     #[arg(long)]
     no_api: bool,
     /// Append the log (JSON lines) to this file, instead of standard error.
     #[arg(long, value_name = "FILE")]
     log_path: Option<PathBuf>,
-    /// How much to log: Off, Error, Warning, Info, Debug or Trace.
-    #[arg(long, value_name = "LEVEL", default_value = "Info")]
-    level: LogLevel,
+    /// How much to log: Off, Error, Warning, Info, Debug or Trace [default: Info].
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<LogLevel>,
+    /// Accepted for Firecracker's tools: each line of the log has its level.
+    #[arg(long)]
+    show_level: bool,
+    /// Write metrics, a JSON line every minute, to this file or FIFO.
+    #[arg(long, value_name = "FILE")]
+    metrics_path: Option<PathBuf>,
     /// Give the guest a boot timer (port 0x80 and Firecracker's register) and log its marks.
     #[arg(long)]
     boot_timer: bool,
@@ -63,6 +78,12 @@ fn instance_id(text: &str) -> Result<String, String> {
     } else {
         Err("1 to 64 letters, digits and hyphens".to_owned())
     }
+}
+
+/// From what a small request takes to what no honest one needs.
+fn payload_size(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|size| (1024..=16 << 20).contains(size));
+    size.ok_or_else(|| "1024 to 16777216 bytes".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -79,19 +100,64 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args, clock: Clock) -> Result<(), (u8, String)> {
+/// What ends the process: exit code and words.
+type Failure = (u8, String);
+
+fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
     jail::close_inherited().map_err(|e| (3, e.to_string()))?;
-    let unusable = |error: &dyn std::error::Error| (2, error.to_string());
-    log::install(args.log_path.as_deref(), args.level).map_err(|e| unusable(&e))?;
-    let config = VmConfig::from_file(&args.config_file).map_err(|e| unusable(&e))?;
+    let config = configuration(args)?;
     let options = Options { id: args.id.clone(), boot_timer: args.boot_timer };
-    Supervisor::new(options, clock).and_then(|(supervisor, _)| supervisor.run(Some(&config))).map(drop).map_err(
-        |error| {
-            let registers = match &error {
-                VmError::Guest(fault) => format!("\n  {}", fault.registers),
-                _ => String::new(),
-            };
-            (error.exit_code(), format!("{error}{registers}"))
-        },
-    )
+    // Before any other thread, so that all leave the signals to this one.
+    let (supervisor, controller) = Supervisor::new(options, clock).map_err(|e| vm_failure(&e))?;
+    let api = match &args.api_sock {
+        None => {
+            drop(controller);
+            None
+        }
+        Some(path) => Some(serve(args, path, controller, config.clone())?),
+    };
+    let ended = supervisor.run(config.as_ref());
+    if let Some(api) = api {
+        api.finish();
+    }
+    ended.map(drop).map_err(|e| vm_failure(&e))
+}
+
+/// Reads the configuration and directs the log where the command line or the configuration wants it.
+fn configuration(args: &Args) -> Result<Option<VmConfig>, Failure> {
+    let unusable = |error: &dyn std::error::Error| (2, error.to_string());
+    let mut config = args.config_file.as_deref().map(VmConfig::from_file).transpose().map_err(|e| unusable(&e))?;
+    let logger = config.as_ref().and_then(|config| config.logger.clone()).unwrap_or_default();
+    let (path, level) = logging(args, &logger).map_err(|e| unusable(&e))?;
+    log::install(path, level).map_err(|e| unusable(&e))?;
+    if let (Some(config), Some(path)) = (&mut config, &args.metrics_path) {
+        config.metrics = Some(MetricsConfig::new(path));
+    }
+    Ok(config)
+}
+
+/// The command line goes before the configuration.
+fn logging<'a>(args: &'a Args, logger: &'a LoggerConfig) -> Result<(Option<&'a Path>, LogLevel), ConfigError> {
+    let path = args.log_path.as_deref().or(logger.log_path.as_deref());
+    let level = args.level.map_or_else(|| logger.level(), |level| Ok(Some(level)))?;
+    Ok((path, level.unwrap_or_default()))
+}
+
+/// Starts the API's thread.
+fn serve(args: &Args, path: &Path, controller: Controller, config: Option<VmConfig>) -> Result<Api, Failure> {
+    let socket = Socket::bind(path).map_err(|e| (e.exit_code(), e.to_string()))?;
+    let limits = Limits { body: args.http_api_max_payload_size, ..Limits::default() };
+    let mut session = Session::new(args.id.clone(), controller.clone(), config);
+    if let Some(path) = &args.metrics_path {
+        session.send_metrics_to(path);
+    }
+    Api::start(socket, limits, session, controller).map_err(|error: ApiError| (3, error.to_string()))
+}
+
+fn vm_failure(error: &VmError) -> Failure {
+    let registers = match error {
+        VmError::Guest(fault) => format!("\n  {}", fault.registers),
+        _ => String::new(),
+    };
+    (error.exit_code(), format!("{error}{registers}"))
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Unsupported};
+use super::{ConfigError, Unsupported, is_false};
 
 /// Most vCPUs of one VM.
 pub const MAX_VCPUS: u8 = 32;
@@ -34,12 +34,6 @@ pub struct MachineConfig {
     /// A debugger's socket: never.
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub gdb_socket_path: Unsupported,
-}
-
-// serde's `skip_serializing_if` hands over a reference.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 impl Default for MachineConfig {

@@ -6,6 +6,7 @@
 //! Programs write a configuration with [`VmConfig::new`] and its `with_` methods, and [`VmConfig::to_json`].
 
 mod machine;
+mod output;
 mod source;
 mod unsupported;
 
@@ -20,6 +21,7 @@ pub use crate::devices::entropy::EntropyConfig;
 pub use crate::devices::net::{MacAddress, NetworkInterface};
 pub use crate::devices::vsock::VsockConfig;
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
+pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
 pub use source::{BootSource, MAX_CMDLINE};
 pub use unsupported::Unsupported;
 
@@ -66,6 +68,12 @@ pub enum ConfigError {
     },
 }
 
+// serde's `skip_serializing_if` hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// The configuration of one VM, as in `--config-file`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -97,12 +105,15 @@ pub struct VmConfig {
     cpu_config: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     mmds_config: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    logger: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    metrics: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    serial: Unsupported,
+    /// Where the log goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logger: Option<LoggerConfig>,
+    /// Where metrics go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
+    /// Where the guest's serial line goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<SerialConfig>,
 }
 
 impl VmConfig {
@@ -120,9 +131,9 @@ impl VmConfig {
             memory_hotplug: Unsupported::default(),
             cpu_config: Unsupported::default(),
             mmds_config: Unsupported::default(),
-            logger: Unsupported::default(),
-            metrics: Unsupported::default(),
-            serial: Unsupported::default(),
+            logger: None,
+            metrics: None,
+            serial: None,
         }
     }
 
@@ -178,6 +189,8 @@ impl VmConfig {
         self.machine_config.check()?;
         NetworkInterface::check_all(&self.network_interfaces)?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
+        self.logger.as_ref().map_or(Ok(()), LoggerConfig::check)?;
+        self.metrics.as_ref().map_or(Ok(()), MetricsConfig::check)?;
         self.boot_source.check()
     }
 
@@ -190,9 +203,6 @@ impl VmConfig {
             ("memory-hotplug", &self.memory_hotplug),
             ("cpu-config", &self.cpu_config),
             ("mmds-config", &self.mmds_config),
-            ("logger", &self.logger),
-            ("metrics", &self.metrics),
-            ("serial", &self.serial),
         ];
         parts.into_iter().find(|(_, part)| !part.is_absent()).map(|(name, _)| name)
     }

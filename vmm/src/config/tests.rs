@@ -39,7 +39,6 @@ fn what_is_not_supported_is_refused_by_name() {
     for (name, value) in [
         ("drives", r#"[{"drive_id": "rootfs"}]"#),
         ("balloon", "{}"),
-        ("logger", r#"{"log_path": "/x"}"#),
         ("mmds-config", "{}"),
     ] {
         let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "{name}": {value}}}"#);

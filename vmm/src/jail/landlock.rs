@@ -1,7 +1,10 @@
 //! Landlock: no new access to any file, and where the kernel knows how, to ports, sockets and other processes.
 
+use std::path::Path;
+
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, PathFdError, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 use super::JailError;
@@ -31,24 +34,59 @@ impl Enforced {
     }
 }
 
-/// Denies the calling thread, and those it makes, every access to files that is not through an open descriptor.
-pub fn forbid_all_files() -> Result<Enforced, JailError> {
-    let status = restrict().map_err(|e| JailError::Landlock(e.to_string()))?;
-    Ok(match status {
-        RulesetStatus::FullyEnforced => Enforced::Full,
-        RulesetStatus::PartiallyEnforced => Enforced::Partial,
-        RulesetStatus::NotEnforced => Enforced::None,
-    })
+/// What a thread may still reach.
+#[derive(Debug)]
+pub struct Domain(RulesetCreated);
+
+/// Rights that the API's thread keeps: to read and write files, and to make regular ones. To run programs, to make
+/// devices, sockets, links or folders, or to remove anything is not among them.
+const API_RIGHTS: [AccessFs; 5] =
+    [AccessFs::ReadFile, AccessFs::WriteFile, AccessFs::MakeReg, AccessFs::Truncate, AccessFs::ReadDir];
+
+impl Domain {
+    /// No file that is not open already.
+    pub fn no_files() -> Result<Self, JailError> {
+        handle_all().map(Self).map_err(|e| JailError::Landlock(e.to_string()))
+    }
+
+    /// Files that requests of the API name, and the removal of its own socket.
+    pub fn for_api(socket: &Path) -> Result<Self, JailError> {
+        let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let add = || {
+            let rights = API_RIGHTS.into_iter().fold(BitFlags::EMPTY, |all, right| all | right);
+            let rules = handle_all()?
+                .add_rule(PathBeneath::new(PathFd::new("/")?, rights))?
+                .add_rule(PathBeneath::new(PathFd::new(folder)?, AccessFs::RemoveFile))?;
+            Ok::<_, RulesetFault>(Self(rules))
+        };
+        add().map_err(|e| JailError::Landlock(e.to_string()))
+    }
+
+    /// Restricts the calling thread, and those it makes. There is no way back.
+    pub fn enter(self) -> Result<Enforced, JailError> {
+        let status = self.0.restrict_self().map_err(|e| JailError::Landlock(e.to_string()))?;
+        Ok(match status.ruleset {
+            RulesetStatus::FullyEnforced => Enforced::Full,
+            RulesetStatus::PartiallyEnforced => Enforced::Partial,
+            RulesetStatus::NotEnforced => Enforced::None,
+        })
+    }
 }
 
-fn restrict() -> Result<RulesetStatus, RulesetError> {
-    // Rights that are handled and allowed by no rule are denied. Best effort: what an older kernel lacks is left out.
-    let status = Ruleset::default()
+/// Rights that are handled and allowed by no rule are denied. Best effort: what an older kernel lacks is left out.
+fn handle_all() -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
-        .create()?
-        .restrict_self()?;
-    Ok(status.ruleset)
+        .create()
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RulesetFault {
+    #[error(transparent)]
+    Rules(#[from] RulesetError),
+    #[error(transparent)]
+    Path(#[from] PathFdError),
 }

@@ -3,8 +3,8 @@
 //! A tenant is assumed to take over this process one day. What it then holds: the descriptors that were opened before
 //! (the VM, its vCPUs, the log, standard input and output), and the system calls of [`seccomp`].
 //!
-//! The order matters. [`restrict_process`] is for the only thread there is, so that every thread made later inherits
-//! it; then each thread installs the filter of its own kind with [`seccomp::install`], the main thread last.
+//! The order matters. [`restrict_process`] is for the only thread there is beside the API's, so that every thread made
+//! later inherits it; then each thread installs the filter of its own kind with [`seccomp::install`], the main thread last.
 
 pub mod landlock;
 pub mod seccomp;
@@ -81,5 +81,13 @@ pub fn restrict_process() -> Result<landlock::Enforced, JailError> {
     nix::sys::prctl::set_dumpable(false).map_err(step("PR_SET_DUMPABLE"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(step("RLIMIT_CORE"))?;
     drop_capabilities().map_err(step("capset"))?;
-    landlock::forbid_all_files()
+    landlock::Domain::no_files()?.enter()
+}
+
+/// Restricts the calling thread, and those it makes: no new privileges, no capabilities, no files but those of `domain`.
+pub fn restrict_thread(domain: landlock::Domain) -> Result<(), JailError> {
+    let step = |step| move |source| JailError::Step { step, source };
+    nix::sys::prctl::set_no_new_privs().map_err(step("no_new_privs"))?;
+    drop_capabilities().map_err(step("capset"))?;
+    domain.enter().map(drop)
 }

@@ -1,12 +1,16 @@
 //! Where the log goes.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -47,27 +51,66 @@ impl FromStr for LogLevel {
     }
 }
 
+/// What can be changed about the log while the process runs.
+struct Control {
+    target: Target,
+    level: reload::Handle<LevelFilter, Registry>,
+}
+
+static CONTROL: OnceLock<Control> = OnceLock::new();
+
+/// Where lines go: a file, or standard error.
+#[derive(Clone)]
+struct Target(Arc<Mutex<Option<File>>>);
+
+impl io::Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A panic has aborted the process: the lock is never poisoned.
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(file) => file.write(bytes),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<File, LogError> {
+    // Non-blocking: a FIFO that nobody reads must not hang the VM.
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path);
+    file.map_err(|source| LogError::Open { path: path.to_owned(), source })
+}
+
 /// Directs this process's log to `path` (appended to; a FIFO needs a reader), or to standard error.
 ///
 /// Call it once, before anything is logged. What cannot be written (a full disk, a reader that went away) is lost:
 /// the VM goes on.
 pub fn install(path: Option<&Path>, level: LogLevel) -> Result<(), LogError> {
-    let builder = tracing_subscriber::fmt().json().flatten_event(true).with_target(false).with_max_level(level.0);
+    let target = Target(Arc::new(Mutex::new(path.map(open).transpose()?)));
+    let (filter, handle) = reload::Layer::new(level.0);
+    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false);
+    let writer = target.clone();
     // Otherwise a line that cannot be written is reported by `eprintln!`, which panics where it cannot either.
-    let builder = builder.log_internal_errors(false);
-    match path {
-        None => builder.with_writer(std::io::stderr).init(),
-        Some(path) => {
-            // Non-blocking: a FIFO that nobody reads must not hang the VM.
-            let file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path)
-                .map_err(|source| LogError::Open { path: path.to_owned(), source })?;
-            builder.with_writer(Mutex::new(file)).init();
-        }
+    let lines = lines.with_current_span(false).with_span_list(false).log_internal_errors(false);
+    tracing_subscriber::registry().with(filter).with(lines.with_writer(move || writer.clone())).init();
+    let _ = CONTROL.set(Control { target, level: handle });
+    Ok(())
+}
+
+/// Directs the log elsewhere from now on, or changes how much there is of it. What is `None` stays as it is.
+pub fn redirect(path: Option<&Path>, level: Option<LogLevel>) -> Result<(), LogError> {
+    let file = path.map(open).transpose()?;
+    let Some(control) = CONTROL.get() else {
+        return Ok(());
+    };
+    if let Some(file) = file {
+        *control.target.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    }
+    if let Some(level) = level {
+        // Fails only where the subscriber is gone, and with it the log.
+        let _ = control.level.reload(level.0);
     }
     Ok(())
 }

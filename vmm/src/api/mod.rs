@@ -1,0 +1,96 @@
+//! Firecracker's HTTP API on a unix socket.
+//!
+//! One thread serves it, which is confined before it takes a connection: it may open files, accept, read and write, and
+//! remove its socket when the VM has ended. It never holds anything that the VM waits for. What a request asks of the VM
+//! goes through a [`Controller`](crate::vm::Controller) to the main thread, with files opened here.
+//!
+//! - `http`: bytes to requests, responses to bytes; [`server`]: many clients on one thread; `socket`: the file.
+//! - [`route`]: which request is which operation. `vmm/openapi/portcullis-vmm.yaml` describes them for clients.
+//! - [`session`]: the configuration before the start, the VM after it.
+//!
+//! Deviations from Firecracker are refusals with `400` and a `fault_message` that names what is not supported.
+
+mod connection;
+mod fault;
+mod files;
+mod socket;
+
+pub mod http;
+pub mod route;
+pub mod server;
+pub mod session;
+
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use connection::SLOWEST;
+pub use fault::Fault;
+pub use http::Limits;
+pub use session::Session;
+pub use socket::{Socket, SocketError};
+
+use crate::jail::landlock::Domain;
+use crate::jail::seccomp::{self, ThreadKind};
+use crate::jail::{self, JailError};
+use crate::vm::Controller;
+
+/// How long the thread may take to end after the VM has. It never waits for a client then.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why the API could not be started. Exit code 3.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The thread could not be confined.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The thread could not be started.
+    #[error("cannot start the thread of the API: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The thread that serves the API.
+#[derive(Debug)]
+pub struct Api {
+    thread: JoinHandle<()>,
+}
+
+impl Api {
+    /// Serves `socket` on a thread of its own until the VM of `controller` has ended. Gives back when the thread is
+    /// confined.
+    pub fn start(
+        socket: Socket,
+        limits: Limits,
+        mut session: Session,
+        controller: Controller,
+    ) -> Result<Self, ApiError> {
+        let filter = seccomp::compile(ThreadKind::Api, &[])?;
+        let domain = Domain::for_api(socket.path())?;
+        let (sender, confined) = channel();
+        let serve = move || {
+            let result = jail::restrict_thread(domain).and_then(|_| seccomp::install(ThreadKind::Api, &filter));
+            let ok = result.is_ok();
+            let _ = sender.send(result);
+            if ok {
+                server::serve(&socket, controller.ended(), limits, &mut session);
+            }
+            drop(socket);
+        };
+        let thread = std::thread::Builder::new().name("api".to_owned()).spawn(serve).map_err(ApiError::Thread)?;
+        wait_confined(&confined)?;
+        Ok(Self { thread })
+    }
+
+    /// Waits until the thread has seen the VM's end and removed its socket.
+    pub fn finish(self) {
+        let limit = Instant::now() + END_LIMIT;
+        while !self.thread.is_finished() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+fn wait_confined(confined: &Receiver<Result<(), JailError>>) -> Result<(), JailError> {
+    let ended = |_| JailError::Install { kind: ThreadKind::Api, reason: "the thread ended early".to_owned() };
+    confined.recv().map_err(ended)?
+}

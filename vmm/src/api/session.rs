@@ -1,0 +1,306 @@
+//! What the API knows of its VM: the configuration that grows before the start, and what is asked of the VM after it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::fault::Fault;
+use super::files::{self, FileId};
+use super::http::{Method, Request, Response};
+use super::route::{self, Operation};
+use super::server::Service;
+use crate::config::{BootSource, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig, SerialConfig, VmConfig};
+use crate::log;
+use crate::snapshot::{SnapshotCreate, SnapshotLoad};
+use crate::vm::{Command, Controller, VmState};
+
+/// `PUT /actions`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Action {
+    action_type: ActionType,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+enum ActionType {
+    InstanceStart,
+    SendCtrlAltDel,
+    FlushMetrics,
+}
+
+/// `PATCH /vm`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmPatch {
+    state: WantedState,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+enum WantedState {
+    Paused,
+    Resumed,
+}
+
+/// One VM as its API sees it. Answers requests, see [`Service`].
+pub struct Session {
+    id: String,
+    controller: Controller,
+    /// What has been put together so far, or what runs.
+    config: VmConfig,
+    /// Whether the VM was started with a configuration and without a request; it may not run yet.
+    launched: bool,
+    /// Whether a kernel was named: a configuration always has a place for it.
+    bootable: bool,
+    /// Whether anything was configured that a snapshot brings along itself.
+    configured: bool,
+    /// The file that the memory of a loaded VM is mapped from.
+    memory: Option<FileId>,
+}
+
+type Answer = Result<Response, Fault>;
+
+impl Session {
+    /// A session with a VM that was not started, or that runs with `config`.
+    pub fn new(id: String, controller: Controller, config: Option<VmConfig>) -> Self {
+        let bootable = config.is_some();
+        let config = config.unwrap_or_else(|| VmConfig::new(""));
+        Self { id, controller, config, launched: bootable, bootable, configured: bootable, memory: None }
+    }
+
+    /// Sends metrics to this file, as the command line asks.
+    pub fn send_metrics_to(&mut self, path: &Path) {
+        self.config.metrics = Some(MetricsConfig::new(path));
+    }
+
+    fn carry_out(&mut self, request: &Request) -> Answer {
+        let (operation, _name) = route::find(request)?;
+        match (request.method, request.body.is_empty()) {
+            (Method::Get, false) => return Err(Fault::new("GET request cannot have a body.")),
+            (Method::Put | Method::Patch, true) => {
+                return Err(Fault::new(format!("Empty {} request.", request.method)));
+            }
+            _ => {}
+        }
+        let body = request.body.as_slice();
+        match operation {
+            Operation::GetInstance => Ok(self.instance()),
+            Operation::GetVersion => {
+                Ok(Response::json(&serde_json::json!({ "firecracker_version": env!("CARGO_PKG_VERSION") })))
+            }
+            Operation::GetConfig => Ok(self.whole_config()),
+            Operation::GetMachineConfig => Ok(Response::json(&self.config.machine_config)),
+            Operation::PutBootSource => self.put_boot_source(body),
+            Operation::PutMachineConfig => {
+                self.configure(body, |config, new: MachineConfig| config.machine_config = new)
+            }
+            Operation::PatchMachineConfig => self.patch_machine_config(body),
+            Operation::PutEntropy => self.configure(body, |config, new: EntropyConfig| config.entropy = Some(new)),
+            Operation::PutSerial => self.configure(body, |config, new: SerialConfig| config.serial = Some(new)),
+            Operation::PutLogger => self.put_logger(body),
+            Operation::PutMetrics => self.put_metrics(body),
+            Operation::PutActions => self.act(body),
+            Operation::PatchVm => self.patch_vm(body),
+            Operation::CreateSnapshot => self.create_snapshot(body),
+            Operation::LoadSnapshot => self.load_snapshot(body),
+        }
+    }
+
+    fn instance(&self) -> Response {
+        Response::json(&serde_json::json!({
+            "app_name": "portcullis-vmm",
+            "id": self.id,
+            "state": self.controller.state().as_str(),
+            "vmm_version": env!("CARGO_PKG_VERSION"),
+        }))
+    }
+
+    /// Every part by its name, also those that are not there.
+    fn whole_config(&self) -> Response {
+        let Ok(Value::Object(mut all)) = serde_json::to_value(&self.config) else {
+            return Response::json(&Value::Null);
+        };
+        if !self.bootable {
+            all.remove("boot-source");
+        }
+        for (name, absent) in PARTS {
+            all.entry(*name).or_insert_with(|| if *absent == "[]" { Value::Array(Vec::new()) } else { Value::Null });
+        }
+        Response::json(&all)
+    }
+
+    /// Changes the configuration before the start, as a whole or not at all.
+    fn change(&mut self, change: impl FnOnce(&mut VmConfig)) -> Result<(), Fault> {
+        let mut next = self.config.clone();
+        change(&mut next);
+        next.check()?;
+        self.config = next;
+        Ok(())
+    }
+
+    fn started(&self) -> bool {
+        self.launched || self.controller.state() != VmState::NotStarted
+    }
+
+    fn before_start(&self) -> Result<(), Fault> {
+        if self.started() { Err(Fault::too_late()) } else { Ok(()) }
+    }
+
+    fn after_start(&self) -> Result<(), Fault> {
+        if self.started() { Ok(()) } else { Err(Fault::too_early()) }
+    }
+
+    /// Takes a part of the configuration that a snapshot would bring along.
+    fn configure<T: DeserializeOwned>(&mut self, body: &[u8], set: impl FnOnce(&mut VmConfig, T)) -> Answer {
+        let part = serde_json::from_slice(body)?;
+        self.before_start()?;
+        self.change(|config| set(config, part))?;
+        self.configured = true;
+        Ok(Response::done())
+    }
+
+    fn put_boot_source(&mut self, body: &[u8]) -> Answer {
+        let response = self.configure(body, |config, new: BootSource| config.boot_source = new)?;
+        self.bootable = true;
+        Ok(response)
+    }
+
+    fn patch_machine_config(&mut self, body: &[u8]) -> Answer {
+        let patch: serde_json::Map<String, Value> = serde_json::from_slice(body)?;
+        if patch.is_empty() {
+            return Err(Fault::new("Empty PATCH request."));
+        }
+        let Value::Object(mut whole) = serde_json::to_value(&self.config.machine_config)? else {
+            return Err(Fault::new("Empty PATCH request."));
+        };
+        whole.extend(patch.into_iter().filter(|(_, value)| !value.is_null()));
+        let next = MachineConfig::deserialize(Value::Object(whole))?;
+        self.before_start()?;
+        self.change(|config| config.machine_config = next)?;
+        self.configured = true;
+        Ok(Response::done())
+    }
+
+    fn put_logger(&mut self, body: &[u8]) -> Answer {
+        let logger: LoggerConfig = serde_json::from_slice(body)?;
+        self.before_start()?;
+        self.change(|config| config.logger = Some(logger.clone()))?;
+        log::redirect(logger.log_path.as_deref(), logger.level()?).map_err(|error| Fault::new(error.to_string()))?;
+        Ok(Response::done())
+    }
+
+    fn put_metrics(&mut self, body: &[u8]) -> Answer {
+        let metrics: MetricsConfig = serde_json::from_slice(body)?;
+        self.before_start()?;
+        if self.config.metrics.is_some() {
+            return Err(Fault::new("metrics go to a file already"));
+        }
+        // Opened again at the start; who asked hears now whether that can be.
+        metrics.open().map_err(|error| {
+            Fault::new(format!("cannot write metrics to {}: {error}", metrics.metrics_path.display()))
+        })?;
+        self.change(|config| config.metrics = Some(metrics))?;
+        Ok(Response::done())
+    }
+
+    fn act(&mut self, body: &[u8]) -> Answer {
+        let action: Action = serde_json::from_slice(body)?;
+        match action.action_type {
+            ActionType::InstanceStart => self.start()?,
+            ActionType::SendCtrlAltDel => {
+                self.after_start()?;
+                self.controller.call(Command::SendCtrlAltDel)?;
+            }
+            ActionType::FlushMetrics => {
+                self.after_start()?;
+                self.controller.call(Command::FlushMetrics)?;
+            }
+        }
+        Ok(Response::done())
+    }
+
+    fn start(&mut self) -> Result<(), Fault> {
+        self.before_start()?;
+        if !self.bootable {
+            return Err(Fault::new("Cannot start microvm without kernel configuration."));
+        }
+        self.config.check()?;
+        let config = Box::new(self.config.clone());
+        Ok(self.controller.call(|reply| Command::Start(config, reply))?)
+    }
+
+    fn patch_vm(&mut self, body: &[u8]) -> Answer {
+        let patch: VmPatch = serde_json::from_slice(body)?;
+        self.after_start()?;
+        match patch.state {
+            WantedState::Paused => self.controller.call(Command::Pause)?,
+            WantedState::Resumed => self.controller.call(Command::Resume)?,
+        }
+        Ok(Response::done())
+    }
+
+    fn create_snapshot(&mut self, body: &[u8]) -> Answer {
+        let request: SnapshotCreate = serde_json::from_slice(body)?;
+        request.check()?;
+        self.after_start()?;
+        if self.controller.state() != VmState::Paused {
+            return Err(Fault::new("a snapshot needs a paused VM"));
+        }
+        let files = files::create(&request, self.memory.as_ref())?;
+        let sync = request.sync_snapshot_files;
+        self.controller.call(|reply| Command::CreateSnapshot { files, sync, reply })?;
+        Ok(Response::done())
+    }
+
+    fn load_snapshot(&mut self, body: &[u8]) -> Answer {
+        let request: SnapshotLoad = serde_json::from_slice(body)?;
+        request.check()?;
+        self.before_start()?;
+        if self.configured {
+            let message = "Loading a microVM snapshot not allowed after configuring boot-specific resources.";
+            return Err(Fault::new(format!("Load snapshot error: {message}")));
+        }
+        let (files, memory) = files::open(&request)?;
+        let request = Box::new(request);
+        let loaded = self.controller.call(|reply| Command::LoadSnapshot { files, request, reply })?;
+        let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
+        self.config = *loaded;
+        (self.config.logger, self.config.metrics) = (logger, metrics);
+        (self.bootable, self.configured, self.memory) = (false, true, Some(memory));
+        Ok(Response::done())
+    }
+}
+
+/// The parts of a configuration, and how one looks that is not there.
+const PARTS: &[(&str, &str)] = &[
+    ("balloon", "null"),
+    ("boot-source", "null"),
+    ("cpu-config", "null"),
+    ("drives", "[]"),
+    ("entropy", "null"),
+    ("logger", "null"),
+    ("memory-hotplug", "null"),
+    ("metrics", "null"),
+    ("mmds-config", "null"),
+    ("network-interfaces", "[]"),
+    ("pmem", "[]"),
+    ("vsock", "null"),
+];
+
+impl Service for Session {
+    fn answer(&mut self, request: &Request) -> Response {
+        let answer = self.carry_out(request);
+        let (method, path) = (request.method.as_str(), request.path.chars().take(128).collect::<String>());
+        match answer {
+            Ok(response) => {
+                tracing::debug!(method, path, status = response.status.code(), "answered");
+                response
+            }
+            Err(fault) => {
+                tracing::debug!(method, path, status = fault.status.code(), fault = fault.message, "refused");
+                fault.response()
+            }
+        }
+    }
+}

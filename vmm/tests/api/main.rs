@@ -1,0 +1,8 @@
+//! Firecracker's API as clients meet it: the program as a process, requests on its socket, tiny guests on the local KVM.
+
+#[path = "../vm/guest.rs"]
+#[allow(dead_code)] // made for the VM's own tests
+mod guest;
+
+mod client;
+mod life;
