@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::entropy::EntropyConfig;
-pub use crate::devices::net::{MacAddress, NetworkInterface};
+pub use crate::devices::net::{MacAddress, NetworkInterface, NetworkInterfaceUpdate};
 pub use crate::devices::vsock::VsockConfig;
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};

@@ -2,6 +2,7 @@
 
 use portcullis_vmm::config::NetworkInterface;
 use portcullis_vmm::log::EndReason;
+use portcullis_vmm::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 
 use crate::guest::Guest;
 use crate::harness::{Ended, Setup, Vmm, refused};
@@ -258,6 +259,84 @@ fn chains_of_the_wrong_direction_stop_the_device() {
     wrong(tx(), WRITE, 100);
     wrong(rx(), 0, 1526);
     wrong(rx(), WRITE, 11);
+}
+
+/// Two frames at once, then one in `refill_ms` milliseconds.
+fn two_frames(refill_ms: u64) -> Option<RateLimiterConfig> {
+    let ops = TokenBucketConfig { size: 2, one_time_burst: None, refill_time: refill_ms };
+    Some(RateLimiterConfig { bandwidth: None, ops: Some(ops) })
+}
+
+const HOUR: u64 = 3_600_000;
+
+#[test]
+fn a_limited_card_sends_no_more_than_it_may() {
+    let tap = TestTap::new();
+    let offer = |guest: Guest, number: u16| {
+        let at = BUFFERS + u32::from(number) * 0x400;
+        let guest = place(guest, at, &[], &experiment(PEER, MAC, u8::try_from(number).unwrap(), 60));
+        let index = number - 1;
+        let descriptor = Descriptor { address: u64::from(at), len: HEADER + 60, flags: 0, next: 0 };
+        guest.descriptor(tx().descriptors, u32::from(index), descriptor).offer(tx(), number, index).notify(tx())
+    };
+    let guest = (1..=3).fold(driver(0), offer);
+    let held_back = guest.clone().wait_for16(tx().used_index(), 2).print("R").echo_until(b'x');
+    let mut setup_held = setup(&held_back.print_hex(tx().used_index(), 2).reset(), &tap);
+    setup_held.config.network_interfaces[0].tx_rate_limiter = two_frames(HOUR);
+    let mut vmm = setup_held.start();
+    vmm.wait_for("R");
+    vmm.type_in("x");
+    assert_eq!(bytes(&vmm.wait(), "Rx"), [2, 0]);
+
+    let wire = tap.wire();
+    let mut setup = setup(&guest.wait_for16(tx().used_index(), 3).reset(), &tap);
+    setup.config.network_interfaces[0].tx_rate_limiter = two_frames(50);
+    setup.run().expect_clean(EndReason::Reset);
+    assert_eq!([(); 3].map(|()| wire.receive_experiment()[14]), [1, 2, 3]);
+}
+
+#[test]
+fn a_limited_card_receives_no_more_than_it_may() {
+    let tap = TestTap::new();
+    let wire = tap.wire();
+    let guest =
+        (0..3u16).fold(driver(0), |guest, n| offer(guest, n + 1, BUFFERS + u32::from(n) * 0x800, 1526)).print("R");
+    let run = |guest: &Guest, refill_ms| {
+        let mut setup = setup(guest, &tap);
+        setup.config.network_interfaces[0].rx_rate_limiter = two_frames(refill_ms);
+        let mut vmm = setup.start();
+        vmm.wait_for("R");
+        (1..=3).for_each(|fill| wire.send(&experiment(MAC, PEER, fill, 60)));
+        vmm
+    };
+    let held_back = guest.clone().wait_for16(rx().used_index(), 2).print("2").echo_until(b'x');
+    let mut vmm = run(&held_back.print_hex(rx().used_index(), 2).reset(), HOUR);
+    vmm.wait_for("2");
+    vmm.type_in("x");
+    assert_eq!(bytes(&vmm.wait(), "R2x"), [2, 0]);
+
+    let all = guest.wait_for16(rx().used_index(), 3);
+    let all = (0..3).fold(all, |guest, n| guest.print_hex(BUFFERS + n * 0x800 + HEADER + 14, 1));
+    assert_eq!(bytes(&run(&all.reset(), 50).wait(), "R"), [1, 2, 3]);
+}
+
+#[test]
+fn a_device_that_is_reset_forgets_the_buffers_that_it_held() {
+    let tap = TestTap::new();
+    let wire = tap.wire();
+    // A frame has come to the first driver's buffers when it resets the device and starts anew with others.
+    let first = offer(offer(driver(MRG_RXBUF), 1, BUFFERS, 2048), 2, BUFFERS + 0x800, 2048).print("1");
+    let first = first.wait_for16(rx().used_index(), 1);
+    let second = first.virtio_start(FIRST, MRG_RXBUF, &[rx(), tx()]).print("2");
+    let second = offer(second, 1, BUFFERS + 0x1000, 2048).wait_for16(rx().used_index(), 1);
+    let guest = second.print_hex(BUFFERS + 0x800 + HEADER, 15).print_hex(BUFFERS + 0x1000 + HEADER, 60).reset();
+    let mut vmm = start(&guest, &tap);
+    vmm.wait_for("1");
+    wire.send(&experiment(MAC, PEER, 1, 60));
+    vmm.wait_for("2");
+    let frame = experiment(MAC, PEER, 2, 60);
+    wire.send(&frame);
+    assert_eq!(bytes(&vmm.wait(), "12"), [&[0; 15][..], &frame].concat());
 }
 
 /// Runs the VMM on the interface `name`, which is refused; gives what it says.

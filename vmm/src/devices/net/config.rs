@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::mac::MacAddress;
-use crate::config::{ConfigError, Unsupported};
+use crate::config::ConfigError;
+use crate::rate_limiter::RateLimiterConfig;
 
 /// Longest name of a network interface of the host, in bytes (`IFNAMSIZ` less the closing NUL).
 pub const MAX_HOST_NAME: usize = 15;
@@ -28,11 +29,11 @@ pub struct NetworkInterface {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// Limits what the guest receives.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    pub rx_rate_limiter: Unsupported,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiterConfig>,
     /// Limits what the guest sends.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    pub tx_rate_limiter: Unsupported,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiterConfig>,
 }
 
 fn refused<T>(field: &'static str, found: impl Into<String>, allowed: impl Into<String>) -> Result<T, ConfigError> {
@@ -53,8 +54,8 @@ impl NetworkInterface {
             host_dev_name: host_dev_name.into(),
             guest_mac: None,
             mtu: None,
-            rx_rate_limiter: Unsupported::default(),
-            tx_rate_limiter: Unsupported::default(),
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
         }
     }
 
@@ -79,7 +80,7 @@ impl NetworkInterface {
             let allowed = format!("{} to {}", MTUS.start(), MTUS.end());
             return refused("network-interfaces.mtu", mtu.to_string(), allowed);
         }
-        Ok(())
+        check_limits(self.rx_rate_limiter.as_ref(), self.tx_rate_limiter.as_ref())
     }
 
     /// Checks all interfaces of a VM, each and against each other.
@@ -103,6 +104,31 @@ impl NetworkInterface {
         }
         Ok(())
     }
+}
+
+/// What may be changed of an interface while the VM runs: the buckets that are named; others stay as they are.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfaceUpdate {
+    /// Which interface.
+    pub iface_id: String,
+    /// Limits what the guest receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiterConfig>,
+    /// Limits what the guest sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiterConfig>,
+}
+
+impl NetworkInterfaceUpdate {
+    /// Checks the values.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_limits(self.rx_rate_limiter.as_ref(), self.tx_rate_limiter.as_ref())
+    }
+}
+
+fn check_limits(rx: Option<&RateLimiterConfig>, tx: Option<&RateLimiterConfig>) -> Result<(), ConfigError> {
+    rx.into_iter().chain(tx).try_for_each(RateLimiterConfig::check)
 }
 
 /// The start of a text that may be long.

@@ -16,10 +16,12 @@ mod tap;
 mod tx;
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::EventSet;
 
-pub use config::{MAX_HOST_NAME, NetworkInterface};
+pub use config::{MAX_HOST_NAME, NetworkInterface, NetworkInterfaceUpdate};
 use features::Features;
 pub use mac::{MacAddress, NotAMacAddress};
 use metrics::Metrics;
@@ -28,6 +30,7 @@ pub use tap::{Tap, TapError};
 
 use super::DeviceError;
 use crate::jail::seccomp::Call;
+use crate::rate_limiter::{RateLimiter, RateLimiterState};
 use crate::virtio::{Active, DeviceKind, Progress, QueueError, Source, VirtioDevice, Watch};
 
 /// The queue of frames for the guest.
@@ -42,6 +45,30 @@ const TAP_BACKLOG: usize = 1024;
 const CONFIG_LEN: usize = 12;
 /// The tap has frames.
 const TAP: u32 = 0;
+/// The limiter of what the guest receives lets go on.
+const RX_TIMER: u32 = 1;
+/// The limiter of what the guest sends lets go on.
+const TX_TIMER: u32 = 2;
+/// What serving a card takes.
+const SYSTEM_CALLS: [Call; 5] = {
+    let [timer] = RateLimiter::SYSTEM_CALLS;
+    [
+        Call::any(libc::SYS_readv),
+        Call::any(libc::SYS_writev),
+        Call::any(libc::SYS_epoll_ctl),
+        Call::with(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD),
+        timer,
+    ]
+};
+
+/// What a snapshot keeps. Frames on their way are lost, as on any wire.
+#[derive(Serialize, Deserialize)]
+struct NetState {
+    mac: Option<[u8; 6]>,
+    mtu: Option<u16>,
+    rx_limiter: RateLimiterState,
+    tx_limiter: RateLimiterState,
+}
 
 /// The device.
 pub struct Net {
@@ -52,6 +79,8 @@ pub struct Net {
     /// What was agreed on.
     features: Features,
     rx: Rx,
+    rx_limiter: RateLimiter,
+    tx_limiter: RateLimiter,
     metrics: Metrics,
     /// An error of the tap was logged. A guest must not fill the log.
     complained: bool,
@@ -60,11 +89,9 @@ pub struct Net {
 impl Net {
     /// Opens the tap of `config`.
     pub fn open(config: &NetworkInterface) -> Result<Self, DeviceError> {
-        let tap = Tap::open(&config.host_dev_name).map_err(|error| DeviceError::Host {
-            device: name(&config.iface_id),
-            step: "open its tap",
-            source: std::io::Error::other(error),
-        })?;
+        let host = |step| move |source| DeviceError::Host { device: Self::name_of(&config.iface_id), step, source };
+        let tap = Tap::open(&config.host_dev_name).map_err(std::io::Error::other).map_err(host("open its tap"))?;
+        let limiter = |config: &Option<_>| RateLimiter::new(config.as_ref()).map_err(host("make a timer"));
         Ok(Self {
             id: config.iface_id.clone(),
             tap,
@@ -72,9 +99,35 @@ impl Net {
             mtu: config.mtu,
             features: Features::default(),
             rx: Rx::new(),
+            rx_limiter: limiter(&config.rx_rate_limiter)?,
+            tx_limiter: limiter(&config.tx_rate_limiter)?,
             metrics: Metrics::default(),
             complained: false,
         })
+    }
+
+    /// Takes over new limits while the VM runs.
+    pub fn update(&mut self, update: &NetworkInterfaceUpdate) {
+        let limits = [
+            (&mut self.rx_limiter, update.rx_rate_limiter.as_ref()),
+            (&mut self.tx_limiter, update.tx_rate_limiter.as_ref()),
+        ];
+        for (limiter, config) in limits {
+            config.into_iter().for_each(|config| limiter.update(config));
+        }
+    }
+
+    /// The name of the device of an interface, see [`VirtioDevice::name`].
+    pub fn name_of(iface_id: &str) -> String {
+        format!("network interface {iface_id}")
+    }
+
+    /// Receives on an event that tells only once, and sees to it that the rest has its turn.
+    fn receive_all(&mut self, active: &mut Active, watch: Watch<'_>) -> Result<(), QueueError> {
+        if self.receive(active)? == Progress::More && watch.modify(self.tap_source()).is_err() {
+            self.metrics.event_fails.inc();
+        }
+        Ok(())
     }
 
     /// What the tap is to be heard of for. Said again, it tells again of frames that are there.
@@ -89,17 +142,13 @@ impl Net {
     }
 }
 
-fn name(id: &str) -> String {
-    format!("network interface {id}")
-}
-
 impl VirtioDevice for Net {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Net
     }
 
     fn name(&self) -> String {
-        name(&self.id)
+        Self::name_of(&self.id)
     }
 
     fn features(&self) -> u64 {
@@ -111,14 +160,7 @@ impl VirtioDevice for Net {
     }
 
     fn system_calls(&self) -> &'static [Call] {
-        const {
-            &[
-                Call::any(libc::SYS_readv),
-                Call::any(libc::SYS_writev),
-                Call::any(libc::SYS_epoll_ctl),
-                Call::with(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD),
-            ]
-        }
+        &SYSTEM_CALLS
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -156,6 +198,8 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.features = Features::default();
         self.rx.clear();
+        self.rx_limiter.timer_event();
+        self.tx_limiter.timer_event();
     }
 
     fn serve_queue(&mut self, active: &mut Active, index: usize) -> Result<Progress, QueueError> {
@@ -169,7 +213,8 @@ impl VirtioDevice for Net {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![self.tap_source()]
+        let timer = |fd: &RateLimiter, token| Source { fd: fd.as_raw_fd(), token, set: EventSet::IN };
+        vec![self.tap_source(), timer(&self.rx_limiter, RX_TIMER), timer(&self.tx_limiter, TX_TIMER)]
     }
 
     fn serve_source(
@@ -179,13 +224,26 @@ impl VirtioDevice for Net {
         _set: EventSet,
         watch: Watch<'_>,
     ) -> Result<(), QueueError> {
-        let Some(active) = active.filter(|_| token == TAP) else {
+        match token {
+            TAP => self.metrics.rx_tap_event_count.inc(),
+            RX_TIMER => {
+                self.rx_limiter.timer_event();
+                self.metrics.rx_event_rate_limiter_count.inc();
+            }
+            TX_TIMER => {
+                self.tx_limiter.timer_event();
+                self.metrics.tx_rate_limiter_event_count.inc();
+            }
+            _ => return Ok(()),
+        }
+        let Some(active) = active else {
             return Ok(());
         };
-        self.metrics.rx_tap_event_count.inc();
-        let rearm = self.receive(active)? == Progress::More;
-        if rearm && watch.modify(self.tap_source()).is_err() {
-            self.metrics.event_fails.inc();
+        if token != TX_TIMER {
+            return self.receive_all(active, watch);
+        }
+        if self.transmit(active)? == Progress::More {
+            self.tx_limiter.wake_after(Duration::ZERO);
         }
         Ok(())
     }
@@ -194,7 +252,26 @@ impl VirtioDevice for Net {
         if let Some(active) = active {
             self.rx.put_back(active);
         }
-        Vec::new()
+        let state = NetState {
+            mac: self.mac.map(MacAddress::bytes),
+            mtu: self.mtu,
+            rx_limiter: self.rx_limiter.save(),
+            tx_limiter: self.tx_limiter.save(),
+        };
+        postcard::to_stdvec(&state).unwrap_or_default()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        let (state, rest) = postcard::take_from_bytes::<NetState>(state).map_err(|e| e.to_string())?;
+        if !rest.is_empty() {
+            return Err("it goes on behind its end".to_owned());
+        }
+        // The driver has read them and will not do it again.
+        if (state.mac, state.mtu) != (self.mac.map(MacAddress::bytes), self.mtu) {
+            return Err("it is of a card with another address or MTU".to_owned());
+        }
+        self.rx_limiter.restore(state.rx_limiter)?;
+        self.tx_limiter.restore(state.tx_limiter)
     }
 
     fn metrics(&self) -> Vec<(String, serde_json::Value)> {

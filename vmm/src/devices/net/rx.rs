@@ -184,9 +184,18 @@ impl Net {
             self.metrics.rx_fails.inc();
             return Ok(Step::Next);
         };
+        let throttled = self.rx_limiter.is_waiting();
+        let size = u64::try_from(len.saturating_sub(HEADER)).unwrap_or(0);
+        if !self.rx_limiter.admit(size) {
+            if !throttled {
+                self.metrics.rx_rate_limiter_throttled.inc();
+            }
+            self.rx.waiting = Some((len, place));
+            return Ok(Step::Wait);
+        }
         self.rx.deliver(active, len, place, count)?;
         self.metrics.rx_packets_count.inc();
-        self.metrics.rx_bytes_count.add(u64::try_from(len.saturating_sub(HEADER)).unwrap_or(0));
+        self.metrics.rx_bytes_count.add(size);
         Ok(Step::Next)
     }
 

@@ -4,6 +4,9 @@ use super::frame::{self, HEAD, HEADER, Verdict};
 use super::{Net, TX};
 use crate::virtio::{Active, Buffers, IoVec, Progress, QueueError};
 
+/// [`HEADER`], as a size of guest memory.
+const HEADER_BYTES: u64 = HEADER as u64;
+
 impl Net {
     /// Sends what the guest has put into the queue: as many frames as it has entries, at most.
     pub(super) fn transmit(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
@@ -21,6 +24,16 @@ impl Net {
             };
             if !chain.writable.is_empty() {
                 return Err(QueueError::BadRequest("a frame to be sent that is the device's to write"));
+            }
+            let throttled = self.tx_limiter.is_waiting();
+            if !self.tx_limiter.admit(chain.readable.len().saturating_sub(HEADER_BYTES)) {
+                if !throttled {
+                    self.metrics.tx_rate_limiter_throttled.inc();
+                }
+                // It is looked at again when the timer goes off.
+                active.queue(TX)?.unpop();
+                progress = Progress::Idle;
+                break;
             }
             self.send(active, chain.readable)?;
             active.queue(TX)?.push(chain.head, 0)?;
