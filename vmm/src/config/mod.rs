@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::devices::balloon::BalloonConfig;
 pub use crate::devices::entropy::EntropyConfig;
 pub use crate::devices::net::{MacAddress, NetworkInterface, NetworkInterfaceUpdate};
 pub use crate::devices::vsock::VsockConfig;
@@ -95,8 +96,9 @@ pub struct VmConfig {
     /// A source of entropy for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyConfig>,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    balloon: Unsupported,
+    /// A memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pmem: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
@@ -126,7 +128,7 @@ impl VmConfig {
             network_interfaces: Vec::new(),
             vsock: None,
             entropy: None,
-            balloon: Unsupported::default(),
+            balloon: None,
             pmem: Unsupported::default(),
             memory_hotplug: Unsupported::default(),
             cpu_config: Unsupported::default(),
@@ -188,6 +190,7 @@ impl VmConfig {
         }
         self.machine_config.check()?;
         NetworkInterface::check_all(&self.network_interfaces)?;
+        self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.check(self.machine_config.mem_size_mib))?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         self.logger.as_ref().map_or(Ok(()), LoggerConfig::check)?;
         self.metrics.as_ref().map_or(Ok(()), MetricsConfig::check)?;
@@ -198,7 +201,6 @@ impl VmConfig {
     fn asked_for_in_vain(&self) -> Option<&'static str> {
         let parts = [
             ("drives", &self.drives),
-            ("balloon", &self.balloon),
             ("pmem", &self.pmem),
             ("memory-hotplug", &self.memory_hotplug),
             ("cpu-config", &self.cpu_config),

@@ -38,7 +38,6 @@ fn firecrackers_whole_example_is_read_when_it_asks_for_nothing_more() {
 fn what_is_not_supported_is_refused_by_name() {
     for (name, value) in [
         ("drives", r#"[{"drive_id": "rootfs"}]"#),
-        ("balloon", "{}"),
         ("mmds-config", "{}"),
     ] {
         let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "{name}": {value}}}"#);

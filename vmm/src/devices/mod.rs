@@ -6,6 +6,7 @@
 //! `mod.rs` the device, `config.rs` what is configured, `metrics.rs` what is counted.
 
 pub mod acpi_power;
+pub mod balloon;
 pub mod boot_timer;
 pub mod entropy;
 pub mod i8042;
@@ -57,6 +58,9 @@ pub fn virtio(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceErr
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for interface in &config.network_interfaces {
         devices.push(Box::new(net::Net::open(interface)?));
+    }
+    if let Some(balloon) = &config.balloon {
+        devices.push(Box::new(balloon::Balloon::new(balloon, config.machine_config.mem_size_mib)?));
     }
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(vsock::Vsock::open(vsock)?));

@@ -110,9 +110,12 @@ impl Guest {
         self.edi(address).raw(&[0x66, 0x81, 0x07]).raw(&value.to_le_bytes())
     }
 
-    /// Adds to a double word of memory.
-    pub fn add32(self, address: u32, value: u32) -> Self {
-        self.edi(address).raw(&[0x81, 0x07]).raw(&value.to_le_bytes())
+    /// Writes `value` to `count` double words of memory, `step` bytes apart, and adds `rise` to it after each.
+    pub fn store_all32(self, address: u32, count: u32, step: u32, value: u32, rise: u32) -> Self {
+        // mov ecx, count; mov eax, value; mov [rdi], eax; add edi, step; add eax, rise; dec ecx; jnz back
+        let guest = self.edi(address).raw(&[0xb9]).raw(&count.to_le_bytes()).raw(&[0xb8]).raw(&value.to_le_bytes());
+        let guest = guest.raw(&[0x89, 0x07, 0x81, 0xc7]).raw(&step.to_le_bytes());
+        guest.raw(&[0x05]).raw(&rise.to_le_bytes()).raw(&[0xff, 0xc9, 0x75, 0xef])
     }
 
     /// Adds a double word of memory to another.

@@ -3,6 +3,7 @@
 //! The guests are assembled by hand ([`guest`]) so that they run on any KVM, also on one that emulates every
 //! instruction of ring 0. The VMM is run as people run it: as a process, with a configuration file.
 
+mod balloon;
 mod console;
 mod entropy;
 mod faults;
