@@ -14,7 +14,7 @@ use acpi_tables::{Aml, aml};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
-use crate::devices::{acpi_power, i8042, serial};
+use crate::devices::{acpi_power, i8042, serial, vm_generation};
 use crate::memory::{GuestRam, layout, layout::VirtioPlace};
 
 const OEM_ID: [u8; 6] = *b"PORTCU";
@@ -23,6 +23,7 @@ const OEM_REVISION: u32 = 1;
 
 // FADT IA-PC boot architecture flags (ACPI 6.4, table 5.11).
 const BOOT_ARCH_LEGACY_DEVICES: u16 = 1;
+const BOOT_ARCH_8042: u16 = 1 << 1;
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
 /// MADT flag: there is a PIC too.
@@ -92,7 +93,7 @@ fn fadt(facs: u64, dsdt: u64) -> FADTBuilder {
     fadt.pm1_cnt_len = acpi_power::CONTROL_LEN;
     fadt.x_pm1a_evt_blk = port(acpi_power::EVENT_PORT, 32);
     fadt.x_pm1a_cnt_blk = port(acpi_power::CONTROL_PORT, 16);
-    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
+    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_8042 | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(i8042::COMMAND_PORT));
     fadt.reset_value = i8042::RESET_COMMAND;
     // The two button flags say that the fixed hardware has no such button.
@@ -139,12 +140,72 @@ fn dsdt(virtio: &[VirtioPlace]) -> Sdt {
         ],
     )
     .to_aml_bytes(&mut code);
+    keyboard(&mut code);
+    generation(&mut code);
     for (number, place) in (0u8..).zip(virtio) {
         virtio_device(number, *place, &mut code);
     }
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&code);
     dsdt
+}
+
+/// The keyboard controller. There is no mouse, and no entry for one: drivers that find none do not look for it.
+fn keyboard(code: &mut Vec<u8>) {
+    aml::Device::new(
+        "_SB_.KBD0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0303")),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::IO::new(i8042::PORT, i8042::PORT, 1, 1),
+                    &aml::IO::new(i8042::COMMAND_PORT, i8042::COMMAND_PORT, 1, 1),
+                    &aml::Interrupt::new(true, true, false, false, u32::from(i8042::IRQ)),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// The VM generation ID, and the generic event device that tells of a new one.
+fn generation(code: &mut Vec<u8>) {
+    const STATUS_CHANGED: u8 = 0x80;
+    let id = "_SB_.VGEN";
+    // It lies below 4 GiB.
+    let address = u32::try_from(layout::VM_GENERATION).unwrap_or(0);
+    aml::Device::new(
+        id.into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"PCLVMGID"),
+            &aml::Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &aml::Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &aml::Name::new("ADDR".into(), &aml::Package::new(vec![&address, &aml::ZERO])),
+        ],
+    )
+    .to_aml_bytes(code);
+    let gsi = vm_generation::GSI;
+    aml::Device::new(
+        "_SB_.GED0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::Interrupt::new(true, true, false, false, u32::from(gsi))]),
+            ),
+            &aml::Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&aml::If::new(
+                    &aml::Equal::new(&aml::Arg(0), &gsi),
+                    vec![&aml::Notify::new(&aml::Path::new(id), &STATUS_CHANGED)],
+                )],
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
 }
 
 /// A virtio device with memory-mapped registers: "LNRO0005" is what Linux knows it by.
@@ -199,6 +260,9 @@ mod tests {
             let dsdt = &tables[&u64_at(fadt, 140).unwrap()];
             assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
             assert_eq!(dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count(), places.len());
+            let generation = u32::try_from(layout::VM_GENERATION).unwrap().to_le_bytes();
+            assert!(dsdt.windows(14).any(|bytes| bytes == b"VM_Gen_Counter"));
+            assert!(dsdt.windows(4).any(|bytes| bytes == generation));
             for place in places {
                 let base = u32::try_from(place.base).unwrap().to_le_bytes();
                 assert!(dsdt.windows(4).any(|bytes| bytes == base), "{place:?}");

@@ -12,6 +12,7 @@ pub mod entropy;
 pub mod i8042;
 pub mod net;
 pub mod serial;
+pub mod vm_generation;
 pub mod vsock;
 
 use std::sync::Arc;

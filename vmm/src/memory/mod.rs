@@ -2,9 +2,13 @@
 
 pub mod layout;
 
+use std::fs::File;
+
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 
 /// The guest's memory. All access goes through `vm-memory`'s typed, bounds-checked operations.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -31,6 +35,17 @@ pub enum MemoryError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// The file of a snapshot's memory cannot be used.
+    #[error("cannot use the snapshot's memory file: {0}")]
+    Snapshot(std::io::Error),
+    /// It is not the one of this snapshot, or not whole.
+    #[error("the snapshot's memory file is no regular file of {expected} bytes, as its state says, but has {found}")]
+    SnapshotSize {
+        /// Its length.
+        found: u64,
+        /// The guest's memory.
+        expected: u64,
+    },
     /// A size that this machine's integers cannot hold.
     #[error("{0} MiB of guest memory cannot be addressed")]
     Size(u64),
@@ -48,6 +63,11 @@ pub fn reserve(mib: u64) -> Result<GuestRam, MemoryError> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| MemoryError::Size(mib))?;
     let ram = GuestRam::from_ranges(&ranges).map_err(|e| MemoryError::Reserve { mib, reason: e.to_string() })?;
+    keep_out_of_dumps(&ram)?;
+    Ok(ram)
+}
+
+fn keep_out_of_dumps(ram: &GuestRam) -> Result<(), MemoryError> {
     for region in ram.iter() {
         // SAFETY: the range is exactly the mapping that `region` owns, and MADV_DONTDUMP does not change its content.
         let done = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTDUMP) };
@@ -55,6 +75,35 @@ pub fn reserve(mib: u64) -> Result<GuestRam, MemoryError> {
             return Err(MemoryError::DontDump(std::io::Error::last_os_error()));
         }
     }
+    Ok(())
+}
+
+/// Maps a snapshot's memory of `mib` MiB from its file: pages are read when they are touched first, and what the guest
+/// writes stays out of the file.
+///
+/// The file must not change while the VM lives. One that is cut short meanwhile kills the process when the guest
+/// touches what is gone.
+pub fn map(mib: u64, file: &File) -> Result<GuestRam, MemoryError> {
+    let bytes = mib.checked_mul(1 << 20).ok_or(MemoryError::Size(mib))?;
+    let metadata = file.metadata().map_err(MemoryError::Snapshot)?;
+    if !metadata.is_file() || metadata.len() != bytes {
+        return Err(MemoryError::SnapshotSize { found: metadata.len(), expected: bytes });
+    }
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, len) in layout::ram_ranges(bytes) {
+        let part = FileOffset::new(file.try_clone().map_err(MemoryError::Snapshot)?, offset);
+        offset += len;
+        let len = usize::try_from(len).map_err(|_| MemoryError::Size(mib))?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let reserve = |reason: String| MemoryError::Reserve { mib, reason };
+        let mapping = MmapRegion::build(Some(part), len, libc::PROT_READ | libc::PROT_WRITE, flags)
+            .map_err(|e| reserve(e.to_string()))?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
+        regions.push(region.ok_or_else(|| reserve("it does not fit into the address space".to_owned()))?);
+    }
+    let ram = GuestRam::from_regions(regions).map_err(|e| MemoryError::Reserve { mib, reason: e.to_string() })?;
+    keep_out_of_dumps(&ram)?;
     Ok(ram)
 }
 

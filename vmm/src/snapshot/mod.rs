@@ -1,12 +1,28 @@
 //! Snapshots: the state of a paused VM in two files, and the way back.
+//!
+//! The state's file ([`format`](self::parse)) is written last and read as a whole: a snapshot that was not finished has
+//! none that can be loaded. The memory's file is mapped, so that a restore takes as long with much memory as with
+//! little.
 
 mod config;
+mod format;
+mod kvm;
+mod memory;
+mod state;
 
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::memory::GuestRam;
 
 pub use config::{
     MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
 };
+pub use format::{FormatError, MAX_FILE, VERSION, parse};
+pub use kvm::KvmState;
+pub use state::State;
 
 /// The two files of a snapshot, open.
 #[derive(Debug)]
@@ -15,4 +31,107 @@ pub struct Files {
     pub state: File,
     /// The guest's memory.
     pub memory: File,
+}
+
+/// Why a snapshot was not made or loaded. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The state's file could not be read.
+    #[error("cannot read the snapshot's state: {0}")]
+    Read(io::Error),
+    /// A file could not be written.
+    #[error("cannot write the snapshot's {what}: {source}; the VM stays paused, the snapshot cannot be loaded")]
+    Write {
+        /// `state` or `memory`.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not a state's file that this VMM can load.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The configuration in it is not one.
+    #[error("the snapshot's configuration is not valid: {0}")]
+    Config(String),
+    /// Configuration and state do not go together.
+    #[error("the snapshot holds {found} vCPUs, its configuration says {expected}")]
+    Vcpus {
+        /// In the state.
+        found: usize,
+        /// In the configuration.
+        expected: usize,
+    },
+    /// Made on another make of processor.
+    #[error("the snapshot was made on a processor of {made}, this one is of {here}")]
+    Vendor {
+        /// Vendor of the snapshot's.
+        made: String,
+        /// Vendor of this host's.
+        here: String,
+    },
+    /// Made on a processor that can do more.
+    #[error(
+        "the snapshot's guest uses features that this host's processor or KVM lacks: CPUID leaf {leaf:#x}, bits {bits:#x}"
+    )]
+    Features {
+        /// The leaf.
+        leaf: u32,
+        /// What is lacking.
+        bits: u32,
+    },
+    /// Configuration and state do not go together.
+    #[error("the snapshot holds {found} virtio devices, its configuration makes {expected}")]
+    Devices {
+        /// In the state.
+        found: usize,
+        /// From the configuration.
+        expected: usize,
+    },
+    /// A device does not take its state.
+    #[error("a device does not take the snapshot's state: {0}")]
+    Device(String),
+    /// An override for what is not there.
+    #[error("the snapshot has no {0} to be overridden")]
+    Override(String),
+}
+
+/// Writes a snapshot: the memory, then the state. On an error neither file is left with anything in it.
+pub fn write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result<(), SnapshotError> {
+    let written = try_write(files, state, ram, sync);
+    if written.is_err() {
+        // A file that cannot even be cut is no state that would be accepted.
+        let _ = files.state.set_len(0).and_then(|()| files.memory.set_len(0));
+    }
+    written
+}
+
+fn try_write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result<(), SnapshotError> {
+    let step = |what| move |source| SnapshotError::Write { what, source };
+    let bytes = format::write(state)?;
+    // What an earlier snapshot has left must not meet the new memory.
+    files.state.set_len(0).map_err(step("state"))?;
+    files.memory.set_len(0).map_err(step("memory"))?;
+    memory::write(ram, &files.memory).map_err(step("memory"))?;
+    if sync {
+        files.memory.sync_all().map_err(step("memory"))?;
+    }
+    files.state.write_all_at(&bytes, 0).map_err(step("state"))?;
+    if sync {
+        files.state.sync_all().map_err(step("state"))?;
+    }
+    Ok(())
+}
+
+/// Reads and checks the file of a state.
+pub fn read(file: &File) -> Result<State, SnapshotError> {
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(SnapshotError::Read)?;
+    Ok(parse(&bytes)?)
+}
+
+/// The version of the format of a snapshot's file, also of one that this VMM cannot load.
+pub fn describe(path: &Path) -> Result<u32, SnapshotError> {
+    let mut head = Vec::new();
+    File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head)).map_err(SnapshotError::Read)?;
+    Ok(format::describe(&head)?)
 }

@@ -4,10 +4,12 @@ pub mod cpuid;
 mod exit;
 mod registers;
 mod start;
+mod state;
 mod thread;
 
 pub use exit::{Fault, FaultKind};
 pub use start::{Shared, configure};
+pub use state::VcpuState;
 pub use thread::{Message, Threads, VcpuContext, install_kick_handler};
 
 /// Why a vCPU could not be made or configured. Exit code 3: this host's KVM is at fault.

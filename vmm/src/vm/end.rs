@@ -4,6 +4,7 @@ use crate::boot::BootError;
 use crate::devices::DeviceError;
 use crate::jail::JailError;
 use crate::memory::{MemoryError, layout};
+use crate::snapshot::SnapshotError;
 use crate::vcpu::{Fault, VcpuError};
 
 use super::KvmError;
@@ -41,6 +42,12 @@ pub enum VmError {
     /// More virtio devices than there are interrupts.
     #[error("the configuration asks for more than {} virtio devices; leave some out", layout::VIRTIO_GSIS.len())]
     TooManyDevices,
+    /// A snapshot could not be loaded.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The host gave no random bytes.
+    #[error("the host gives no random bytes: {0}")]
+    Random(std::io::Error),
     /// Waiting for events failed.
     #[error("cannot wait for events: {0}")]
     Poll(nix::errno::Errno),
@@ -64,9 +71,10 @@ impl VmError {
             Self::Vcpu(_) => "vcpu-setup",
             Self::Jail(_) => "jail",
             Self::Device(_) => "device",
+            Self::Snapshot(_) => "snapshot",
             Self::TooManyDevices => "too-many-devices",
             Self::Guest(fault) => fault.kind.code(),
-            Self::Signals(_) | Self::EventFd(_) | Self::Poll(_) | Self::Devices(_) => "system",
+            Self::Signals(_) | Self::EventFd(_) | Self::Random(_) | Self::Poll(_) | Self::Devices(_) => "system",
         }
     }
 
@@ -74,7 +82,7 @@ impl VmError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 1,
-            Self::Boot(_) | Self::TooManyDevices => 2,
+            Self::Boot(_) | Self::TooManyDevices | Self::Snapshot(_) => 2,
             Self::Device(error) => error.exit_code(),
             _ => 3,
         }

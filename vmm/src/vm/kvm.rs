@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
+use kvm_bindings::{CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 /// The device.
@@ -75,4 +75,10 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
         vm.enable_cap(&off).map_err(|source| KvmError::Step { step: "take away performance counters", source })?;
     }
     Ok(vm)
+}
+
+/// CPUID as this host's KVM supports it.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+    let step = "say which CPUID it supports";
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|source| KvmError::Step { step, source })
 }

@@ -1,5 +1,6 @@
 //! The VM's parts, put together.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -14,8 +15,10 @@ use crate::devices::acpi_power::{self, AcpiPower};
 use crate::devices::boot_timer;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, Serial};
+use crate::devices::vm_generation;
 use crate::memory::{self, GuestRam, layout, layout::VirtioPlace};
-use crate::vcpu::{self, VcpuError};
+use crate::snapshot::{KvmState, SnapshotError, State};
+use crate::vcpu::{self, VcpuError, VcpuState};
 use crate::virtio::{EventLoop, MmioTransport, Slot, VirtioDevice};
 
 /// A VM that is ready to run.
@@ -25,41 +28,166 @@ pub(super) struct Machine {
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) ports: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
-    pub(super) serial: Arc<Serial>,
     /// The virtio devices.
     pub(super) devices: EventLoop,
-    _vm: VmFd,
-    _ram: GuestRam,
+    pub(super) fixed: Fixed,
+    /// Registers of a vCPU that KVM can save.
+    msrs: Vec<u32>,
+    vm: VmFd,
+    ram: GuestRam,
+}
+
+/// The devices that every VM has.
+pub(super) struct Fixed {
+    pub(super) serial: Arc<Serial>,
+    pub(super) keyboard: Arc<I8042>,
+    power: Arc<AcpiPower>,
+    /// The interrupt of [`vm_generation`].
+    generation: EventFd,
+}
+
+/// What has no vCPUs yet.
+struct Board {
+    kvm: Kvm,
+    machine: Machine,
+    places: Vec<VirtioPlace>,
 }
 
 impl Machine {
     /// Puts the VM of `config` together and loads what it boots. `wake` wakes the main thread.
-    pub(super) fn build(
+    pub(super) fn boot(
         config: &VmConfig,
         files: BootFiles,
         virtio: Vec<Box<dyn VirtioDevice>>,
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
+        let ram = memory::reserve(config.machine_config.mem_size_mib)?;
+        let Board { kvm, mut machine, places } = Self::assemble(ram, virtio, boot_timer, wake)?;
+        let entry = files.load(&machine.ram, config, &places)?;
+        vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
+        machine.vcpus = boot_vcpus(&kvm, &machine, config.machine_config.vcpu_count, entry)?;
+        Ok(machine)
+    }
+
+    /// Puts the VM of a snapshot together, as it stood when it was saved.
+    pub(super) fn restore(
+        state: &State,
+        memory: &File,
+        virtio: Vec<Box<dyn VirtioDevice>>,
+        options: Restore,
+        wake: Arc<EventFd>,
+    ) -> Result<Self, VmError> {
+        let ram = memory::map(state.mem_mib, memory)?;
+        let Board { kvm, mut machine, .. } = Self::assemble(ram, virtio, options.boot_timer, wake)?;
+        state.check_cpu(&kvm::supported_cpuid(&kvm)?)?;
+        let elapsed_ns = if options.clock_realtime { state.kvm.elapsed_ns() } else { 0 };
+        for (number, vcpu) in (0u8..).zip(&state.vcpus) {
+            let fd = create_vcpu(&machine.vm, number)?;
+            vcpu.restore(&fd, number, elapsed_ns)?;
+            machine.vcpus.push(fd);
+        }
+        state.kvm.restore(&machine.vm, elapsed_ns)?;
+        machine.restore_devices(state)?;
+        // Behind the interrupt controllers' state: the edge would be lost with the state before.
+        vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
+        vm_generation::notify(&machine.fixed.generation);
+        Ok(machine)
+    }
+
+    /// Memory, KVM's VM and all devices.
+    fn assemble(
+        ram: GuestRam,
+        virtio: Vec<Box<dyn VirtioDevice>>,
+        boot_timer: bool,
+        wake: Arc<EventFd>,
+    ) -> Result<Board, VmError> {
         let step = |step| move |source| KvmError::Step { step, source };
         let kvm = kvm::open()?;
-        let ram = memory::reserve(config.machine_config.mem_size_mib)?;
         let vm = kvm::create_vm(&kvm)?;
         // Before the irqchip: with one, every change of the slots waits for a grace period, some milliseconds.
         memory::register(&vm, &ram)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
         vm.create_irq_chip().map_err(step("create the interrupt controllers"))?;
+        let msrs = kvm.get_msr_index_list().map_err(step("list its model-specific registers"))?;
 
-        let interrupt = event_fd()?;
-        vm.register_irqfd(&interrupt, u32::from(serial::IRQ)).map_err(step("connect the serial line's interrupt"))?;
-        let serial = Arc::new(Serial::new(interrupt, wake));
-        let (ports, mut mmio) = buses(&serial, boot_timer);
+        let fixed = Fixed::new(&vm, wake)?;
+        let (ports, mut mmio) = buses(&fixed, boot_timer);
         let mut devices = EventLoop::new().map_err(VmError::EventFd)?;
         let places = place_devices(virtio, &vm, &ram, &mut mmio, &mut devices)?;
+        let machine = Self {
+            vcpus: Vec::new(),
+            ports: Arc::new(ports),
+            mmio: Arc::new(mmio),
+            devices,
+            fixed,
+            msrs: msrs.as_slice().to_vec(),
+            vm,
+            ram,
+        };
+        Ok(Board { kvm, machine, places })
+    }
 
-        let entry = files.load(&ram, config, &places)?;
-        let vcpus = create_vcpus(&kvm, &vm, &ram, config.machine_config.vcpu_count, entry)?;
-        Ok(Self { vcpus, ports: Arc::new(ports), mmio: Arc::new(mmio), serial, devices, _vm: vm, _ram: ram })
+    /// What a snapshot keeps beside the memory. `vcpus` stand still, and so do the devices.
+    pub(super) fn save(&self, vcpus: &[VcpuFd], config: &VmConfig) -> Result<State, VmError> {
+        let vcpus: Result<Vec<_>, _> =
+            (0u8..).zip(vcpus).map(|(number, fd)| VcpuState::save(fd, number, &self.msrs)).collect();
+        Ok(State {
+            vmm: env!("CARGO_PKG_VERSION").to_owned(),
+            config: config.to_json().map_err(|e| SnapshotError::Config(e.to_string()))?,
+            mem_mib: config.machine_config.mem_size_mib,
+            vcpus: vcpus?,
+            kvm: KvmState::save(&self.vm)?,
+            devices: self.devices.slots().iter().map(|slot| slot.save()).collect(),
+            serial: self.fixed.serial.save(),
+            keyboard: self.fixed.keyboard.save(),
+            power: self.fixed.power.save(),
+        })
+    }
+
+    fn restore_devices(&self, state: &State) -> Result<(), SnapshotError> {
+        let slots = self.devices.slots();
+        if slots.len() != state.devices.len() {
+            return Err(SnapshotError::Devices { found: state.devices.len(), expected: slots.len() });
+        }
+        for (slot, state) in slots.iter().zip(&state.devices) {
+            slot.restore(state.clone()).map_err(SnapshotError::Device)?;
+        }
+        self.fixed.serial.restore(state.serial.clone());
+        self.fixed.keyboard.restore(state.keyboard.clone());
+        self.fixed.power.restore(state.power);
+        Ok(())
+    }
+
+    /// The guest's memory.
+    pub(super) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+}
+
+/// How a VM is restored.
+#[derive(Clone, Copy)]
+pub(super) struct Restore {
+    /// Whether the guest has a boot timer.
+    pub(super) boot_timer: bool,
+    /// Whether its clocks jump over the time since the snapshot.
+    pub(super) clock_realtime: bool,
+}
+
+impl Fixed {
+    fn new(vm: &VmFd, wake: Arc<EventFd>) -> Result<Self, VmError> {
+        let line = |gsi: u8| -> Result<EventFd, VmError> {
+            let line = event_fd()?;
+            let connected = vm.register_irqfd(&line, u32::from(gsi));
+            connected.map_err(|source| KvmError::Step { step: "connect a device's interrupt", source })?;
+            Ok(line)
+        };
+        Ok(Self {
+            serial: Arc::new(Serial::new(line(serial::IRQ)?, wake)),
+            keyboard: Arc::new(I8042::new(line(i8042::IRQ)?)),
+            power: Arc::new(AcpiPower::default()),
+            generation: line(vm_generation::GSI)?,
+        })
     }
 }
 
@@ -90,11 +218,11 @@ fn event_fd() -> Result<EventFd, VmError> {
 }
 
 /// The port bus and the memory-mapped one.
-fn buses(serial: &Arc<Serial>, boot_timer: bool) -> (Bus, Bus) {
+fn buses(fixed: &Fixed, boot_timer: bool) -> (Bus, Bus) {
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-    ports.attach(u64::from(serial::PORT), u64::from(serial::PORTS), Arc::clone(serial) as _);
-    ports.attach(u64::from(i8042::PORT), i8042::PORTS, Arc::new(I8042));
-    ports.attach(u64::from(acpi_power::EVENT_PORT), acpi_power::PORTS, Arc::new(AcpiPower::default()));
+    ports.attach(u64::from(serial::PORT), u64::from(serial::PORTS), Arc::clone(&fixed.serial) as _);
+    ports.attach(u64::from(i8042::PORT), i8042::PORTS, Arc::clone(&fixed.keyboard) as _);
+    ports.attach(u64::from(acpi_power::EVENT_PORT), acpi_power::PORTS, Arc::clone(&fixed.power) as _);
     if boot_timer {
         ports.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
         let register = Arc::new(boot_timer::Register::default());
@@ -104,20 +232,18 @@ fn buses(serial: &Arc<Serial>, boot_timer: bool) -> (Bus, Bus) {
     (ports, mmio)
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, ram: &GuestRam, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
-    let supported = kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(|source| KvmError::Step { step: "say which CPUID it supports", source })?;
+fn create_vcpu(vm: &VmFd, number: u8) -> Result<VcpuFd, VcpuError> {
+    vm.create_vcpu(u64::from(number)).map_err(|source| VcpuError::Kvm { vcpu: number, step: "create it", source })
+}
+
+fn boot_vcpus(kvm: &Kvm, machine: &Machine, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
+    let supported = kvm::supported_cpuid(kvm)?;
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let shared = vcpu::Shared { supported: &supported, vcpus: count, tsc_deadline, entry };
     (0..count)
         .map(|number| {
-            let fd = vm.create_vcpu(u64::from(number)).map_err(|source| VcpuError::Kvm {
-                vcpu: number,
-                step: "create it",
-                source,
-            })?;
-            vcpu::configure(&fd, number, &shared, ram)?;
+            let fd = create_vcpu(&machine.vm, number)?;
+            vcpu::configure(&fd, number, &shared, &machine.ram)?;
             Ok(fd)
         })
         .collect()

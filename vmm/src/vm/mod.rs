@@ -33,9 +33,10 @@ use crate::console::Console;
 use crate::devices::{self, serial};
 use crate::jail::{self, seccomp, seccomp::ThreadKind};
 use crate::log::{EndReason, Event};
+use crate::snapshot::{self, Files, SnapshotLoad};
 use crate::vcpu::{self, Threads, VcpuContext};
 use control::Commands;
-use machine::Machine;
+use machine::{Machine, Restore};
 use running::Running;
 use signals::Signals;
 
@@ -103,36 +104,43 @@ impl Supervisor {
         let running = match config {
             Some(config) => {
                 let machine = self.build(config)?;
-                Some(self.confine(machine)?)
+                let mut running = self.confine(machine, config.clone())?;
+                running.resume();
+                Some(running)
             }
             None => self.wait_for_start()?,
         };
         let Some(mut running) = running else {
             return Ok(EndReason::Killed);
         };
-        if config.is_some() {
-            running.resume();
-        }
         Event::Running { setup_us: clock.elapsed_us() }.emit();
         let result = running.run();
         *line = running.end();
         result
     }
 
-    /// Takes commands until one starts a VM; `None` when a signal came first.
+    /// Takes commands until one makes a VM; `None` when a signal came first.
     fn wait_for_start(self) -> Result<Option<Running>, VmError> {
         loop {
             while let Ok(command) = self.commands.inbox.try_recv() {
                 match command {
                     Command::Start(config, reply) => match self.build(&config) {
-                        Ok(machine) => return self.confine_and_run(machine, reply).map(Some),
+                        Ok(machine) => return self.confine_and_answer(machine, *config, true, reply, |_| ()).map(Some),
+                        Err(error) => reply.send(Err(error.into())),
+                    },
+                    Command::LoadSnapshot { files, request, reply } => match self.load(&files, &request) {
+                        Ok((machine, config)) => {
+                            let answer = |config: &VmConfig| Box::new(config.clone());
+                            return self
+                                .confine_and_answer(machine, config, request.resume_vm, reply, answer)
+                                .map(Some);
+                        }
                         Err(error) => reply.send(Err(error.into())),
                     },
                     command => refuse_early(command),
                 }
             }
-            let wake = borrow(&*self.wake);
-            let mut set = [self.signals.as_fd(), wake].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let mut set = [self.signals.as_fd(), borrow(&*self.wake)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut set, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(source) => return Err(VmError::Poll(source)),
@@ -144,11 +152,23 @@ impl Supervisor {
         }
     }
 
-    fn confine_and_run(self, machine: Machine, reply: Reply<()>) -> Result<Running, VmError> {
-        match self.confine(machine) {
+    /// Goes on with a VM that a command has made, and answers that.
+    fn confine_and_answer<T>(
+        self,
+        machine: Machine,
+        config: VmConfig,
+        run: bool,
+        reply: Reply<T>,
+        answer: impl FnOnce(&VmConfig) -> T,
+    ) -> Result<Running, VmError> {
+        match self.confine(machine, config) {
             Ok(mut running) => {
-                running.resume();
-                reply.send(Ok(()));
+                if run {
+                    running.resume();
+                } else {
+                    running.set_state(VmState::Paused);
+                }
+                reply.send(Ok(answer(&running.config)));
                 Ok(running)
             }
             Err(error) => {
@@ -161,6 +181,24 @@ impl Supervisor {
 
     /// Opens what the configuration names and puts the VM together. It can be dropped again without a trace.
     fn build(&self, config: &VmConfig) -> Result<Machine, VmError> {
+        self.announce(config);
+        let files = BootFiles::open(config)?;
+        let virtio = devices::virtio(config)?;
+        Machine::boot(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))
+    }
+
+    /// Puts the VM of a snapshot together. It can be dropped again without a trace.
+    fn load(&self, files: &Files, request: &SnapshotLoad) -> Result<(Machine, VmConfig), VmError> {
+        let state = snapshot::read(&files.state)?;
+        let config = state.config(request)?;
+        self.announce(&config);
+        let virtio = devices::virtio(&config)?;
+        let options = Restore { boot_timer: self.options.boot_timer, clock_realtime: request.clock_realtime };
+        let machine = Machine::restore(&state, &files.memory, virtio, options, Arc::clone(&self.wake))?;
+        Ok((machine, config))
+    }
+
+    fn announce(&self, config: &VmConfig) {
         Event::Start {
             id: self.options.id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -169,13 +207,10 @@ impl Supervisor {
             mem_mib: config.machine_config.mem_size_mib,
         }
         .emit();
-        let files = BootFiles::open(config)?;
-        let virtio = devices::virtio(config)?;
-        Machine::build(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))
     }
 
     /// Gives up what the process does not need to run the VM. The vCPUs stand still.
-    fn confine(self, mut machine: Machine) -> Result<Running, VmError> {
+    fn confine(self, mut machine: Machine, config: VmConfig) -> Result<Running, VmError> {
         let (messages, inbox) = channel();
         let context = VcpuContext {
             ports: Arc::clone(&machine.ports),
@@ -200,6 +235,7 @@ impl Supervisor {
         }
         Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
         Ok(Running {
+            config,
             machine,
             threads,
             paused: Some(vcpus),
@@ -216,7 +252,7 @@ impl Supervisor {
 fn refuse_early(command: Command) {
     match command {
         Command::Device(work) => work(None),
-        Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::Failed("not there yet".to_owned()))),
+        Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::NotStarted)),
         Command::Start(_, reply)
         | Command::CreateSnapshot { reply, .. }
         | Command::Pause(reply)

@@ -13,9 +13,11 @@ use super::control::{Command, Commands, ControlError, VmState};
 use super::machine::Machine;
 use super::signals::Signals;
 use super::{VmError, borrow};
+use crate::config::VmConfig;
 use crate::console::Console;
 use crate::devices::{boot_timer, serial};
 use crate::log::{EndReason, Event};
+use crate::snapshot::{self, Files};
 use crate::vcpu::{Message, Threads};
 
 /// Descriptors that the main thread always waits for: signals, its own event counter, the devices.
@@ -26,6 +28,7 @@ type End = Result<EndReason, VmError>;
 
 /// A confined VM.
 pub(super) struct Running {
+    pub(super) config: VmConfig,
     pub(super) machine: Machine,
     pub(super) threads: Threads,
     /// The vCPUs, while they stand still.
@@ -49,7 +52,7 @@ impl Running {
 
     /// Waits for anything to happen and serves it; gives how the VM ended, once it has.
     fn wait_and_serve(&mut self) -> Result<Option<End>, VmError> {
-        let serial = Arc::clone(&self.machine.serial);
+        let serial = Arc::clone(&self.machine.fixed.serial);
         let console = self.console.poll_set(&serial);
         let timeout = self.console.wait_ms(&serial).filter(|ms| *ms > 0).map_or(PollTimeout::NONE, PollTimeout::from);
         // Devices stand still with the vCPUs: what is in their queues and descriptors stays there.
@@ -102,24 +105,38 @@ impl Running {
         match command {
             Command::Start(_, reply) => reply.send(Err(ControlError::AlreadyStarted)),
             Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::AlreadyStarted)),
-            Command::CreateSnapshot { reply, .. } => reply.send(Err(ControlError::Failed("not there yet".to_owned()))),
+            Command::CreateSnapshot { files, sync, reply } => reply.send(self.snapshot(&files, sync)),
             Command::Pause(reply) => reply.send(self.pause()),
             Command::Resume(reply) => {
                 self.resume();
                 reply.send(Ok(()));
             }
             Command::Device(work) => work(Some(&self.machine.devices)),
-            Command::SendCtrlAltDel(reply) | Command::SetMetrics(_, reply) | Command::FlushMetrics(reply) => {
+            Command::SendCtrlAltDel(reply) => {
+                let pressed = self.machine.fixed.keyboard.press_ctrl_alt_del();
+                reply.send(pressed.map_err(|e| ControlError::Failed(e.to_string())));
+            }
+            Command::SetMetrics(_, reply) | Command::FlushMetrics(reply) => {
                 reply.send(Err(ControlError::Failed("not there yet".to_owned())));
             }
         }
+    }
+
+    fn snapshot(&self, files: &Files, sync: bool) -> Result<(), ControlError> {
+        let vcpus = self.paused.as_ref().ok_or(ControlError::NotPaused)?;
+        let state = self.machine.save(vcpus, &self.config)?;
+        Ok(snapshot::write(files, &state, self.machine.ram(), sync).map_err(VmError::from)?)
+    }
+
+    pub(super) fn set_state(&self, state: VmState) {
+        self.commands.shared.set_state(state);
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {
         if self.paused.is_none() {
             let stopped = self.threads.pause();
             self.paused = Some(stopped.ok_or_else(|| ControlError::Failed("vCPUs did not stop in time".to_owned()))?);
-            self.commands.shared.set_state(VmState::Paused);
+            self.set_state(VmState::Paused);
         }
         Ok(())
     }
@@ -131,7 +148,7 @@ impl Running {
                 // Tells the guest's watchdogs that it stood still. Refused where the guest does not use KVM's clock.
                 let _ = vcpu.kvmclock_ctrl();
             }
-            self.commands.shared.set_state(VmState::Running);
+            self.set_state(VmState::Running);
             self.threads.run(vcpus);
         }
     }
@@ -139,8 +156,8 @@ impl Running {
     /// Stops the vCPUs and passes on what the guest last wrote.
     pub(super) fn end(mut self) -> serial::Counters {
         let stopped = self.threads.stop(self.paused.take());
-        self.console.finish(&self.machine.serial);
-        let line = self.machine.serial.counters();
+        self.console.finish(&self.machine.fixed.serial);
+        let line = self.machine.fixed.serial.counters();
         if !stopped {
             // A vCPU may still touch guest memory: leave it mapped until the process ends, which is now.
             tracing::warn!("vCPU threads did not stop in time");

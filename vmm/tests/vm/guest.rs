@@ -187,6 +187,21 @@ impl Guest {
         guest.raw(&[back.wrapping_neg()])
     }
 
+    /// Does `work` again and again. At each key it prints `len` bytes at `address` in hexadecimal; at `q` it resets.
+    pub fn serve_keys(self, work: &Guest, address: u32, len: u32) -> Self {
+        let start = self.code.len();
+        let guest = self.raw(&work.code).in8(SERIAL + 5).raw(&[0xa8, 0x01, 0x0f, 0x84]);
+        let guest = guest.jump_back(start).in8(SERIAL).edi(SCRATCH).raw(&[0x88, 0x07]);
+        let guest = guest.print_hex(address, len).load8(SCRATCH).raw(&[0x3c, b'q', 0x0f, 0x85]);
+        guest.jump_back(start).reset()
+    }
+
+    /// The 32-bit operand of a jump to `start`.
+    fn jump_back(self, start: usize) -> Self {
+        let distance = u32::try_from(self.code.len() + 4 - start).unwrap();
+        self.raw(&distance.wrapping_neg().to_le_bytes())
+    }
+
     /// Prints what lies in its memory for ever, as fast as it can: string instructions, 4 KiB each.
     pub fn flood(self) -> Self {
         // mov esi, BASE; mov ecx, 4096; rep outsb; jmp back

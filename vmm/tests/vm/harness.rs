@@ -88,7 +88,7 @@ fn collect(mut from: impl Read + Send + 'static, to: Arc<Mutex<Vec<u8>>>) -> std
 }
 
 impl Vmm {
-    fn start(mut command: Command, dir: tempfile::TempDir) -> Self {
+    pub fn start(mut command: Command, dir: tempfile::TempDir) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (output, errors) = <(Arc<Mutex<Vec<u8>>>, Arc<Mutex<Vec<u8>>>)>::default();
         let readers = vec![
@@ -110,7 +110,7 @@ impl Vmm {
         kill(self.pid(), signal).unwrap();
     }
 
-    fn output_text(&self) -> String {
+    pub fn output_text(&self) -> String {
         String::from_utf8_lossy(&self.output.lock().unwrap()).into_owned()
     }
 
@@ -123,6 +123,35 @@ impl Vmm {
             assert!(ended.is_none(), "ended with {ended:?}: {}", String::from_utf8_lossy(&self.errors.lock().unwrap()));
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Waits until the guest has printed `len` bytes beyond the first `before`, and gives them.
+    pub fn wait_for_more(&mut self, before: usize, len: usize) -> String {
+        let limit = Instant::now() + LIMIT;
+        while self.output_text().len() < before + len {
+            let (errors, output) = (self.errors.lock().unwrap().clone(), self.output_text());
+            assert!(Instant::now() < limit, "{output:?}, {}", String::from_utf8_lossy(&errors));
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "ended with {ended:?}: {output:?}, {}", String::from_utf8_lossy(&errors));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.output_text()[before..before + len].to_owned()
+    }
+
+    /// Sends a signal to the thread of this name.
+    pub fn signal_thread(&self, name: &str, signal: Signal) {
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap() {
+            let task = task.unwrap();
+            // Names are cut to 15 bytes.
+            if std::fs::read_to_string(task.path().join("comm")).unwrap().trim().contains(&name[..8]) {
+                let thread: i32 = task.file_name().to_str().unwrap().parse().unwrap();
+                // SAFETY: plain numbers.
+                let sent = unsafe { libc::syscall(libc::SYS_tgkill, self.pid().as_raw(), thread, signal as i32) };
+                assert_eq!(sent, 0);
+                return;
+            }
+        }
+        panic!("no thread {name}");
     }
 
     /// Waits for the end. A VMM that takes too long is a failure, never a hang.
@@ -224,6 +253,11 @@ impl Ended {
     fn expect_end(&self, reason: EndReason) {
         assert_eq!((self.code(), self.end()), (Some(0), (reason, None)), "{self:?}");
         assert_eq!(self.errors, "");
+    }
+
+    /// Asserts an end for this reason.
+    pub fn expect_end(&self, reason: EndReason) {
+        assert_eq!((self.code(), self.end()), (Some(0), (reason, None)), "{self:?}");
     }
 
     /// The marks that mean "booted".

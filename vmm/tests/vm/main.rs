@@ -5,6 +5,8 @@
 
 mod balloon;
 mod console;
+mod control;
+mod driver;
 mod entropy;
 mod faults;
 mod guest;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Action, Device};
 
 /// PM1a event block: status and enable, 16 bits each.
@@ -33,7 +35,26 @@ pub struct AcpiPower {
     control: AtomicU16,
 }
 
+/// What a snapshot keeps.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    enabled: u16,
+    control: u16,
+}
+
 impl AcpiPower {
+    /// What a snapshot keeps.
+    pub fn save(&self) -> State {
+        let [enabled, control] = [&self.enabled, &self.control].map(|register| register.load(Ordering::Relaxed));
+        State { enabled, control }
+    }
+
+    /// Puts back what [`AcpiPower::save`] gave.
+    pub fn restore(&self, state: State) {
+        self.enabled.store(state.enabled, Ordering::Relaxed);
+        self.control.store(state.control & !SLP_EN, Ordering::Relaxed);
+    }
+
     /// The 16-bit register at an even offset: status (0), enable (2), control (4).
     fn register(&self, offset: u64) -> u16 {
         match offset {

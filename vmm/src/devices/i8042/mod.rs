@@ -1,6 +1,13 @@
-//! The i8042 keyboard controller, as far as it resets the machine.
+//! The i8042 keyboard controller: it resets the machine, and its keyboard knows one chord, Ctrl-Alt-Del.
+
+mod controller;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Action, Device};
+pub use controller::Controller;
 
 /// Data port; the controller owns five ports from here.
 pub const PORT: u16 = 0x60;
@@ -10,21 +17,91 @@ pub const PORTS: u64 = 5;
 pub const COMMAND_PORT: u16 = 0x64;
 /// Command that pulses the processor's reset line.
 pub const RESET_COMMAND: u8 = 0xfe;
+/// The keyboard's interrupt.
+pub const IRQ: u8 = 1;
 
 const COMMAND_OFFSET: u64 = (COMMAND_PORT - PORT) as u64;
 
-/// A controller without keyboard: idle for ever, and it knows one command.
-#[derive(Debug, Default)]
-pub struct I8042;
+/// The controller, its keyboard, and their interrupt.
+pub struct I8042 {
+    controller: Mutex<Controller>,
+    interrupt: EventFd,
+}
+
+/// The guest does not listen to its keyboard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has switched its keyboard off, or not on yet")]
+pub struct KeyboardOff;
+
+impl I8042 {
+    /// After power-on; `interrupt` is [`IRQ`].
+    pub fn new(interrupt: EventFd) -> Self {
+        Self { controller: Mutex::new(Controller::default()), interrupt }
+    }
+
+    fn controller(&self) -> MutexGuard<'_, Controller> {
+        // A panic has aborted the process: the lock is never poisoned.
+        self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Presses and releases Ctrl, Alt and Delete.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), KeyboardOff> {
+        if !self.controller().press_ctrl_alt_del() {
+            return Err(KeyboardOff);
+        }
+        self.raise();
+        Ok(())
+    }
+
+    fn raise(&self) {
+        // Full only if KVM has not looked for billions of edges.
+        let _ = self.interrupt.write(1);
+    }
+
+    /// What a snapshot keeps.
+    pub fn save(&self) -> Controller {
+        self.controller().clone()
+    }
+
+    /// Puts back what [`I8042::save`] gave.
+    pub fn restore(&self, state: Controller) {
+        *self.controller() = state.bounded();
+    }
+}
 
 impl Device for I8042 {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        // Status 0: no data for the guest, ready for a command. Guests wait for that before they reset.
-        data.fill(0);
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut more = false;
+        {
+            let mut controller = self.controller();
+            for byte in data.iter_mut() {
+                *byte = match offset {
+                    0 => {
+                        let (value, left) = controller.read_data();
+                        more = left;
+                        value
+                    }
+                    COMMAND_OFFSET => controller.status(),
+                    _ => 0,
+                };
+            }
+        }
+        if more {
+            self.raise();
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Option<Action> {
-        (offset == COMMAND_OFFSET && data.first() == Some(&RESET_COMMAND)).then_some(Action::Reset)
+        let value = *data.first()?;
+        let effect = match offset {
+            0 => self.controller().write_data(value),
+            COMMAND_OFFSET => self.controller().write_command(value),
+            _ => return None,
+        };
+        if effect.interrupt {
+            self.raise();
+        }
+        effect.reset.then_some(Action::Reset)
     }
 }
 
@@ -32,19 +109,59 @@ impl Device for I8042 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_the_reset_command_resets() {
-        for byte in 0..=255 {
-            assert_eq!(I8042.write(COMMAND_OFFSET, &[byte]).is_some(), byte == RESET_COMMAND);
-            assert_eq!(I8042.write(0, &[byte]), None);
-        }
-        assert_eq!(I8042.write(COMMAND_OFFSET, &[]), None);
+    fn device() -> I8042 {
+        I8042::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())
+    }
+
+    fn read(device: &I8042, offset: u64) -> u8 {
+        let mut data = [0xff];
+        device.read(offset, &mut data);
+        data[0]
     }
 
     #[test]
-    fn it_is_always_ready() {
-        let mut status = [0xff];
-        I8042.read(COMMAND_OFFSET, &mut status);
-        assert_eq!(status, [0]);
+    fn only_the_reset_commands_reset() {
+        for byte in 0..=255 {
+            assert_eq!(device().write(COMMAND_OFFSET, &[byte]).is_some(), byte == RESET_COMMAND);
+            assert_eq!(device().write(0, &[byte]), None);
+        }
+        assert_eq!(device().write(COMMAND_OFFSET, &[]), None);
+        // The output port's lowest bit is the processor's reset line, active low.
+        for (value, reset) in [(0xdf, false), (0xde, true)] {
+            let device = device();
+            device.write(COMMAND_OFFSET, &[0xd1]);
+            assert_eq!(device.write(0, &[value]).is_some(), reset);
+        }
+    }
+
+    #[test]
+    fn it_is_always_ready_for_a_command() {
+        let device = device();
+        for byte in 0..=255u8 {
+            device.write(0, &[byte]);
+            assert_eq!(read(&device, COMMAND_OFFSET) & 2, 0);
+        }
+    }
+
+    #[test]
+    fn the_chord_comes_byte_by_byte_with_an_interrupt_each() {
+        let device = device();
+        device.press_ctrl_alt_del().unwrap();
+        let mut codes = Vec::new();
+        while read(&device, COMMAND_OFFSET) & 1 != 0 {
+            assert_eq!(device.interrupt.read().unwrap(), 1);
+            codes.push(read(&device, 0));
+        }
+        assert_eq!(codes, [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14]);
+        assert!(device.interrupt.read().is_err(), "an interrupt too many");
+    }
+
+    #[test]
+    fn a_keyboard_that_is_off_says_so() {
+        let device = device();
+        device.write(COMMAND_OFFSET, &[0x60]);
+        device.write(0, &[0x04]);
+        assert_eq!(device.press_ctrl_alt_del(), Err(KeyboardOff));
+        assert_eq!(read(&device, COMMAND_OFFSET) & 1, 0);
     }
 }

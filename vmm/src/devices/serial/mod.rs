@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Action, Device};
+pub use uart::State;
 use uart::Uart;
 
 /// First of COM1's ports.
@@ -88,6 +89,16 @@ impl Serial {
     /// Queues input for the guest; gives how many bytes fitted.
     pub fn give_input(&self, bytes: &[u8]) -> usize {
         self.with(|uart| uart.give_input(bytes))
+    }
+
+    /// What a snapshot keeps.
+    pub fn save(&self) -> State {
+        self.uart().save()
+    }
+
+    /// Puts back what [`Serial::save`] gave.
+    pub fn restore(&self, state: State) {
+        self.with(|uart| uart.restore(state));
     }
 
     /// How much went through so far.

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::Counters;
 
 /// Bytes of output that wait for the host, at most.
@@ -69,7 +71,51 @@ pub(super) struct Uart {
     signals: Signals,
 }
 
+/// What a snapshot keeps of the registers. What the guest has written before belongs to the VM that it was written in.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    enable: u8,
+    fifo: bool,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+    divisor: [u8; 2],
+    input: Vec<u8>,
+    transmitter_event: bool,
+}
+
 impl Uart {
+    /// What a snapshot keeps.
+    pub(super) fn save(&self) -> State {
+        State {
+            enable: self.enable,
+            fifo: self.fifo,
+            line_control: self.line_control,
+            modem_control: self.modem_control,
+            scratch: self.scratch,
+            divisor: self.divisor,
+            input: self.input.iter().copied().collect(),
+            transmitter_event: self.transmitter_event,
+        }
+    }
+
+    /// Puts back what [`Uart::save`] gave. The line is empty now, which a guest that waits for it is told.
+    pub(super) fn restore(&mut self, state: State) {
+        *self = Self {
+            enable: state.enable & ENABLE_BITS,
+            fifo: state.fifo,
+            line_control: state.line_control,
+            modem_control: state.modem_control,
+            scratch: state.scratch,
+            divisor: state.divisor,
+            input: state.input.into_iter().take(INPUT).collect(),
+            transmitter_event: state.transmitter_event,
+            ..Self::default()
+        };
+        self.transmitter_became_ready();
+        self.signals.interrupt |= !self.input.is_empty() && self.enable & ENABLE_RECEIVED != 0;
+    }
+
     fn latch(&self) -> bool {
         self.line_control & DIVISOR_LATCH != 0
     }
@@ -248,6 +294,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_restored_line_has_its_registers_and_input_and_tells_who_waits_for_it() {
+        let mut uart = Uart::default();
+        uart.write(INTERRUPT_ENABLE, ENABLE_TRANSMITTER | ENABLE_RECEIVED);
+        uart.write(SCRATCH, 0x5a);
+        uart.give_input(b"in");
+        (0..OUTPUT + 1).for_each(|_| uart.write(DATA, b'x'));
+        let state = uart.save();
+        let mut restored = Uart::default();
+        restored.restore(state.clone());
+        assert!(restored.take_signals().interrupt && !restored.has_output());
+        assert_eq!((restored.read(SCRATCH), restored.read(DATA), restored.read(DATA)), (0x5a, b'i', b'n'));
+        assert_eq!(restored.read(LINE_STATUS), STATUS_TRANSMITTER);
+        restored.restore(State { input: vec![1; 1000], ..state });
+        assert_eq!(restored.input.len(), INPUT);
+    }
 
     #[test]
     fn linux_finds_a_16550a() {
