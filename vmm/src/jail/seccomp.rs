@@ -26,12 +26,11 @@ const KVM_GET_SREGS: u64 = 0x8138_ae83;
 /// Used by the terminal, which may have to be restored.
 const TERMINAL: [u64; 2] = [libc::TCGETS, libc::TCSETS];
 /// What reads the state of a VM that stands still: of its vCPUs (`KVM_KVMCLOCK_CTRL`, which tells the guest of the pause,
-/// then `KVM_GET_MP_STATE`, `CPUID2`, `REGS`, `SREGS`, `XSAVE`, `XCRS`, `DEBUGREGS`, `LAPIC`, `MSRS`, `TSC_KHZ`,
+/// then `KVM_GET_MP_STATE`, `REGS`, `SREGS`, `XSAVE`, `XCRS`, `DEBUGREGS`, `LAPIC`, `MSRS`, `TSC_KHZ`,
 /// `VCPU_EVENTS`), of its interrupt controllers and its clock.
-const PAUSED: [u64; 14] = [
+const PAUSED: [u64; 13] = [
     0xaead,
     0x8004_ae98,
-    0xc008_ae91,
     KVM_GET_REGS,
     KVM_GET_SREGS,
     0x9000_aea4,

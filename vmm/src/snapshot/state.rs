@@ -1,6 +1,6 @@
 //! What a snapshot keeps beside the memory.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
 use super::{KvmState, SnapshotError, SnapshotLoad};
@@ -89,7 +89,8 @@ impl State {
 
 /// A register of a leaf (of its first index); 0 where there is no such leaf.
 fn value(table: &[kvm_cpuid_entry2], leaf: u32, register: Register) -> u32 {
-    table.iter().find(|entry| (entry.function, entry.index) == (leaf, 0)).map_or(0, register)
+    let first = |entry: &kvm_cpuid_entry2| entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0 || entry.index == 0;
+    table.iter().find(|entry| entry.function == leaf && first(entry)).map_or(0, register)
 }
 
 /// The processor's vendor, such as `AuthenticAMD`.

@@ -50,8 +50,8 @@ pub struct Shared<'a> {
     pub entry: Entry,
 }
 
-/// Configures vCPU `vcpu`. All but the first wait for INIT and SIPI, so that they need no registers.
-pub fn configure(fd: &VcpuFd, vcpu: u8, shared: &Shared<'_>, ram: &GuestRam) -> Result<(), VcpuError> {
+/// Configures vCPU `vcpu`, and gives its CPUID. All but the first wait for INIT and SIPI, so that they need no registers.
+pub fn configure(fd: &VcpuFd, vcpu: u8, shared: &Shared<'_>, ram: &GuestRam) -> Result<CpuId, VcpuError> {
     let kvm = |step| move |source| VcpuError::Kvm { vcpu, step, source };
     let table = cpuid::for_vcpu(shared.supported, vcpu, shared.vcpus, shared.tsc_deadline)?;
     fd.set_cpuid2(&table).map_err(kvm("set its CPUID"))?;
@@ -64,7 +64,7 @@ pub fn configure(fd: &VcpuFd, vcpu: u8, shared: &Shared<'_>, ram: &GuestRam) -> 
         set_sregs(fd, shared.entry).map_err(kvm("set its system registers"))?;
         fd.set_regs(&start_registers(shared.entry)).map_err(kvm("set its registers"))?;
     }
-    Ok(())
+    Ok(table)
 }
 
 fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), VcpuError> {

@@ -1,8 +1,8 @@
 //! A vCPU's whole state, for snapshots.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -39,14 +39,14 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU that stands still. `msrs` are the registers that this host's KVM can save.
-    pub fn save(fd: &VcpuFd, vcpu: u8, msrs: &[u32]) -> Result<Self, VcpuError> {
+    /// Reads the state of a vCPU that stands still. `cpuid` is what it was configured with (KVM adds to it, on some hosts
+    /// what is not the guest's), `msrs` the registers that this host's KVM can save.
+    pub fn save(fd: &VcpuFd, vcpu: u8, cpuid: &[kvm_cpuid_entry2], msrs: &[u32]) -> Result<Self, VcpuError> {
         let kvm = |step| move |source| VcpuError::Kvm { vcpu, step, source };
         // First: KVM takes in pending INIT and SIPI with it, which change registers.
         let mp_state = fd.get_mp_state().map_err(kvm("tell whether it runs"))?;
-        let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(kvm("tell its CPUID"))?;
         Ok(Self {
-            cpuid: cpuid.as_slice().to_vec(),
+            cpuid: cpuid.to_vec(),
             mp_state,
             regs: fd.get_regs().map_err(kvm("tell its registers"))?,
             sregs: fd.get_sregs().map_err(kvm("tell its system registers"))?,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -31,6 +32,8 @@ pub(super) struct Machine {
     /// The virtio devices.
     pub(super) devices: EventLoop,
     pub(super) fixed: Fixed,
+    /// What `CPUID` answers on each vCPU.
+    cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     /// Registers of a vCPU that KVM can save.
     msrs: Vec<u32>,
     vm: VmFd,
@@ -66,7 +69,7 @@ impl Machine {
         let Board { kvm, mut machine, places } = Self::assemble(ram, virtio, boot_timer, wake)?;
         let entry = files.load(&machine.ram, config, &places)?;
         vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
-        machine.vcpus = boot_vcpus(&kvm, &machine, config.machine_config.vcpu_count, entry)?;
+        machine.boot_vcpus(&kvm, config.machine_config.vcpu_count, entry)?;
         Ok(machine)
     }
 
@@ -86,6 +89,7 @@ impl Machine {
             let fd = create_vcpu(&machine.vm, number)?;
             vcpu.restore(&fd, number, elapsed_ns)?;
             machine.vcpus.push(fd);
+            machine.cpuids.push(vcpu.cpuid.clone());
         }
         state.kvm.restore(&machine.vm, elapsed_ns)?;
         machine.restore_devices(state)?;
@@ -117,6 +121,7 @@ impl Machine {
         let places = place_devices(virtio, &vm, &ram, &mut mmio, &mut devices)?;
         let machine = Self {
             vcpus: Vec::new(),
+            cpuids: Vec::new(),
             ports: Arc::new(ports),
             mmio: Arc::new(mmio),
             devices,
@@ -128,10 +133,26 @@ impl Machine {
         Ok(Board { kvm, machine, places })
     }
 
+    fn boot_vcpus(&mut self, kvm: &Kvm, count: u8, entry: Entry) -> Result<(), VmError> {
+        let supported = kvm::supported_cpuid(kvm)?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let shared = vcpu::Shared { supported: &supported, vcpus: count, tsc_deadline, entry };
+        for number in 0..count {
+            let fd = create_vcpu(&self.vm, number)?;
+            let cpuid = vcpu::configure(&fd, number, &shared, &self.ram)?;
+            self.vcpus.push(fd);
+            self.cpuids.push(cpuid.as_slice().to_vec());
+        }
+        Ok(())
+    }
+
     /// What a snapshot keeps beside the memory. `vcpus` stand still, and so do the devices.
     pub(super) fn save(&self, vcpus: &[VcpuFd], config: &VmConfig) -> Result<State, VmError> {
-        let vcpus: Result<Vec<_>, _> =
-            (0u8..).zip(vcpus).map(|(number, fd)| VcpuState::save(fd, number, &self.msrs)).collect();
+        let vcpus: Result<Vec<_>, _> = (0u8..)
+            .zip(vcpus)
+            .zip(&self.cpuids)
+            .map(|((number, fd), cpuid)| VcpuState::save(fd, number, cpuid, &self.msrs))
+            .collect();
         Ok(State {
             vmm: env!("CARGO_PKG_VERSION").to_owned(),
             config: config.to_json().map_err(|e| SnapshotError::Config(e.to_string()))?,
@@ -234,17 +255,4 @@ fn buses(fixed: &Fixed, boot_timer: bool) -> (Bus, Bus) {
 
 fn create_vcpu(vm: &VmFd, number: u8) -> Result<VcpuFd, VcpuError> {
     vm.create_vcpu(u64::from(number)).map_err(|source| VcpuError::Kvm { vcpu: number, step: "create it", source })
-}
-
-fn boot_vcpus(kvm: &Kvm, machine: &Machine, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
-    let supported = kvm::supported_cpuid(kvm)?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let shared = vcpu::Shared { supported: &supported, vcpus: count, tsc_deadline, entry };
-    (0..count)
-        .map(|number| {
-            let fd = create_vcpu(&machine.vm, number)?;
-            vcpu::configure(&fd, number, &shared, &machine.ram)?;
-            Ok(fd)
-        })
-        .collect()
 }

@@ -101,8 +101,7 @@ fn a_paused_vm_and_one_that_never_started_end_by_a_signal() {
             vm.ok("pause");
         }
         vm.ok("state");
-        // The signal is blocked in the thread that plays the VMM only; it is meant for that one.
-        vm.vmm.signal_thread("play_the_vmm", nix::sys::signal::Signal::SIGTERM);
+        vm.vmm.signal(nix::sys::signal::Signal::SIGTERM);
         vm.vmm.wait().expect_end(EndReason::Killed);
     }
 }
@@ -111,9 +110,7 @@ fn a_paused_vm_and_one_that_never_started_end_by_a_signal() {
 fn ctrl_alt_del_reaches_the_guest_with_its_interrupt() {
     // Waits for the interrupt, then prints the scan codes of the press.
     let guest = watch_line(Guest::new(), 1, 1).print("ready").wait_for(IRR, 2);
-    let guest = (0..4).fold(guest, |guest, _| {
-        guest.in8(0x60).edi(SCRATCH).raw(&[0x88, 0x07]).print_hex(SCRATCH, 1)
-    });
+    let guest = (0..4).fold(guest, |guest, _| guest.in8(0x60).edi(SCRATCH).raw(&[0x88, 0x07]).print_hex(SCRATCH, 1));
     let mut vm = Driven::started(Setup::new(&guest.reset()));
     vm.vmm.wait_for("ready");
     vm.ok("keys");

@@ -4,10 +4,12 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, Signal};
 use portcullis_vmm::config::VmConfig;
 use portcullis_vmm::snapshot::{Files, SnapshotLoad};
 use portcullis_vmm::vm::{Clock, Command, ControlError, Controller, Options, Supervisor};
@@ -38,6 +40,9 @@ impl Driven {
         let path = dir.join("control");
         let mut command = Program::new(std::env::current_exe().unwrap());
         command.args(["--exact", "driver::play_the_vmm", "--nocapture", "--test-threads=1"]).env(SOCKET, &path);
+        // Blocked from the start, so that a signal finds the VMM's descriptor and not another thread of the tests.
+        // SAFETY: only a system call between fork and exec.
+        unsafe { command.pre_exec(|| Ok(SigSet::from(Signal::SIGTERM).thread_block()?)) };
         change(&mut command);
         let vmm = Vmm::start(command, setup.dir);
         let limit = Instant::now() + LIMIT;
@@ -64,7 +69,7 @@ impl Driven {
         self.tell(command);
         let mut answer = String::new();
         self.socket.read_line(&mut answer).unwrap();
-        match answer.trim_end().split_once(' ') {
+        match answer.trim_end_matches('\n').split_once(' ') {
             Some(("ok", text)) => Ok(text.to_owned()),
             Some(("error", text)) => Err(text.to_owned()),
             _ => panic!("{command}: {answer:?}"),

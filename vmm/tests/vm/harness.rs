@@ -138,22 +138,6 @@ impl Vmm {
         self.output_text()[before..before + len].to_owned()
     }
 
-    /// Sends a signal to the thread of this name.
-    pub fn signal_thread(&self, name: &str, signal: Signal) {
-        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap() {
-            let task = task.unwrap();
-            // Names are cut to 15 bytes.
-            if std::fs::read_to_string(task.path().join("comm")).unwrap().trim().contains(&name[..8]) {
-                let thread: i32 = task.file_name().to_str().unwrap().parse().unwrap();
-                // SAFETY: plain numbers.
-                let sent = unsafe { libc::syscall(libc::SYS_tgkill, self.pid().as_raw(), thread, signal as i32) };
-                assert_eq!(sent, 0);
-                return;
-            }
-        }
-        panic!("no thread {name}");
-    }
-
     /// Waits for the end. A VMM that takes too long is a failure, never a hang.
     pub fn wait(mut self) -> Ended {
         let status = wait_limited(&mut self.child);
