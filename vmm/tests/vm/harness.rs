@@ -234,14 +234,9 @@ impl Ended {
         }
     }
 
-    fn expect_end(&self, reason: EndReason) {
-        assert_eq!((self.code(), self.end()), (Some(0), (reason, None)), "{self:?}");
-        assert_eq!(self.errors, "");
-    }
-
-    /// Asserts an end for this reason.
     pub fn expect_end(&self, reason: EndReason) {
         assert_eq!((self.code(), self.end()), (Some(0), (reason, None)), "{self:?}");
+        assert_eq!(self.errors, "");
     }
 
     /// The marks that mean "booted".
