@@ -129,7 +129,7 @@ impl BootFiles {
             None => Initrd::default(),
             Some(file) => load_initrd(file, ram, &kernel, low_end)?,
         };
-        let cmdline = config.boot_source.cmdline();
+        let cmdline = &config.cmdline();
         write_cmdline(ram, cmdline)?;
         acpi::write(ram, machine.vcpu_count, virtio)?;
         match kernel.entry {

@@ -18,9 +18,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::balloon::BalloonConfig;
+pub use crate::devices::block::{CacheType, DriveConfig, DriveUpdate, IoEngine};
 pub use crate::devices::entropy::EntropyConfig;
 pub use crate::devices::net::{MacAddress, NetworkInterface, NetworkInterfaceUpdate};
 pub use crate::devices::vsock::VsockConfig;
+pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
 pub use source::{BootSource, MAX_CMDLINE};
@@ -84,9 +86,9 @@ pub struct VmConfig {
     /// vCPUs and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,
-    // What Firecracker knows beside these may stand in a file as `null` or `[]`, see `asked_for_in_vain`.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    drives: Unsupported,
+    /// Disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<DriveConfig>,
     /// Network cards.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_interfaces: Vec<NetworkInterface>,
@@ -99,6 +101,7 @@ pub struct VmConfig {
     /// A memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
+    // What Firecracker knows beside these may stand in a file as `null` or `[]`, see `asked_for_in_vain`.
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pmem: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
@@ -124,7 +127,7 @@ impl VmConfig {
         Self {
             boot_source: BootSource { kernel_image_path: kernel.into(), initrd_path: None, boot_args: None },
             machine_config: MachineConfig::default(),
-            drives: Unsupported::default(),
+            drives: Vec::new(),
             network_interfaces: Vec::new(),
             vsock: None,
             entropy: None,
@@ -167,6 +170,13 @@ impl VmConfig {
         self
     }
 
+    /// Adds a disk.
+    #[must_use]
+    pub fn with_drive(mut self, drive: DriveConfig) -> Self {
+        self.drives.push(drive);
+        self
+    }
+
     /// Reads and checks a configuration file.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
@@ -194,13 +204,26 @@ impl VmConfig {
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         self.logger.as_ref().map_or(Ok(()), LoggerConfig::check)?;
         self.metrics.as_ref().map_or(Ok(()), MetricsConfig::check)?;
-        self.boot_source.check()
+        DriveConfig::check_all(&self.drives)?;
+        self.boot_source.check()?;
+        source::check_len(&self.cmdline())
+    }
+
+    /// The kernel's command line: as configured, and what names the root device.
+    pub fn cmdline(&self) -> String {
+        let args = self.boot_source.cmdline();
+        let Some(root) = self.drives.iter().find(|drive| drive.is_root_device).map(DriveConfig::root_argument) else {
+            return args.to_owned();
+        };
+        // What follows a double hyphen is for init, not for the kernel.
+        let (kernel, init) = args.find(" -- ").map_or((args, ""), |at| args.split_at(at));
+        let space = if kernel.is_empty() { "" } else { " " };
+        format!("{kernel}{space}{root}{init}")
     }
 
     /// The first part of the configuration that asks for what this VMM does not have.
     fn asked_for_in_vain(&self) -> Option<&'static str> {
         let parts = [
-            ("drives", &self.drives),
             ("pmem", &self.pmem),
             ("memory-hotplug", &self.memory_hotplug),
             ("cpu-config", &self.cpu_config),

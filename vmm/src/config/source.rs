@@ -18,7 +18,7 @@ pub struct BootSource {
     /// An initramfs, loaded as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
-    /// The kernel's command line; nothing is added to it.
+    /// The kernel's command line; only a root device adds something to it, see [`super::VmConfig::cmdline`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
 }
@@ -29,16 +29,9 @@ impl BootSource {
         self.boot_args.as_deref().unwrap_or("")
     }
 
-    /// Checks the command line.
+    /// Checks the command line's text.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let args = self.cmdline();
-        if args.len() > MAX_CMDLINE {
-            return Err(ConfigError::OutOfRange {
-                field: "boot-source.boot_args",
-                found: format!("{} bytes long", args.len()),
-                allowed: format!("at most {MAX_CMDLINE} bytes"),
-            });
-        }
         // A NUL or a newline would show the host one command line and the guest another.
         if let Some(bad) = args.chars().find(|c| c.is_control()) {
             return Err(ConfigError::OutOfRange {
@@ -49,4 +42,16 @@ impl BootSource {
         }
         Ok(())
     }
+}
+
+/// Checks the length of a whole command line.
+pub(super) fn check_len(cmdline: &str) -> Result<(), ConfigError> {
+    if cmdline.len() <= MAX_CMDLINE {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        field: "boot-source.boot_args",
+        found: format!("{} bytes long", cmdline.len()),
+        allowed: format!("at most {MAX_CMDLINE} bytes"),
+    })
 }

@@ -36,10 +36,7 @@ fn firecrackers_whole_example_is_read_when_it_asks_for_nothing_more() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    for (name, value) in [
-        ("drives", r#"[{"drive_id": "rootfs"}]"#),
-        ("mmds-config", "{}"),
-    ] {
+    for (name, value) in [("mmds-config", "{}"), ("cpu-config", "{}")] {
         let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "{name}": {value}}}"#);
         match parse(&text) {
             Err(ConfigError::NotSupported(found)) => assert_eq!(found, name),
@@ -90,6 +87,19 @@ fn the_command_line_is_bounded_and_printable() {
     for bad in ["x".repeat(MAX_CMDLINE + 1), "a\0b".to_owned(), "a\nb".to_owned(), "\u{1b}[2J".to_owned()] {
         assert!(matches!(VmConfig::new("/k").with_boot_args(bad).check(), Err(ConfigError::OutOfRange { .. })));
     }
+}
+
+#[test]
+fn a_root_device_is_named_on_the_command_line() {
+    let drive = DriveConfig { is_root_device: true, is_read_only: true, ..DriveConfig::new("rootfs", "/d") };
+    let line = |args: &str| VmConfig::new("/k").with_boot_args(args).with_drive(drive.clone()).cmdline();
+    assert_eq!(line(""), "root=/dev/vda ro");
+    assert_eq!(line("quiet"), "quiet root=/dev/vda ro");
+    assert_eq!(line("quiet -- a=b"), "quiet root=/dev/vda ro -- a=b");
+    let other = VmConfig::new("/k").with_boot_args("quiet").with_drive(DriveConfig::new("data", "/d"));
+    assert_eq!(other.cmdline(), "quiet");
+    let long = VmConfig::new("/k").with_boot_args("x".repeat(MAX_CMDLINE - 10));
+    assert!(long.check().is_ok() && long.with_drive(drive).check().is_err());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 pub mod acpi_power;
 pub mod balloon;
+pub mod block;
 pub mod boot_timer;
 pub mod entropy;
 pub mod i8042;
@@ -57,6 +58,10 @@ impl DeviceError {
 /// Makes the virtio devices of a configuration, in the order in which the guest finds them.
 pub fn virtio(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    // The root device is the first of them.
+    for drive in block::DriveConfig::in_order(&config.drives) {
+        devices.push(Box::new(block::Block::open(drive)?));
+    }
     for interface in &config.network_interfaces {
         devices.push(Box::new(net::Net::open(interface)?));
     }

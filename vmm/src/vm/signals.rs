@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::VmError;
@@ -18,6 +18,9 @@ impl Signals {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
             set.add(signal);
         }
+        // A write beyond a limit of the host is an error to be answered, not the end.
+        // SAFETY: no handler is installed that could run at a bad time.
+        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(VmError::Signals)?;
         set.thread_block().map_err(VmError::Signals)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         SignalFd::with_flags(&set, flags).map(Self).map_err(VmError::Signals)

@@ -4,6 +4,7 @@
 //! instruction of ring 0. The VMM is run as people run it: as a process, with a configuration file.
 
 mod balloon;
+mod block;
 mod console;
 mod control;
 mod driver;

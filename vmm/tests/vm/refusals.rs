@@ -48,8 +48,8 @@ fn bad_configurations() {
     expect(&mut with_config(Path::new("/nonexistent.json")), 2, &["/nonexistent.json"]);
     let (_dir, mut command) = config_text("{\"boot-source\": ");
     expect(&mut command, 2, &["vm.json", "line 1"]);
-    let (_dir, mut command) = config_text(r#"{"boot-source": {"kernel_image_path": "/k"}, "drives": [{}]}"#);
-    expect(&mut command, 2, &["'drives'"]);
+    let (_dir, mut command) = config_text(r#"{"boot-source": {"kernel_image_path": "/k"}, "pmem": [{}]}"#);
+    expect(&mut command, 2, &["'pmem'"]);
     let (_dir, mut command) = config_text(r#"{"boot-source": {"kernel_image_path": "/k"}, "colour": 1}"#);
     expect(&mut command, 2, &["colour"]);
 }

@@ -178,7 +178,12 @@ fn out_of_range(field: &'static str, found: &str, allowed: &str) -> ConfigError 
     ConfigError::OutOfRange { field, found: found.to_owned(), allowed: allowed.to_owned() }
 }
 
-fn check_name(field: &'static str, name: &str, is_allowed: impl Fn(char) -> bool, rule: &str) -> Result<(), ConfigError> {
+fn check_name(
+    field: &'static str,
+    name: &str,
+    is_allowed: impl Fn(char) -> bool,
+    rule: &str,
+) -> Result<(), ConfigError> {
     let good = (1..=MAX_NAME).contains(&name.len()) && name.chars().all(is_allowed);
     if good { Ok(()) } else { Err(out_of_range(field, &format!("{name:?}"), rule)) }
 }
@@ -242,7 +247,8 @@ mod tests {
             assert!(DriveConfig::new(bad, "/d").check().unwrap_err().to_string().contains("drive_id"), "{bad}");
         }
         assert!(DriveConfig::new("d", "").check().unwrap_err().to_string().contains("path_on_host"));
-        let spaced = DriveConfig { is_root_device: true, partuuid: Some("a init=/x".into()), ..DriveConfig::new("d", "/d") };
+        let spaced =
+            DriveConfig { is_root_device: true, partuuid: Some("a init=/x".into()), ..DriveConfig::new("d", "/d") };
         assert!(spaced.check().is_err());
     }
 

@@ -46,8 +46,7 @@ impl Disk {
     /// Opens the file of a drive; for reading only if that is how the drive is configured. It is not locked yet.
     pub fn open(config: &DriveConfig) -> Result<Self, DeviceError> {
         let path = config.path_on_host.display();
-        let unusable =
-            |reason: String| DeviceError::Unusable { device: format!("drive {}", config.drive_id), reason };
+        let unusable = |reason: String| DeviceError::Unusable { device: format!("drive {}", config.drive_id), reason };
         let mut options = OpenOptions::new();
         // Non-blocking: a FIFO must not hang the start.
         options.read(true).write(!config.is_read_only).custom_flags(libc::O_NONBLOCK);

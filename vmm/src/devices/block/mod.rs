@@ -64,6 +64,18 @@ const FLUSH: u32 = 9;
 const DISCARD: u32 = 13;
 const WRITE_ZEROES: u32 = 14;
 
+/// System calls of a disk that is read only.
+const READ_CALLS: [Call; 3] = {
+    let ([timer], [read, lock]) = (RateLimiter::SYSTEM_CALLS, Disk::READ_CALLS);
+    [timer, read, lock]
+};
+/// System calls of a disk that is written.
+const WRITE_CALLS: [Call; 7] = {
+    let ([timer], [read, _]) = (RateLimiter::SYSTEM_CALLS, Disk::READ_CALLS);
+    let [write, flush, punch, zero, lock] = Disk::WRITE_CALLS;
+    [timer, read, write, flush, punch, zero, lock]
+};
+
 /// What was agreed on with the driver, and what a flush is worth.
 #[derive(Clone, Copy, Debug)]
 struct Features {
@@ -106,8 +118,11 @@ impl Block {
         let disk = Disk::open(config)?;
         let device = || format!("drive {}", config.drive_id);
         disk.lock().map_err(|reason| DeviceError::Unusable { device: device(), reason })?;
-        let limiter = RateLimiter::new(config.rate_limiter.as_ref())
-            .map_err(|source| DeviceError::Host { device: device(), step: "make a timer", source })?;
+        let limiter = RateLimiter::new(config.rate_limiter.as_ref()).map_err(|source| DeviceError::Host {
+            device: device(),
+            step: "make a timer",
+            source,
+        })?;
         let metrics = Metrics::default();
         Ok(Self { id: config.drive_id.clone(), cache: config.cache_type, disk, limiter, metrics, logged: 0 })
     }
@@ -122,13 +137,13 @@ impl Block {
     ///
     /// The disk is opened by whoever may still open files; it is locked here, because the same file may be locked
     /// already. Requests that the driver has not been answered go to the new file.
-    pub fn replace(&mut self, disk: Disk) -> Result<(), DeviceError> {
-        self.try_replace(disk).map_err(|reason| {
-            self.metrics.update_fails.inc();
-            DeviceError::Unusable { device: self.name(), reason }
-        })?;
-        self.metrics.update_count.inc();
-        Ok(())
+    pub fn replace(&mut self, disk: Disk) -> Result<(), String> {
+        let result = self.try_replace(disk);
+        match &result {
+            Ok(()) => self.metrics.update_count.inc(),
+            Err(_) => self.metrics.update_fails.inc(),
+        }
+        result
     }
 
     fn try_replace(&mut self, disk: Disk) -> Result<(), String> {
@@ -252,12 +267,7 @@ impl VirtioDevice for Block {
     }
 
     fn system_calls(&self) -> &'static [Call] {
-        const {
-            let [timer] = RateLimiter::SYSTEM_CALLS;
-            let [read, share] = Disk::READ_CALLS;
-            let [write, flush, punch, zero, lock] = Disk::WRITE_CALLS;
-            &[timer, read, share, write, flush, punch, zero, lock]
-        }
+        if self.disk.is_read_only() { &READ_CALLS } else { &WRITE_CALLS }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -324,7 +334,8 @@ impl VirtioDevice for Block {
         self.metrics.rate_limiter_event_count.inc();
         self.limiter.timer_event();
         // The driver may have been reset since, and may have set up no queue.
-        if let Some(active) = active.filter(|active| active.queue(0).is_ok())
+        if let Some(active) = active
+            && active.queue(0).is_ok()
             && self.serve_queue(active, 0)? == Progress::More
         {
             self.limiter.wake_after(Duration::ZERO);
@@ -338,14 +349,15 @@ impl VirtioDevice for Block {
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let broken = |e: &dyn std::fmt::Display| format!("{}: its state cannot be read: {e}", self.name());
+        let name = self.name();
+        let broken = |e: &dyn std::fmt::Display| format!("{name}: its state cannot be read: {e}");
         let (state, rest): (State, _) = postcard::take_from_bytes(state).map_err(|e| broken(&e))?;
         if !rest.is_empty() {
             return Err(broken(&"it is too long"));
         }
         if state.sectors != self.disk.sectors() {
             let (then, now) = (state.sectors, self.disk.sectors());
-            return Err(format!("{}: it had {then} sectors when the snapshot was made, now it has {now}", self.name()));
+            return Err(format!("{name}: it had {then} sectors when the snapshot was made, now it has {now}"));
         }
         self.limiter.restore(state.limiter).map_err(|e| broken(&e))
     }
@@ -358,3 +370,6 @@ impl VirtioDevice for Block {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;
