@@ -47,6 +47,7 @@ pub mod jail;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod mmds;
 pub mod rate_limiter;
 pub mod snapshot;
 pub mod vcpu;
