@@ -249,7 +249,8 @@ impl Session {
         }
         let files = files::create(&request, self.memory.as_ref())?;
         let sync = request.sync_snapshot_files;
-        self.controller.call(|reply| Command::CreateSnapshot { files, sync, reply })?;
+        let config = Box::new(self.config.clone());
+        self.controller.call(|reply| Command::CreateSnapshot { files, sync, config, reply })?;
         Ok(Response::done())
     }
 
@@ -263,7 +264,8 @@ impl Session {
         }
         let (files, memory) = files::open(&request)?;
         let request = Box::new(request);
-        let loaded = self.controller.call(|reply| Command::LoadSnapshot { files, request, reply })?;
+        let metrics = self.config.metrics.clone();
+        let loaded = self.controller.call(|reply| Command::LoadSnapshot { files, request, metrics, reply })?;
         let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
         self.config = *loaded;
         (self.config.logger, self.config.metrics) = (logger, metrics);
@@ -292,6 +294,7 @@ impl Service for Session {
     fn answer(&mut self, request: &Request) -> Response {
         let answer = self.carry_out(request);
         let (method, path) = (request.method.as_str(), request.path.chars().take(128).collect::<String>());
+        self.controller.metrics().api.answered(method, &path, answer.is_err());
         match answer {
             Ok(response) => {
                 tracing::debug!(method, path, status = response.status.code(), "answered");

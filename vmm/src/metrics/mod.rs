@@ -1,8 +1,31 @@
 //! Counters that the VMM keeps of itself and its devices, by Firecracker's names.
+//!
+//! They are written as lines of JSON, one object each, to the file or FIFO of the configuration: when `FlushMetrics` asks,
+//! every minute, and at the end of the VM. Each line holds what was counted since the line before. A group is there only
+//! where something counts it: what reads zero is zero.
+//!
+//! | group | what |
+//! |---|---|
+//! | `api_server`, `get_api_requests`, `put_api_requests`, `patch_api_requests` | [`Api`]: requests, and those that were refused |
+//! | `vcpu` | [`Vcpu`]: exits that reached the VMM, of all vCPUs together |
+//! | `uart`, `i8042` | accesses of the guest |
+//! | `latencies_us` | [`Latencies`]: how long the last one took, in microseconds |
+//! | `block`, `net` | sums over all disks, all network cards |
+//! | `block_ID`, `net_ID`, `vsock`, `balloon`, `entropy` | each device's own |
+
+mod api;
+mod line;
+mod output;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+pub use api::Api;
+pub use line::line;
+pub use output::Output;
 
 /// A counter. Written out, it gives what was added since it was written out the last time.
 #[derive(Debug, Default)]
@@ -22,6 +45,17 @@ impl Counter {
         self.total.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// All since the start, where that is counted elsewhere.
+    pub fn raise_to(&self, total: u64) {
+        self.total.fetch_max(total, Ordering::Relaxed);
+    }
+
+    /// What was added since the last time.
+    fn take(&self) -> u64 {
+        let total = self.total();
+        total.wrapping_sub(self.written.swap(total, Ordering::Relaxed))
+    }
+
     /// All since the start.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
@@ -30,7 +64,114 @@ impl Counter {
 
 impl Serialize for Counter {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let total = self.total();
-        serializer.serialize_u64(total.wrapping_sub(self.written.swap(total, Ordering::Relaxed)))
+        serializer.serialize_u64(self.take())
+    }
+}
+
+/// The last of some values, such as how long something took. Written out again and again, as long as there is no new one.
+#[derive(Debug, Default)]
+pub struct Latest(AtomicU64);
+
+impl Latest {
+    /// A new value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The microseconds since `begin`.
+    pub fn set_since(&self, begin: Instant) {
+        self.set(u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
+impl Serialize for Latest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// What the process counts beside its devices and vCPUs.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Requests to the API.
+    pub api: Api,
+    /// How long commands took.
+    pub latencies: Latencies,
+}
+
+/// How long the last command of each kind took, in microseconds.
+#[derive(Debug, Default, Serialize)]
+pub struct Latencies {
+    /// Writing a snapshot.
+    pub full_create_snapshot: Latest,
+    /// Loading one.
+    pub load_snapshot: Latest,
+    /// Bringing the vCPUs to a halt.
+    pub pause_vm: Latest,
+    /// Letting them go on.
+    pub resume_vm: Latest,
+}
+
+/// Exits of a vCPU. Each vCPU has its own, so that their threads do not wait for each other's caches.
+#[derive(Debug, Default)]
+pub struct Vcpu {
+    /// Reads from a port.
+    pub exit_io_in: Counter,
+    /// Writes to a port.
+    pub exit_io_out: Counter,
+    /// Reads from a device in memory.
+    pub exit_mmio_read: Counter,
+    /// Writes to a device in memory.
+    pub exit_mmio_write: Counter,
+    /// Exits that ended the VM with an error.
+    pub failures: Counter,
+}
+
+impl Vcpu {
+    /// All vCPUs' counters together.
+    pub fn sum<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Value {
+        let fields: [(&str, fn(&Self) -> &Counter); 5] = [
+            ("exit_io_in", |vcpu| &vcpu.exit_io_in),
+            ("exit_io_out", |vcpu| &vcpu.exit_io_out),
+            ("exit_mmio_read", |vcpu| &vcpu.exit_mmio_read),
+            ("exit_mmio_write", |vcpu| &vcpu.exit_mmio_write),
+            ("failures", |vcpu| &vcpu.failures),
+        ];
+        let sum =
+            |field: fn(&Self) -> &Counter| all.clone().fold(0u64, |sum, vcpu| sum.wrapping_add(field(vcpu).take()));
+        Value::Object(fields.iter().map(|(name, field)| ((*name).to_owned(), sum(*field).into())).collect())
+    }
+}
+
+/// A group of counters as it stands in a line.
+pub fn group(counters: &impl Serialize) -> Value {
+    // Numbers in structs cannot fail.
+    serde_json::to_value(counters).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_gives_what_was_added_since_and_a_latest_value_stays() {
+        let (counter, latest) = (Counter::default(), Latest::default());
+        counter.add(3);
+        latest.set(7);
+        assert_eq!((group(&counter), group(&latest)), (3.into(), 7.into()));
+        counter.inc();
+        assert_eq!((group(&counter), group(&latest)), (1.into(), 7.into()));
+        assert_eq!((group(&counter), counter.total()), (0.into(), 4));
+    }
+
+    #[test]
+    fn vcpus_count_together() {
+        let vcpus = [Vcpu::default(), Vcpu::default()];
+        vcpus[0].exit_io_in.add(2);
+        vcpus[1].exit_io_in.add(3);
+        vcpus[1].failures.inc();
+        let sum = Vcpu::sum(vcpus.iter());
+        assert_eq!((&sum["exit_io_in"], &sum["exit_io_out"], &sum["failures"]), (&5.into(), &0.into(), &1.into()));
+        assert_eq!(Vcpu::sum(vcpus.iter())["exit_io_in"], 0);
     }
 }

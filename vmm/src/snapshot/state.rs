@@ -4,7 +4,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
 use super::{KvmState, SnapshotError, SnapshotLoad};
-use crate::config::VmConfig;
+use crate::config::{NetworkInterface, VmConfig};
 use crate::devices::{acpi_power, i8042, serial};
 use crate::vcpu::VcpuState;
 use crate::virtio::SlotState;
@@ -50,14 +50,19 @@ const FEATURES: [(u32, Register, u32); 6] = [
 impl State {
     /// The configuration, with what a load asks to be otherwise, checked.
     pub fn config(&self, load: &SnapshotLoad) -> Result<VmConfig, SnapshotError> {
-        let config: VmConfig = serde_json::from_str(&self.config).map_err(|e| SnapshotError::Config(e.to_string()))?;
+        let mut config: VmConfig =
+            serde_json::from_str(&self.config).map_err(|e| SnapshotError::Config(e.to_string()))?;
+        for other in &load.network_overrides {
+            let of = |card: &&mut NetworkInterface| card.iface_id == other.iface_id;
+            let missing = || SnapshotError::Override(format!("network interface {:?}", other.iface_id));
+            let card = config.network_interfaces.iter_mut().find(of).ok_or_else(missing)?;
+            card.host_dev_name.clone_from(&other.host_dev_name);
+        }
+        if let Some(other) = &load.vsock_override {
+            let vsock = config.vsock.as_mut().ok_or_else(|| SnapshotError::Override("vsock device".to_owned()))?;
+            vsock.uds_path.clone_from(&other.uds_path);
+        }
         config.check().map_err(|e| SnapshotError::Config(e.to_string()))?;
-        if let Some(network) = load.network_overrides.first() {
-            return Err(SnapshotError::Override(format!("network interface {}", network.iface_id)));
-        }
-        if load.vsock_override.is_some() {
-            return Err(SnapshotError::Override("vsock device".to_owned()));
-        }
         let expected = usize::from(config.machine_config.vcpu_count);
         if self.vcpus.len() != expected {
             return Err(SnapshotError::Vcpus { found: self.vcpus.len(), expected });

@@ -17,6 +17,7 @@ use crate::devices::{Action, Bus};
 use crate::jail::JailError;
 use crate::jail::seccomp::{self, ThreadKind};
 use crate::log::{EndReason, Mark};
+use crate::metrics;
 use crate::vm::Clock;
 
 /// Interrupts `KVM_RUN` of the thread that gets it.
@@ -76,6 +77,7 @@ pub struct Threads {
     gates: Vec<SyncSender<VcpuFd>>,
     parked: Receiver<Parked>,
     interrupt: Arc<AtomicBool>,
+    metrics: Vec<Arc<metrics::Vcpu>>,
 }
 
 /// A vCPU that its thread has handed over, and its number.
@@ -86,13 +88,23 @@ impl Threads {
     pub fn start(count: u8, context: &VcpuContext) -> Result<Self, VcpuError> {
         let (park, parked) = channel();
         let interrupt = Arc::new(AtomicBool::new(false));
-        let mut all = Self { handles: Vec::new(), gates: Vec::new(), parked, interrupt };
+        let mut all = Self { handles: Vec::new(), gates: Vec::new(), parked, interrupt, metrics: Vec::new() };
         for number in 0..count {
             let (open, gate) = sync_channel(1);
             let (context, park, interrupt) = (context.clone(), park.clone(), Arc::clone(&all.interrupt));
+            let counters = Arc::new(metrics::Vcpu::default());
+            all.metrics.push(Arc::clone(&counters));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{number}"))
-                .spawn(move || thread(number, &context, &interrupt, gate, &park))
+                .spawn(move || {
+                    let run = |fd| {
+                        let mut vcpu =
+                            Vcpu { number, fd, context: &context, interrupt: &interrupt, counters: &counters };
+                        vcpu.run();
+                        vcpu.fd
+                    };
+                    thread(number, &context, gate, &park, run)
+                })
                 .map_err(|source| VcpuError::Thread { vcpu: number, source })?;
             all.handles.push(thread);
             all.gates.push(open);
@@ -153,6 +165,11 @@ impl Threads {
         Some(parked.into_iter().map(|(_, vcpu)| vcpu).collect())
     }
 
+    /// What the vCPUs have counted since the last time, together.
+    pub fn metrics(&self) -> serde_json::Value {
+        metrics::Vcpu::sum(self.metrics.iter().map(AsRef::as_ref))
+    }
+
     /// Interrupts the threads that still run a guest, and gives them some time. To be repeated: a kick that arrives
     /// between a thread's look at the flag and `KVM_RUN` is lost.
     fn kick(&self, parked: &[Parked]) {
@@ -180,23 +197,21 @@ impl Threads {
     }
 }
 
-/// The thread of vCPU `number`. The gate comes back because it may still hold a vCPU, and closing one is not among the
-/// system calls of this thread.
+/// The thread of vCPU `number`, which does `run` whenever it is given its vCPU. The gate comes back because it may still
+/// hold one, and closing that is not among the system calls of this thread.
 fn thread(
     number: u8,
     context: &VcpuContext,
-    interrupt: &AtomicBool,
     gate: Receiver<VcpuFd>,
     park: &Sender<Parked>,
+    run: impl Fn(VcpuFd) -> VcpuFd,
 ) -> Receiver<VcpuFd> {
     let confined = seccomp::install(ThreadKind::Vcpu, &context.filter);
     let ok = confined.is_ok();
     context.tell(Message::Confined(confined));
     while ok && let Ok(fd) = gate.recv() {
-        let mut vcpu = Vcpu { number, fd, context, interrupt };
-        vcpu.run();
         // The main thread holds the other end until this thread has ended.
-        if let Err(unsent) = park.send((number, vcpu.fd)) {
+        if let Err(unsent) = park.send((number, run(fd))) {
             std::mem::forget(unsent);
         }
     }
@@ -217,6 +232,7 @@ struct Vcpu<'a> {
     fd: VcpuFd,
     context: &'a VcpuContext,
     interrupt: &'a AtomicBool,
+    counters: &'a metrics::Vcpu,
 }
 
 /// What is to be done after an exit.
@@ -255,6 +271,7 @@ impl Vcpu<'_> {
                 Next::Do(Action::Reset) => return self.context.tell(Message::Ended(EndReason::Reset)),
                 Next::Do(Action::PowerOff) => return self.context.tell(Message::Ended(EndReason::PowerOff)),
                 Next::Fail(kind) => {
+                    self.counters.failures.inc();
                     let registers = Box::new(registers::read(&self.fd, self.number));
                     return self.context.tell(Message::Fault(Fault { kind, registers }));
                 }
@@ -273,18 +290,26 @@ impl Vcpu<'_> {
                 return Next::Fail(FaultKind::Run(e.kind(), e.to_string()));
             }
         };
-        let context = &self.context;
+        let (context, counters) = (self.context, self.counters);
         let action = match exit {
             VcpuExit::IoIn(port, data) => {
+                counters.exit_io_in.inc();
                 context.ports.read(port.into(), data);
                 None
             }
             VcpuExit::MmioRead(address, data) => {
+                counters.exit_mmio_read.inc();
                 context.mmio.read(address, data);
                 None
             }
-            VcpuExit::IoOut(port, data) => context.ports.write(port.into(), data),
-            VcpuExit::MmioWrite(address, data) => context.mmio.write(address, data),
+            VcpuExit::IoOut(port, data) => {
+                counters.exit_io_out.inc();
+                context.ports.write(port.into(), data)
+            }
+            VcpuExit::MmioWrite(address, data) => {
+                counters.exit_mmio_write.inc();
+                context.mmio.write(address, data)
+            }
             VcpuExit::Intr => return Next::Interrupted,
             VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _) => Some(Action::PowerOff),
             VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _) => Some(Action::Reset),

@@ -4,7 +4,6 @@
 //! its turn, and the answer comes back through a [`Reply`]. Files are opened by who asks, and handed over open: the
 //! main thread can open none once a guest runs.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -13,7 +12,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::VmError;
-use crate::config::VmConfig;
+use crate::config::{MetricsConfig, VmConfig};
+use crate::metrics::Metrics;
 use crate::snapshot::{Files, SnapshotLoad};
 use crate::virtio::{Active, EventLoop, VirtioDevice};
 
@@ -101,6 +101,8 @@ pub enum Command {
         files: Files,
         /// Whether to wait for the disk.
         sync: bool,
+        /// The configuration as it is now, with what was changed since the start.
+        config: Box<VmConfig>,
         /// The answer.
         reply: Reply<()>,
     },
@@ -111,6 +113,8 @@ pub enum Command {
         files: Files,
         /// How; the paths in it are not looked at.
         request: Box<SnapshotLoad>,
+        /// Where its metrics go.
+        metrics: Option<MetricsConfig>,
         /// The answer.
         reply: Reply<Box<VmConfig>>,
     },
@@ -118,8 +122,6 @@ pub enum Command {
     SendCtrlAltDel(Reply<()>),
     /// Do something with a device.
     Device(DeviceWork),
-    /// Write metrics to this file from now on.
-    SetMetrics(File, Reply<()>),
     /// Write metrics now.
     FlushMetrics(Reply<()>),
 }
@@ -131,6 +133,7 @@ pub(super) struct Shared {
     bell: Arc<EventFd>,
     /// Readable, for ever, once the VM has ended.
     ended: EventFd,
+    pub(super) metrics: Metrics,
 }
 
 impl Shared {
@@ -165,7 +168,8 @@ pub(super) struct Commands {
 /// A pair of ends; `bell` is written with each command.
 pub(super) fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
     let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
-    let shared = Arc::new(Shared { state: AtomicU8::new(VmState::NotStarted as u8), bell, ended });
+    let shared =
+        Arc::new(Shared { state: AtomicU8::new(VmState::NotStarted as u8), bell, ended, metrics: Metrics::default() });
     let (commands, inbox) = channel();
     Ok((Controller { commands, shared: Arc::clone(&shared) }, Commands { inbox, shared }))
 }
@@ -183,6 +187,11 @@ impl Controller {
     /// What the VM does. Does not wait.
     pub fn state(&self) -> VmState {
         self.shared.state()
+    }
+
+    /// What the process counts, the requests to its API among it.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Readable once the VM has ended: the thread that serves commands is to clean up and end then.

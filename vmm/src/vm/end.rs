@@ -1,5 +1,7 @@
 //! Why a VM could not run or go on, and the exit code of that.
 
+use std::path::PathBuf;
+
 use crate::boot::BootError;
 use crate::devices::DeviceError;
 use crate::jail::JailError;
@@ -45,6 +47,14 @@ pub enum VmError {
     /// A snapshot could not be loaded.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Metrics cannot go where they should.
+    #[error("cannot write metrics to {path}: {source}")]
+    Metrics {
+        /// The file or FIFO.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The host gave no random bytes.
     #[error("the host gives no random bytes: {0}")]
     Random(std::io::Error),
@@ -72,6 +82,7 @@ impl VmError {
             Self::Jail(_) => "jail",
             Self::Device(_) => "device",
             Self::Snapshot(_) => "snapshot",
+            Self::Metrics { .. } => "metrics",
             Self::TooManyDevices => "too-many-devices",
             Self::Guest(fault) => fault.kind.code(),
             Self::Signals(_) | Self::EventFd(_) | Self::Random(_) | Self::Poll(_) | Self::Devices(_) => "system",
@@ -82,7 +93,7 @@ impl VmError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 1,
-            Self::Boot(_) | Self::TooManyDevices | Self::Snapshot(_) => 2,
+            Self::Boot(_) | Self::TooManyDevices | Self::Snapshot(_) | Self::Metrics { .. } => 2,
             Self::Device(error) => error.exit_code(),
             _ => 3,
         }

@@ -147,7 +147,9 @@ impl Machine {
     }
 
     /// What a snapshot keeps beside the memory. `vcpus` stand still, and so do the devices.
-    pub(super) fn save(&self, vcpus: &[VcpuFd], config: &VmConfig) -> Result<State, VmError> {
+    pub(super) fn save(&self, vcpus: &[VcpuFd], mut config: VmConfig) -> Result<State, VmError> {
+        // Log and metrics are the process's, not the VM's.
+        (config.logger, config.metrics) = (None, None);
         let vcpus: Result<Vec<_>, _> = (0u8..)
             .zip(vcpus)
             .zip(&self.cpuids)

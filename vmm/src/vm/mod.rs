@@ -16,6 +16,7 @@ mod signals;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,16 +29,17 @@ pub use kvm::KvmError;
 pub use panic::abort_on_panic;
 
 use crate::boot::BootFiles;
-use crate::config::VmConfig;
+use crate::config::{MetricsConfig, VmConfig};
 use crate::console::Console;
 use crate::devices::{self, serial};
 use crate::jail::{self, seccomp, seccomp::ThreadKind};
 use crate::log::{EndReason, Event};
+use crate::metrics::Output;
 use crate::snapshot::{self, Files, SnapshotLoad};
 use crate::vcpu::{self, Threads, VcpuContext};
 use control::Commands;
 use machine::{Machine, Restore};
-use running::Running;
+use running::{METRICS_INTERVAL, Running};
 use signals::Signals;
 
 /// What stands beside the configuration on the command line.
@@ -77,6 +79,8 @@ impl Supervisor {
     /// log is an `end`, and controllers are told.
     pub fn run(self, config: Option<&VmConfig>) -> Result<EndReason, VmError> {
         let (clock, shared) = (self.clock, Arc::clone(&self.commands.shared));
+        shared.metrics.api.process_startup_time_us.set(clock.elapsed_us());
+        shared.metrics.api.process_startup_time_cpu_us.set(Clock::cpu_us());
         let mut line = serial::Counters::default();
         let result = self.run_to_end(config, &mut line);
         let (reason, error) = match &result {
@@ -104,7 +108,8 @@ impl Supervisor {
         let running = match config {
             Some(config) => {
                 let machine = self.build(config)?;
-                let mut running = self.confine(machine, config.clone())?;
+                let metrics = open_metrics(config.metrics.as_ref())?;
+                let mut running = self.confine(machine, metrics)?;
                 running.resume();
                 Some(running)
             }
@@ -124,19 +129,23 @@ impl Supervisor {
         loop {
             while let Ok(command) = self.commands.inbox.try_recv() {
                 match command {
-                    Command::Start(config, reply) => match self.build(&config) {
-                        Ok(machine) => return self.confine_and_answer(machine, *config, true, reply, |_| ()).map(Some),
-                        Err(error) => reply.send(Err(error.into())),
-                    },
-                    Command::LoadSnapshot { files, request, reply } => match self.load(&files, &request) {
-                        Ok((machine, config)) => {
-                            let answer = |config: &VmConfig| Box::new(config.clone());
-                            return self
-                                .confine_and_answer(machine, config, request.resume_vm, reply, answer)
-                                .map(Some);
+                    Command::Start(config, reply) => {
+                        let opened = |machine| Ok((machine, open_metrics(config.metrics.as_ref())?));
+                        match self.build(&config).and_then(opened) {
+                            Ok(made) => return self.confine_and_answer(made, true, reply, ()).map(Some),
+                            Err(error) => reply.send(Err(error.into())),
                         }
-                        Err(error) => reply.send(Err(error.into())),
-                    },
+                    }
+                    Command::LoadSnapshot { files, request, metrics, reply } => {
+                        let opened = |loaded| Ok((loaded, open_metrics(metrics.as_ref())?));
+                        match self.load(&files, &request).and_then(opened) {
+                            Ok(((machine, config), metrics)) => {
+                                let made = (machine, metrics);
+                                return self.confine_and_answer(made, request.resume_vm, reply, config).map(Some);
+                            }
+                            Err(error) => reply.send(Err(error.into())),
+                        }
+                    }
                     command => refuse_early(command),
                 }
             }
@@ -152,23 +161,22 @@ impl Supervisor {
         }
     }
 
-    /// Goes on with a VM that a command has made, and answers that.
+    /// Goes on with a VM that a command has made, and gives that its answer.
     fn confine_and_answer<T>(
         self,
-        machine: Machine,
-        config: VmConfig,
+        (machine, metrics): (Machine, Option<Output>),
         run: bool,
         reply: Reply<T>,
-        answer: impl FnOnce(&VmConfig) -> T,
+        answer: T,
     ) -> Result<Running, VmError> {
-        match self.confine(machine, config) {
+        match self.confine(machine, metrics) {
             Ok(mut running) => {
                 if run {
                     running.resume();
                 } else {
                     running.set_state(VmState::Paused);
                 }
-                reply.send(Ok(answer(&running.config)));
+                reply.send(Ok(answer));
                 Ok(running)
             }
             Err(error) => {
@@ -188,14 +196,16 @@ impl Supervisor {
     }
 
     /// Puts the VM of a snapshot together. It can be dropped again without a trace.
-    fn load(&self, files: &Files, request: &SnapshotLoad) -> Result<(Machine, VmConfig), VmError> {
+    fn load(&self, files: &Files, request: &SnapshotLoad) -> Result<(Machine, Box<VmConfig>), VmError> {
+        let begin = Instant::now();
         let state = snapshot::read(&files.state)?;
         let config = state.config(request)?;
         self.announce(&config);
         let virtio = devices::virtio(&config)?;
         let options = Restore { boot_timer: self.options.boot_timer, clock_realtime: request.clock_realtime };
         let machine = Machine::restore(&state, &files.memory, virtio, options, Arc::clone(&self.wake))?;
-        Ok((machine, config))
+        self.commands.shared.metrics.latencies.load_snapshot.set_since(begin);
+        Ok((machine, Box::new(config)))
     }
 
     fn announce(&self, config: &VmConfig) {
@@ -210,7 +220,7 @@ impl Supervisor {
     }
 
     /// Gives up what the process does not need to run the VM. The vCPUs stand still.
-    fn confine(self, mut machine: Machine, config: VmConfig) -> Result<Running, VmError> {
+    fn confine(self, mut machine: Machine, metrics: Option<Output>) -> Result<Running, VmError> {
         let (messages, inbox) = channel();
         let context = VcpuContext {
             ports: Arc::clone(&machine.ports),
@@ -235,7 +245,6 @@ impl Supervisor {
         }
         Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
         Ok(Running {
-            config,
             machine,
             threads,
             paused: Some(vcpus),
@@ -244,8 +253,19 @@ impl Supervisor {
             wake: self.wake,
             inbox,
             commands: self.commands,
+            metrics,
+            metrics_due: Instant::now() + METRICS_INTERVAL,
         })
     }
+}
+
+/// Opens where metrics go.
+fn open_metrics(config: Option<&MetricsConfig>) -> Result<Option<Output>, VmError> {
+    let open = |config: &MetricsConfig| {
+        let path = config.metrics_path.clone();
+        config.open().map(Output::new).map_err(|source| VmError::Metrics { path, source })
+    };
+    config.map(open).transpose()
 }
 
 /// Answers a command that needs a VM, before there is one.
@@ -258,7 +278,6 @@ fn refuse_early(command: Command) {
         | Command::Pause(reply)
         | Command::Resume(reply)
         | Command::SendCtrlAltDel(reply)
-        | Command::SetMetrics(_, reply)
         | Command::FlushMetrics(reply) => reply.send(Err(ControlError::NotStarted)),
     }
 }

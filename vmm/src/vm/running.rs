@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
@@ -17,18 +18,20 @@ use crate::config::VmConfig;
 use crate::console::Console;
 use crate::devices::{boot_timer, serial};
 use crate::log::{EndReason, Event};
+use crate::metrics::{self, Output};
 use crate::snapshot::{self, Files};
 use crate::vcpu::{Message, Threads};
 
 /// Descriptors that the main thread always waits for: signals, its own event counter, the devices.
 const FIXED: usize = 3;
+/// Between two lines of metrics that nobody asked for.
+pub(super) const METRICS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How a VM ended, once it has.
 type End = Result<EndReason, VmError>;
 
 /// A confined VM.
 pub(super) struct Running {
-    pub(super) config: VmConfig,
     pub(super) machine: Machine,
     pub(super) threads: Threads,
     /// The vCPUs, while they stand still.
@@ -38,6 +41,9 @@ pub(super) struct Running {
     pub(super) wake: Arc<EventFd>,
     pub(super) inbox: Receiver<Message>,
     pub(super) commands: Commands,
+    pub(super) metrics: Option<Output>,
+    /// When metrics are due, whether anybody asks or not.
+    pub(super) metrics_due: Instant,
 }
 
 impl Running {
@@ -54,7 +60,7 @@ impl Running {
     fn wait_and_serve(&mut self) -> Result<Option<End>, VmError> {
         let serial = Arc::clone(&self.machine.fixed.serial);
         let console = self.console.poll_set(&serial);
-        let timeout = self.console.wait_ms(&serial).filter(|ms| *ms > 0).map_or(PollTimeout::NONE, PollTimeout::from);
+        let timeout = self.timeout();
         // Devices stand still with the vCPUs: what is in their queues and descriptors stays there.
         let devices = if self.paused.is_none() { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut set = Vec::with_capacity(FIXED + console.len());
@@ -77,6 +83,9 @@ impl Running {
         if devices && self.paused.is_none() {
             self.machine.devices.serve().map_err(VmError::Devices)?;
         }
+        if self.metrics.is_some() && Instant::now() >= self.metrics_due {
+            self.flush_metrics();
+        }
         if let Some(end) = self.take_messages() {
             return Ok(Some(end));
         }
@@ -86,6 +95,45 @@ impl Running {
             let _ = self.wake.write(1);
         }
         Ok((signalled && self.signals.take()).then_some(Ok(EndReason::Killed)))
+    }
+
+    /// How long to wait at most: until the console may write again, or metrics are due.
+    fn timeout(&mut self) -> PollTimeout {
+        let console = self.console.wait_ms(&self.machine.fixed.serial).filter(|ms| *ms > 0);
+        let console = console.map(|ms| Duration::from_millis(ms.into()));
+        let metrics = self.metrics.as_ref().map(|_| self.metrics_due.saturating_duration_since(Instant::now()));
+        let shortest = console.into_iter().chain(metrics).min();
+        // Rounded up, so that the time has come when the wait is over.
+        shortest.map_or(PollTimeout::NONE, |wait| {
+            let ms = wait.as_micros().div_ceil(1000);
+            PollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX))
+        })
+    }
+
+    /// Writes a line of metrics, if they go anywhere.
+    fn flush_metrics(&mut self) {
+        self.metrics_due = Instant::now() + METRICS_INTERVAL;
+        let Some(mut output) = self.metrics.take() else {
+            return;
+        };
+        match output.write(|| self.metrics_line()) {
+            Ok(()) => self.metrics = Some(output),
+            Err(error) => tracing::warn!(%error, "cannot write metrics, and will not try again"),
+        }
+    }
+
+    fn metrics_line(&self) -> Vec<u8> {
+        let (fixed, shared) = (&self.machine.fixed, &self.commands.shared.metrics);
+        let own = [
+            ("vcpu", self.threads.metrics()),
+            ("uart", metrics::group(fixed.serial.metrics())),
+            ("i8042", metrics::group(fixed.keyboard.metrics())),
+            ("latencies_us", metrics::group(&shared.latencies)),
+        ];
+        let own = own.into_iter().map(|(name, group)| (name.to_owned(), group));
+        let devices = self.machine.devices.slots().iter().flat_map(|slot| slot.metrics());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        metrics::line(own.chain(shared.api.groups()).chain(devices), u64::try_from(now.as_millis()).unwrap_or(0))
     }
 
     fn take_messages(&mut self) -> Option<End> {
@@ -105,7 +153,9 @@ impl Running {
         match command {
             Command::Start(_, reply) => reply.send(Err(ControlError::AlreadyStarted)),
             Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::AlreadyStarted)),
-            Command::CreateSnapshot { files, sync, reply } => reply.send(self.snapshot(&files, sync)),
+            Command::CreateSnapshot { files, sync, config, reply } => {
+                reply.send(self.snapshot(&files, sync, *config));
+            }
             Command::Pause(reply) => reply.send(self.pause()),
             Command::Resume(reply) => {
                 self.resume();
@@ -116,16 +166,20 @@ impl Running {
                 let pressed = self.machine.fixed.keyboard.press_ctrl_alt_del();
                 reply.send(pressed.map_err(|e| ControlError::Failed(e.to_string())));
             }
-            Command::SetMetrics(_, reply) | Command::FlushMetrics(reply) => {
-                reply.send(Err(ControlError::Failed("not there yet".to_owned())));
+            Command::FlushMetrics(reply) => {
+                self.flush_metrics();
+                reply.send(Ok(()));
             }
         }
     }
 
-    fn snapshot(&self, files: &Files, sync: bool) -> Result<(), ControlError> {
+    fn snapshot(&self, files: &Files, sync: bool, config: VmConfig) -> Result<(), ControlError> {
+        let begin = Instant::now();
         let vcpus = self.paused.as_ref().ok_or(ControlError::NotPaused)?;
-        let state = self.machine.save(vcpus, &self.config)?;
-        Ok(snapshot::write(files, &state, self.machine.ram(), sync).map_err(VmError::from)?)
+        let state = self.machine.save(vcpus, config)?;
+        snapshot::write(files, &state, self.machine.ram(), sync).map_err(VmError::from)?;
+        self.commands.shared.metrics.latencies.full_create_snapshot.set_since(begin);
+        Ok(())
     }
 
     pub(super) fn set_state(&self, state: VmState) {
@@ -134,9 +188,11 @@ impl Running {
 
     fn pause(&mut self) -> Result<(), ControlError> {
         if self.paused.is_none() {
+            let begin = Instant::now();
             let stopped = self.threads.pause();
             self.paused = Some(stopped.ok_or_else(|| ControlError::Failed("vCPUs did not stop in time".to_owned()))?);
             self.set_state(VmState::Paused);
+            self.commands.shared.metrics.latencies.pause_vm.set_since(begin);
         }
         Ok(())
     }
@@ -144,12 +200,14 @@ impl Running {
     /// Lets vCPUs and devices go on, or begin.
     pub(super) fn resume(&mut self) {
         if let Some(vcpus) = self.paused.take() {
+            let begin = Instant::now();
             for vcpu in &vcpus {
                 // Tells the guest's watchdogs that it stood still. Refused where the guest does not use KVM's clock.
                 let _ = vcpu.kvmclock_ctrl();
             }
             self.set_state(VmState::Running);
             self.threads.run(vcpus);
+            self.commands.shared.metrics.latencies.resume_vm.set_since(begin);
         }
     }
 
@@ -157,6 +215,7 @@ impl Running {
     pub(super) fn end(mut self) -> serial::Counters {
         let stopped = self.threads.stop(self.paused.take());
         self.console.finish(&self.machine.fixed.serial);
+        self.flush_metrics();
         let line = self.machine.fixed.serial.counters();
         if !stopped {
             // A vCPU may still touch guest memory: leave it mapped until the process ends, which is now.

@@ -118,15 +118,14 @@ fn play_the_vmm() {
 }
 
 fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, ControlError> {
+    let config = || VmConfig::from_file(&dir.join("vm.json")).unwrap();
     let done = |result: Result<(), ControlError>| result.map(|()| String::new());
     match words {
-        ["start"] => {
-            let config = VmConfig::from_file(&dir.join("vm.json")).unwrap();
-            done(controller.call(|reply| Command::Start(Box::new(config), reply)))
-        }
+        ["start"] => done(controller.call(|reply| Command::Start(Box::new(config()), reply))),
         ["state"] => Ok(controller.state().as_str().to_owned()),
         ["pause"] => done(controller.call(Command::Pause)),
         ["resume"] => done(controller.call(Command::Resume)),
+        ["flush"] => done(controller.call(Command::FlushMetrics)),
         ["keys"] => done(controller.call(Command::SendCtrlAltDel)),
         ["save", path] => {
             let open = |what: &str| {
@@ -134,7 +133,8 @@ fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, C
                 OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).unwrap()
             };
             let files = Files { state: open("state"), memory: open("memory") };
-            done(controller.call(|reply| Command::CreateSnapshot { files, sync: false, reply }))
+            let config = Box::new(config());
+            done(controller.call(|reply| Command::CreateSnapshot { files, sync: false, config, reply }))
         }
         ["load", path, more @ ..] => {
             let open = |what: &str| OpenOptions::new().read(true).open(format!("{path}.{what}")).unwrap();
@@ -144,7 +144,8 @@ fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, C
             request.resume_vm = more.contains(&"resume");
             request.clock_realtime = more.contains(&"realtime");
             let begin = Instant::now();
-            let config = controller.call(|reply| Command::LoadSnapshot { files, request, reply })?;
+            let config =
+                controller.call(|reply| Command::LoadSnapshot { files, request, metrics: config().metrics, reply })?;
             Ok(format!("{} {}", begin.elapsed().as_micros(), config.machine_config.vcpu_count))
         }
         other => panic!("no command {other:?}"),

@@ -4,9 +4,11 @@ mod controller;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Action, Device};
+use crate::metrics::Counter;
 pub use controller::Controller;
 
 /// Data port; the controller owns five ports from here.
@@ -26,6 +28,19 @@ const COMMAND_OFFSET: u64 = (COMMAND_PORT - PORT) as u64;
 pub struct I8042 {
     controller: Mutex<Controller>,
     interrupt: EventFd,
+    metrics: Metrics,
+}
+
+/// What is counted, by Firecracker's names.
+#[derive(Debug, Default, Serialize)]
+#[allow(clippy::struct_field_names)] // Firecracker's names
+pub struct Metrics {
+    /// Reads by the guest.
+    read_count: Counter,
+    /// Writes by the guest.
+    write_count: Counter,
+    /// Resets by the guest.
+    reset_count: Counter,
 }
 
 /// The guest does not listen to its keyboard.
@@ -36,7 +51,7 @@ pub struct KeyboardOff;
 impl I8042 {
     /// After power-on; `interrupt` is [`IRQ`].
     pub fn new(interrupt: EventFd) -> Self {
-        Self { controller: Mutex::new(Controller::default()), interrupt }
+        Self { controller: Mutex::new(Controller::default()), interrupt, metrics: Metrics::default() }
     }
 
     fn controller(&self) -> MutexGuard<'_, Controller> {
@@ -51,6 +66,11 @@ impl I8042 {
         }
         self.raise();
         Ok(())
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     fn raise(&self) {
@@ -71,6 +91,7 @@ impl I8042 {
 
 impl Device for I8042 {
     fn read(&self, offset: u64, data: &mut [u8]) {
+        self.metrics.read_count.inc();
         let mut more = false;
         {
             let mut controller = self.controller();
@@ -92,6 +113,7 @@ impl Device for I8042 {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Option<Action> {
+        self.metrics.write_count.inc();
         let value = *data.first()?;
         let effect = match offset {
             0 => self.controller().write_data(value),
@@ -100,6 +122,9 @@ impl Device for I8042 {
         };
         if effect.interrupt {
             self.raise();
+        }
+        if effect.reset {
+            self.metrics.reset_count.inc();
         }
         effect.reset.then_some(Action::Reset)
     }

@@ -9,9 +9,11 @@ mod uart;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Action, Device};
+use crate::metrics::Counter;
 pub use uart::State;
 use uart::Uart;
 
@@ -27,6 +29,20 @@ pub struct Serial {
     uart: Mutex<Uart>,
     interrupt: EventFd,
     wake: Arc<EventFd>,
+    metrics: Metrics,
+}
+
+/// What is counted, by Firecracker's names.
+#[derive(Debug, Default, Serialize)]
+pub struct Metrics {
+    /// Reads of registers by the guest.
+    read_count: Counter,
+    /// Writes of registers by the guest.
+    write_count: Counter,
+    /// Bytes that the guest wrote and that reached the host.
+    flush_count: Counter,
+    /// Bytes that the guest wrote and that were lost.
+    missed_write_count: Counter,
 }
 
 /// How much went through the line.
@@ -41,7 +57,7 @@ pub struct Counters {
 impl Serial {
     /// A line whose interrupt is `interrupt`; `wake` is written when the main thread has something to do.
     pub fn new(interrupt: EventFd, wake: Arc<EventFd>) -> Self {
-        Self { uart: Mutex::new(Uart::default()), interrupt, wake }
+        Self { uart: Mutex::new(Uart::default()), interrupt, wake, metrics: Metrics::default() }
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
@@ -101,6 +117,14 @@ impl Serial {
         self.with(|uart| uart.restore(state));
     }
 
+    /// What was counted.
+    pub fn metrics(&self) -> &Metrics {
+        let Counters { passed, lost } = self.counters();
+        self.metrics.flush_count.raise_to(passed);
+        self.metrics.missed_write_count.raise_to(lost);
+        &self.metrics
+    }
+
     /// How much went through so far.
     pub fn counters(&self) -> Counters {
         self.uart().counters()
@@ -109,11 +133,13 @@ impl Serial {
 
 impl Device for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
+        self.metrics.read_count.inc();
         // A wider access or a string instruction is one access of the same register after another.
         self.with(|uart| data.iter_mut().for_each(|byte| *byte = uart.read(offset)));
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Option<Action> {
+        self.metrics.write_count.inc();
         self.with(|uart| data.iter().for_each(|byte| uart.write(offset, *byte)));
         None
     }

@@ -1,0 +1,93 @@
+//! Where metrics go.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+
+/// A file or FIFO, opened so that it never blocks. What nobody reads waits: one line at most, until the next.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    /// The rest of a line that did not fit.
+    waiting: Vec<u8>,
+}
+
+impl Output {
+    /// Writes to `file` from now on.
+    pub fn new(file: File) -> Self {
+        Self { file, waiting: Vec::new() }
+    }
+
+    /// Writes the line that `make` makes, unless the one before still waits: then nothing is made, and what was counted
+    /// stays for the next. An error loses the line.
+    pub fn write(&mut self, make: impl FnOnce() -> Vec<u8>) -> std::io::Result<()> {
+        self.drain()?;
+        if self.waiting.is_empty() {
+            self.waiting = make();
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> std::io::Result<()> {
+        while !self.waiting.is_empty() {
+            match self.file.write(&self.waiting) {
+                Ok(0) => return Ok(()),
+                Ok(count) => drop(self.waiting.drain(..count.min(self.waiting.len()))),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.waiting.clear();
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    #[test]
+    fn a_full_fifo_holds_one_line_back_and_breaks_none() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut output = Output::new(File::from(write as OwnedFd));
+        let line = |number: usize| format!("{number} {}\n", "x".repeat(9000)).into_bytes();
+        let mut made = 0;
+        for _ in 0..20 {
+            output
+                .write(|| {
+                    made += 1;
+                    line(made)
+                })
+                .unwrap();
+        }
+        // The pipe holds 64 KiB: seven lines, and one that waits.
+        assert_eq!(made, 8);
+        let mut reader = File::from(read);
+        let mut first = vec![0; line(1).len() * 3];
+        reader.read_exact(&mut first).unwrap();
+        assert_eq!(first, [line(1), line(2), line(3)].concat());
+        output.write(|| line(9)).unwrap();
+        drop(output);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, (4..=9).flat_map(line).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_error_is_told_and_costs_one_line() {
+        let mut output = Output::new(File::options().write(true).open("/dev/full").unwrap());
+        for _ in 0..2 {
+            assert_eq!(output.write(|| b"line\n".to_vec()).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        }
+        assert!(output.waiting.is_empty());
+    }
+}
