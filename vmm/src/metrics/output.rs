@@ -69,17 +69,17 @@ mod tests {
                 })
                 .unwrap();
         }
-        // The pipe holds 64 KiB: seven lines, and one that waits.
-        assert_eq!(made, 8);
+        // As many as the pipe holds, and one that waits.
+        assert!((4..20).contains(&made), "{made}");
         let mut reader = File::from(read);
         let mut first = vec![0; line(1).len() * 3];
         reader.read_exact(&mut first).unwrap();
         assert_eq!(first, [line(1), line(2), line(3)].concat());
-        output.write(|| line(9)).unwrap();
+        output.write(|| line(made + 1)).unwrap();
         drop(output);
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).unwrap();
-        assert_eq!(rest, (4..=9).flat_map(line).collect::<Vec<_>>());
+        assert_eq!(rest, (4..=made + 1).flat_map(line).collect::<Vec<_>>());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::vm::KvmError;
 
 /// What a snapshot keeps of them.
-#[derive(Serialize, Deserialize, Clone)]
+#[derive(Serialize, Deserialize, Clone, Default)]
 pub struct KvmState {
     /// Both PICs and the IOAPIC.
     irqchips: [kvm_irqchip; 3],

@@ -135,3 +135,6 @@ pub fn describe(path: &Path) -> Result<u32, SnapshotError> {
     File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head)).map_err(SnapshotError::Read)?;
     Ok(format::describe(&head)?)
 }
+
+#[cfg(test)]
+mod tests;

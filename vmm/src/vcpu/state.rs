@@ -20,7 +20,7 @@ const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const RATE_TOLERANCE: u64 = 250;
 
 /// What a snapshot keeps of a vCPU.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Default)]
 pub struct VcpuState {
     /// What its `CPUID` answers.
     pub cpuid: Vec<kvm_cpuid_entry2>,

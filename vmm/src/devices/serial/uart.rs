@@ -72,7 +72,7 @@ pub(super) struct Uart {
 }
 
 /// What a snapshot keeps of the registers. What the guest has written before belongs to the VM that it was written in.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Default, Clone, Debug, PartialEq, Eq)]
 pub struct State {
     enable: u8,
     fifo: bool,
