@@ -68,8 +68,8 @@ impl TokenBucket {
     /// A full bucket of `size` tokens that fills in `refill_ms` milliseconds, and a burst beside. `None` if size or time
     /// is zero, which limits nothing, or if the time is beyond what a clock counts (584 years).
     pub fn new(size: u64, burst: u64, refill_ms: u64) -> Option<Self> {
-        let refill_ns = refill_ms.checked_mul(NANOS_PER_MS).filter(|ns| *ns > 0)?;
-        let level = Level { size, refill_ns, burst, balance: i128::from(size), fraction: 0 };
+        let nanos = refill_ms.checked_mul(NANOS_PER_MS).filter(|nanos| *nanos > 0)?;
+        let level = Level { size, refill_ns: nanos, burst, balance: i128::from(size), fraction: 0 };
         (size > 0).then(|| Self { level, filled: Instant::now() })
     }
 

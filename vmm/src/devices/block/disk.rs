@@ -124,7 +124,7 @@ impl Disk {
     /// Fills guest memory from byte `at` of the file on. An error if the file is shorter.
     pub fn read(&self, ram: &GuestRam, data: &Buffers, at: u64) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
-        transfer(ram, data, at, ErrorKind::UnexpectedEof, |vectors, count, at| {
+        transfer(vectors(ram, data)?, at, ErrorKind::UnexpectedEof, |vectors, count, at| {
             // SAFETY: `transfer` gives as many vectors as it says, each of memory that is the guest's and mapped.
             unsafe { libc::preadv(fd, vectors, count, at) }
         })
@@ -134,7 +134,7 @@ impl Disk {
     pub fn write(&self, ram: &GuestRam, data: &Buffers, at: u64, durable: bool) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        transfer(ram, data, at, ErrorKind::WriteZero, |vectors, count, at| {
+        transfer(vectors(ram, data)?, at, ErrorKind::WriteZero, |vectors, count, at| {
             // SAFETY: as in `read`.
             unsafe { libc::pwritev2(fd, vectors, count, at, flags) }
         })
@@ -186,17 +186,20 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY))
 }
 
-/// Repeats `call` until all of `data` is done. `at_end` is the error when it moves nothing any more.
+/// Guest memory as the host's kernel takes it.
+fn vectors(ram: &GuestRam, data: &Buffers) -> io::Result<Vec<IoVec>> {
+    data.io_vecs(ram).map_err(io::Error::other)
+}
+
+/// Repeats `call` until all vectors are done. `at_end` is the error when it moves nothing any more.
 fn transfer(
-    ram: &GuestRam,
-    data: &Buffers,
+    mut vectors: Vec<IoVec>,
     at: u64,
     at_end: ErrorKind,
     call: impl Fn(*const IoVec, libc::c_int, libc::off_t) -> isize,
 ) -> io::Result<()> {
     let too_big = |_| io::Error::from(ErrorKind::InvalidInput);
     let mut at = libc::off_t::try_from(at).map_err(too_big)?;
-    let mut vectors = data.io_vecs(ram).map_err(io::Error::other)?;
     let mut next = 0;
     while let Some(rest) = vectors.get_mut(next..).filter(|rest| !rest.is_empty()) {
         let count = libc::c_int::try_from(rest.len().min(MAX_VECTORS)).unwrap_or(0);

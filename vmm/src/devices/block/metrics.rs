@@ -46,6 +46,7 @@ pub(super) struct Metrics {
 
 /// Shortest and longest time since the start, and the sum since it was last written out, in microseconds.
 #[derive(Debug, Default, Serialize)]
+#[allow(clippy::struct_field_names)] // Firecracker's names
 pub(super) struct Latency {
     min_us: Extreme,
     max_us: Extreme,

@@ -136,12 +136,11 @@ impl Request {
                 disk.flush()?;
                 Ok(Done::default())
             }
+            // A buffer that is too short for all of it is the driver's mistake.
+            Kind::GetId if self.writable.len() < ID_BYTES as u64 => Err(Failure::Invalid),
             Kind::GetId => {
-                // A buffer that is too short for all of it is the driver's mistake.
-                match self.writable.len() >= ID_BYTES as u64 && self.writable.write(ram, id).is_ok() {
-                    true => Ok(Done { bytes: 0, written: ID_BYTES as u32 }),
-                    false => Err(Failure::Invalid),
-                }
+                let written = self.writable.write(ram, id).map_err(|_| Failure::Invalid)?;
+                Ok(Done { bytes: 0, written: u32::try_from(written).map_err(|_| Failure::Invalid)? })
             }
             Kind::Discard | Kind::WriteZeroes if !disk.is_read_only() => self.zero(ram, disk, features),
             Kind::Flush | Kind::Discard | Kind::WriteZeroes | Kind::Unknown => Err(Failure::Unsupported),

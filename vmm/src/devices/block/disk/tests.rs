@@ -110,3 +110,66 @@ fn zeros_and_discards_leave_their_neighbours_alone() {
         assert_eq!(*byte, expected, "byte {at}");
     }
 }
+
+proptest! {
+    #[test]
+    fn what_the_host_does_in_parts_is_done_whole_and_in_order(
+        lengths in proptest::collection::vec(1..5000usize, 1..1500),
+        parts in proptest::collection::vec(1..200_000usize, 1..50),
+        interrupted: bool,
+    ) {
+        let total: usize = lengths.iter().sum();
+        // Addresses that nobody follows: one vector after the other, with gaps.
+        let place = |number: usize| 0x10_0000 + number * 8192;
+        let vectors = lengths.iter().enumerate();
+        let vectors = vectors.map(|(n, len)| IoVec { iov_base: std::ptr::without_provenance_mut(place(n)), iov_len: *len });
+        let moved = std::cell::RefCell::new(Vec::new());
+        let calls = std::cell::Cell::new(0);
+        let result = transfer(vectors.collect(), 512, ErrorKind::UnexpectedEof, |vectors, count, at| {
+            calls.set(calls.get() + 1);
+            if interrupted && calls.get() % 3 == 1 {
+                nix::errno::Errno::EINTR.set();
+                return -1;
+            }
+            let count = usize::try_from(count).unwrap();
+            assert!((1..=MAX_VECTORS).contains(&count));
+            let before: usize = moved.borrow().iter().map(|(_, len)| len).sum();
+            assert_eq!(usize::try_from(at).unwrap(), 512 + before);
+            // SAFETY: `transfer` says how many there are.
+            let vectors = unsafe { std::slice::from_raw_parts(vectors, count) };
+            let mut left = parts[calls.get() % parts.len()];
+            for vector in vectors {
+                let part = left.min(vector.iov_len);
+                moved.borrow_mut().push((vector.iov_base.addr(), part));
+                left -= part;
+            }
+            let after: usize = moved.borrow().iter().map(|(_, len)| len).sum();
+            isize::try_from(after - before).unwrap()
+        });
+        prop_assert!(result.is_ok());
+        let bytes = moved.borrow().iter().map(|(_, len)| len).sum::<usize>();
+        prop_assert_eq!(bytes, total);
+        let mut expected = lengths.iter().enumerate().map(|(n, len)| (place(n), *len));
+        let (mut at, mut left) = expected.next().unwrap();
+        for (address, len) in moved.borrow().iter().filter(|(_, len)| *len > 0) {
+            if left == 0 {
+                (at, left) = expected.next().unwrap();
+            }
+            prop_assert_eq!(*address, at);
+            (at, left) = (at + len, left - len);
+        }
+    }
+}
+
+#[test]
+fn a_host_that_moves_nothing_or_fails_ends_it() {
+    let one = || vec![IoVec { iov_base: std::ptr::null_mut(), iov_len: 512 }];
+    let end = transfer(one(), 0, ErrorKind::WriteZero, |_, _, _| 0).unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::WriteZero);
+    let failed = transfer(one(), 0, ErrorKind::WriteZero, |_, _, _| {
+        nix::errno::Errno::EIO.set();
+        -1
+    });
+    assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert!(transfer(one(), u64::MAX, ErrorKind::WriteZero, |_, _, _| 512).is_err());
+}
