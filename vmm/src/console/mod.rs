@@ -2,14 +2,17 @@
 
 mod terminal;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 
+use crate::config::SerialConfig;
+use crate::devices::DeviceError;
 use crate::devices::serial::Serial;
-use crate::rate_limiter::TokenBucket;
+use crate::rate_limiter::{TokenBucket, TokenBucketConfig};
 
 pub use terminal::restore as restore_terminal;
 
@@ -24,19 +27,50 @@ const OUTPUT_REFILL_MS: u64 = 4000;
 /// Milliseconds between two looks at whether output is allowed again, so that it comes in more than drops.
 const OUTPUT_PAUSE_MS: u16 = 10;
 
-/// Standard input and output as the far end of a serial line.
+/// Where the guest's output goes, and how much of it.
+#[derive(Debug, Default)]
+pub struct Outlet {
+    /// Standard output, if there is no file.
+    file: Option<File>,
+    limit: Option<TokenBucketConfig>,
+}
+
+impl Outlet {
+    /// Opens what is configured.
+    pub fn open(config: Option<&SerialConfig>) -> Result<Self, DeviceError> {
+        let Some(config) = config else {
+            return Ok(Self::default());
+        };
+        let path = config.serial_out_path.as_deref().unwrap_or_else(|| "".as_ref()).display();
+        let unusable = |error| DeviceError::Unusable {
+            device: "the serial line".to_owned(),
+            reason: format!("cannot write to {path}: {error}; give another serial_out_path"),
+        };
+        Ok(Self { file: config.open().map_err(unusable)?, limit: config.rate_limiter })
+    }
+
+    /// The limit, unused.
+    fn limit(&self) -> Option<TokenBucket> {
+        self.limit.map_or_else(|| TokenBucket::new(OUTPUT_BURST, 0, OUTPUT_REFILL_MS), TokenBucketConfig::bucket)
+    }
+}
+
+/// Standard input, and standard output or a file, as the far end of a serial line.
 pub struct Console {
     input: Option<RawFd>,
     output: Option<RawFd>,
     limit: Option<TokenBucket>,
+    /// Keeps the file of `output` open.
+    outlet: Outlet,
 }
 
 impl Console {
-    /// Takes over standard input and output. A terminal is switched to raw mode, see [`restore_terminal`].
-    pub fn open() -> Self {
+    /// Takes over standard input, and `outlet`. A terminal is switched to raw mode, see [`restore_terminal`].
+    pub fn open(outlet: Outlet) -> Self {
         let stdin = io::stdin().as_raw_fd();
         let input = terminal::make_raw(stdin).then_some(stdin);
-        Self { input, output: Some(io::stdout().as_raw_fd()), limit: output_limit() }
+        let output = outlet.file.as_ref().map_or_else(|| io::stdout().as_raw_fd(), AsRawFd::as_raw_fd);
+        Self { input, output: Some(output), limit: outlet.limit(), outlet }
     }
 
     /// Whether there may be input to wait for now.
@@ -57,7 +91,7 @@ impl Console {
     /// What to wait for. At most two entries.
     pub fn poll_set(&mut self, serial: &Serial) -> Vec<PollFd<'static>> {
         let mut set = Vec::with_capacity(2);
-        // SAFETY: standard input and output stay open for the life of the process: nothing here closes them.
+        // SAFETY: standard input and output stay open for the life of the process, the file for that of `self`.
         let borrow = |fd: RawFd| unsafe { BorrowedFd::borrow_raw(fd) };
         if let Some(fd) = self.input.filter(|_| self.wants_input(serial)) {
             set.push(PollFd::new(borrow(fd), PollFlags::POLLIN));
@@ -143,7 +177,7 @@ impl Console {
 
     /// Writes what is left when the VM has ended, as far as it goes without waiting for long.
     pub fn finish(&mut self, serial: &Serial) {
-        self.limit = output_limit();
+        self.limit = self.outlet.limit();
         for _ in 0..OUTPUT_BURST / CHUNK as u64 {
             let mut set = self.poll_set(serial);
             set.retain(|entry| entry.events().contains(PollFlags::POLLOUT));
@@ -153,11 +187,6 @@ impl Console {
         }
         discard(serial);
     }
-}
-
-/// The limit of guest output, unused.
-fn output_limit() -> Option<TokenBucket> {
-    TokenBucket::new(OUTPUT_BURST, 0, OUTPUT_REFILL_MS)
 }
 
 /// Drops output that cannot be written; the line counts it as lost.

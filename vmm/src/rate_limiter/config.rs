@@ -23,7 +23,7 @@ pub struct TokenBucketConfig {
 
 impl TokenBucketConfig {
     /// The bucket, full; `None` for one that limits nothing.
-    pub(super) fn bucket(self) -> Option<TokenBucket> {
+    pub(crate) fn bucket(self) -> Option<TokenBucket> {
         TokenBucket::new(self.size, self.one_time_burst.unwrap_or(0), self.refill_time)
     }
 }

@@ -11,6 +11,7 @@ use super::VmError;
 use super::kvm::{self, KvmError};
 use crate::boot::{BootFiles, Entry};
 use crate::config::VmConfig;
+use crate::console::Outlet;
 use crate::devices::Bus;
 use crate::devices::acpi_power::{self, AcpiPower};
 use crate::devices::boot_timer;
@@ -32,6 +33,8 @@ pub(super) struct Machine {
     /// The virtio devices.
     pub(super) devices: EventLoop,
     pub(super) fixed: Fixed,
+    /// Where the serial line goes.
+    pub(super) outlet: Outlet,
     /// What `CPUID` answers on each vCPU.
     cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     /// Registers of a vCPU that KVM can save.
@@ -121,6 +124,7 @@ impl Machine {
         let places = place_devices(virtio, &vm, &ram, &mut mmio, &mut devices)?;
         let machine = Self {
             vcpus: Vec::new(),
+            outlet: Outlet::default(),
             cpuids: Vec::new(),
             ports: Arc::new(ports),
             mmio: Arc::new(mmio),

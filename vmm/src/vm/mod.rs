@@ -30,7 +30,7 @@ pub use panic::abort_on_panic;
 
 use crate::boot::BootFiles;
 use crate::config::{MetricsConfig, VmConfig};
-use crate::console::Console;
+use crate::console::{Console, Outlet};
 use crate::devices::{self, serial};
 use crate::jail::{self, seccomp, seccomp::ThreadKind};
 use crate::log::{EndReason, Event};
@@ -191,8 +191,11 @@ impl Supervisor {
     fn build(&self, config: &VmConfig) -> Result<Machine, VmError> {
         self.announce(config);
         let files = BootFiles::open(config)?;
+        let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(config)?;
-        Machine::boot(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))
+        let mut machine = Machine::boot(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))?;
+        machine.outlet = outlet;
+        Ok(machine)
     }
 
     /// Puts the VM of a snapshot together. It can be dropped again without a trace.
@@ -201,10 +204,12 @@ impl Supervisor {
         let state = snapshot::read(&files.state)?;
         let config = state.config(request)?;
         self.announce(&config);
+        let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(&config)?;
         let options = Restore { boot_timer: self.options.boot_timer, clock_realtime: request.clock_realtime };
-        let machine = Machine::restore(&state, &files.memory, virtio, options, Arc::clone(&self.wake))?;
+        let mut machine = Machine::restore(&state, &files.memory, virtio, options, Arc::clone(&self.wake))?;
         self.commands.shared.metrics.latencies.load_snapshot.set_since(begin);
+        machine.outlet = outlet;
         Ok((machine, Box::new(config)))
     }
 
@@ -231,7 +236,7 @@ impl Supervisor {
             filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
         };
         let main_filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
-        let console = Console::open();
+        let console = Console::open(std::mem::take(&mut machine.outlet));
         // From here on there are no files to be opened and nothing more to be gained.
         let landlock = jail::restrict_process()?;
         let vcpus = std::mem::take(&mut machine.vcpus);
