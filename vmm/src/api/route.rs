@@ -20,6 +20,26 @@ pub enum Operation {
     PutMachineConfig,
     /// vCPUs and memory, in parts.
     PatchMachineConfig,
+    /// A disk.
+    PutDrive,
+    /// A disk, in parts.
+    PatchDrive,
+    /// A network card.
+    PutNetworkInterface,
+    /// A network card, in parts.
+    PatchNetworkInterface,
+    /// Sockets between guest and host.
+    PutVsock,
+    /// The balloon.
+    GetBalloon,
+    /// The balloon, as a whole.
+    PutBalloon,
+    /// The balloon's size.
+    PatchBalloon,
+    /// What the guest says of its memory.
+    GetBalloonStatistics,
+    /// How often it says so.
+    PatchBalloonStatistics,
     /// A source of entropy.
     PutEntropy,
     /// Where the log goes.
@@ -47,7 +67,17 @@ pub const ROUTES: &[(Method, &str, Operation)] = &[
     (Method::Get, "/machine-config", Operation::GetMachineConfig),
     (Method::Put, "/machine-config", Operation::PutMachineConfig),
     (Method::Patch, "/machine-config", Operation::PatchMachineConfig),
+    (Method::Put, "/drives/{id}", Operation::PutDrive),
+    (Method::Patch, "/drives/{id}", Operation::PatchDrive),
+    (Method::Put, "/network-interfaces/{id}", Operation::PutNetworkInterface),
+    (Method::Patch, "/network-interfaces/{id}", Operation::PatchNetworkInterface),
+    (Method::Put, "/vsock", Operation::PutVsock),
     (Method::Put, "/entropy", Operation::PutEntropy),
+    (Method::Get, "/balloon", Operation::GetBalloon),
+    (Method::Put, "/balloon", Operation::PutBalloon),
+    (Method::Patch, "/balloon", Operation::PatchBalloon),
+    (Method::Get, "/balloon/statistics", Operation::GetBalloonStatistics),
+    (Method::Patch, "/balloon/statistics", Operation::PatchBalloonStatistics),
     (Method::Put, "/logger", Operation::PutLogger),
     (Method::Put, "/metrics", Operation::PutMetrics),
     (Method::Put, "/serial", Operation::PutSerial),

@@ -113,7 +113,9 @@ impl Vmm {
         stream.write_all(text.as_bytes()).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        answer(&text)
+        let (status, body) = answer(&text);
+        crate::openapi::conforms(method, path, status, &body);
+        (status, body)
     }
 
     pub fn get(&self, path: &str) -> Answer {

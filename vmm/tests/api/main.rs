@@ -5,4 +5,7 @@
 mod guest;
 
 mod client;
+mod clients;
 mod life;
+mod openapi;
+mod states;

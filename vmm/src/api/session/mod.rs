@@ -1,17 +1,22 @@
 //! What the API knows of its VM: the configuration that grows before the start, and what is asked of the VM after it.
 
+mod devices;
+
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::fault::Fault;
-use super::files::{self, FileId};
-use super::http::{Method, Request, Response};
-use super::route::{self, Operation};
-use super::server::Service;
-use crate::config::{BootSource, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig, SerialConfig, VmConfig};
+use crate::api::fault::Fault;
+use crate::api::files::{self, FileId};
+use crate::api::http::{Method, Request, Response};
+use crate::api::route::{self, Operation};
+use crate::api::server::Service;
+use crate::config::{
+    BalloonConfig, BootSource, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig, SerialConfig, VmConfig,
+    VsockConfig,
+};
 use crate::log;
 use crate::snapshot::{SnapshotCreate, SnapshotLoad};
 use crate::vm::{Command, Controller, VmState};
@@ -75,7 +80,7 @@ impl Session {
     }
 
     fn carry_out(&mut self, request: &Request) -> Answer {
-        let (operation, _name) = route::find(request)?;
+        let (operation, name) = route::find(request)?;
         match (request.method, request.body.is_empty()) {
             (Method::Get, false) => return Err(Fault::new("GET request cannot have a body.")),
             (Method::Put | Method::Patch, true) => {
@@ -84,6 +89,7 @@ impl Session {
             _ => {}
         }
         let body = request.body.as_slice();
+        let name = name.map(checked_name).transpose()?.unwrap_or_default();
         match operation {
             Operation::GetInstance => Ok(self.instance()),
             Operation::GetVersion => {
@@ -97,6 +103,16 @@ impl Session {
             }
             Operation::PatchMachineConfig => self.patch_machine_config(body),
             Operation::PutEntropy => self.configure(body, |config, new: EntropyConfig| config.entropy = Some(new)),
+            Operation::PutVsock => self.configure(body, |config, new: VsockConfig| config.vsock = Some(new)),
+            Operation::PutBalloon => self.configure(body, |config, new: BalloonConfig| config.balloon = Some(new)),
+            Operation::GetBalloon => self.balloon(),
+            Operation::PatchBalloon => self.patch_balloon(body),
+            Operation::GetBalloonStatistics => self.balloon_statistics(),
+            Operation::PatchBalloonStatistics => self.patch_balloon_statistics(body),
+            Operation::PutDrive => self.put_drive(name, body),
+            Operation::PatchDrive => self.patch_drive(name, body),
+            Operation::PutNetworkInterface => self.put_network_interface(name, body),
+            Operation::PatchNetworkInterface => self.patch_network_interface(name, body),
             Operation::PutSerial => self.configure(body, |config, new: SerialConfig| config.serial = Some(new)),
             Operation::PutLogger => self.put_logger(body),
             Operation::PutMetrics => self.put_metrics(body),
@@ -153,9 +169,13 @@ impl Session {
 
     /// Takes a part of the configuration that a snapshot would bring along.
     fn configure<T: DeserializeOwned>(&mut self, body: &[u8], set: impl FnOnce(&mut VmConfig, T)) -> Answer {
-        let part = serde_json::from_slice(body)?;
+        let part = object(body)?;
+        self.put_part(|config| set(config, part))
+    }
+
+    fn put_part(&mut self, set: impl FnOnce(&mut VmConfig)) -> Answer {
         self.before_start()?;
-        self.change(|config| set(config, part))?;
+        self.change(set)?;
         self.configured = true;
         Ok(Response::done())
     }
@@ -167,7 +187,7 @@ impl Session {
     }
 
     fn patch_machine_config(&mut self, body: &[u8]) -> Answer {
-        let patch: serde_json::Map<String, Value> = serde_json::from_slice(body)?;
+        let patch: serde_json::Map<String, Value> = object(body)?;
         if patch.is_empty() {
             return Err(Fault::new("Empty PATCH request."));
         }
@@ -176,14 +196,11 @@ impl Session {
         };
         whole.extend(patch.into_iter().filter(|(_, value)| !value.is_null()));
         let next = MachineConfig::deserialize(Value::Object(whole))?;
-        self.before_start()?;
-        self.change(|config| config.machine_config = next)?;
-        self.configured = true;
-        Ok(Response::done())
+        self.put_part(|config| config.machine_config = next)
     }
 
     fn put_logger(&mut self, body: &[u8]) -> Answer {
-        let logger: LoggerConfig = serde_json::from_slice(body)?;
+        let logger: LoggerConfig = object(body)?;
         self.before_start()?;
         self.change(|config| config.logger = Some(logger.clone()))?;
         log::redirect(logger.log_path.as_deref(), logger.level()?).map_err(|error| Fault::new(error.to_string()))?;
@@ -191,7 +208,7 @@ impl Session {
     }
 
     fn put_metrics(&mut self, body: &[u8]) -> Answer {
-        let metrics: MetricsConfig = serde_json::from_slice(body)?;
+        let metrics: MetricsConfig = object(body)?;
         self.before_start()?;
         if self.config.metrics.is_some() {
             return Err(Fault::new("metrics go to a file already"));
@@ -205,7 +222,7 @@ impl Session {
     }
 
     fn act(&mut self, body: &[u8]) -> Answer {
-        let action: Action = serde_json::from_slice(body)?;
+        let action: Action = object(body)?;
         match action.action_type {
             ActionType::InstanceStart => self.start()?,
             ActionType::SendCtrlAltDel => {
@@ -231,7 +248,7 @@ impl Session {
     }
 
     fn patch_vm(&mut self, body: &[u8]) -> Answer {
-        let patch: VmPatch = serde_json::from_slice(body)?;
+        let patch: VmPatch = object(body)?;
         self.after_start()?;
         match patch.state {
             WantedState::Paused => self.controller.call(Command::Pause)?,
@@ -241,7 +258,7 @@ impl Session {
     }
 
     fn create_snapshot(&mut self, body: &[u8]) -> Answer {
-        let request: SnapshotCreate = serde_json::from_slice(body)?;
+        let request: SnapshotCreate = object(body)?;
         request.check()?;
         self.after_start()?;
         if self.controller.state() != VmState::Paused {
@@ -255,7 +272,7 @@ impl Session {
     }
 
     fn load_snapshot(&mut self, body: &[u8]) -> Answer {
-        let request: SnapshotLoad = serde_json::from_slice(body)?;
+        let request: SnapshotLoad = object(body)?;
         request.check()?;
         self.before_start()?;
         if self.configured {
@@ -274,6 +291,33 @@ impl Session {
     }
 }
 
+/// Reads a body. All of this API's are objects; a list of values in the order of the fields is none.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Fault::new("the request's body is not valid: expected a JSON object"));
+    }
+    Ok(serde_json::from_slice(body)?)
+}
+
+/// A name out of a path, as Firecracker allows them (and with the hyphens that names of interfaces may have).
+fn checked_name(name: &str) -> Result<&str, Fault> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    match name {
+        "" => Err(Fault::new("The ID cannot be empty.")),
+        name if name.chars().all(allowed) => Ok(name),
+        _ => Err(Fault::new("a name in a path has letters, digits, underscores and hyphens only")),
+    }
+}
+
+/// Refuses a body that is about something else than the path.
+fn same_name(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        return Ok(());
+    }
+    let body: String = body.chars().take(64).collect();
+    Err(Fault::new(format!("the path names {path:?}, and the body {body:?}")))
+}
+
 /// The parts of a configuration, and how one looks that is not there.
 const PARTS: &[(&str, &str)] = &[
     ("balloon", "null"),
@@ -287,6 +331,7 @@ const PARTS: &[(&str, &str)] = &[
     ("mmds-config", "null"),
     ("network-interfaces", "[]"),
     ("pmem", "[]"),
+    ("serial", "null"),
     ("vsock", "null"),
 ];
 

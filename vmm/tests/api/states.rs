@@ -1,0 +1,184 @@
+//! What may be asked when.
+
+use serde_json::{Value, json};
+
+use crate::client::Vmm;
+use crate::guest::Guest;
+
+const EARLY: &str = "before starting the microVM";
+const LATE: &str = "after starting the microVM";
+
+/// A drive's file of some sectors.
+fn disk(vmm: &Vmm, name: &str, sectors: usize) -> String {
+    let path = vmm.dir.path().join(name);
+    std::fs::write(&path, vec![7; sectors * 512]).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Everything that belongs before the start, with a body that is accepted there.
+fn configuration(vmm: &Vmm) -> Vec<(&'static str, &'static str, Value)> {
+    let at = |name: &str| vmm.dir.path().join(name);
+    std::fs::write(at("kernel"), Guest::new().print("ready").hang().elf()).unwrap();
+    vec![
+        ("PUT", "/logger", json!({"log_path": at("other.log"), "level": "debug", "show_level": true})),
+        ("PUT", "/metrics", json!({"metrics_path": at("metrics")})),
+        ("PUT", "/boot-source", json!({"kernel_image_path": at("kernel"), "boot_args": "quiet"})),
+        ("PUT", "/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 4})),
+        ("PATCH", "/machine-config", json!({"vcpu_count": 2})),
+        (
+            "PUT",
+            "/drives/root",
+            json!({"drive_id": "root", "path_on_host": disk(vmm, "a.img", 8),
+            "is_root_device": true, "is_read_only": true}),
+        ),
+        ("PUT", "/vsock", json!({"guest_cid": 3, "uds_path": at("v.sock")})),
+        ("PUT", "/entropy", json!({})),
+        ("PUT", "/balloon", json!({"amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 1})),
+        ("PUT", "/serial", json!({})),
+    ]
+}
+
+/// Everything that needs a VM, with a body that is accepted for a paused one.
+fn commands(vmm: &Vmm) -> Vec<(&'static str, &'static str, Value)> {
+    let at = |name: &str| vmm.dir.path().join(name);
+    vec![
+        ("PATCH", "/vm", json!({"state": "Paused"})),
+        ("PATCH", "/drives/root", json!({"drive_id": "root", "path_on_host": disk(vmm, "b.img", 16)})),
+        ("PATCH", "/balloon", json!({"amount_mib": 2})),
+        ("PATCH", "/balloon/statistics", json!({"stats_polling_interval_s": 5})),
+        ("PUT", "/snapshot/create", json!({"snapshot_path": at("state"), "mem_file_path": at("memory")})),
+        ("PUT", "/actions", json!({"action_type": "SendCtrlAltDel"})),
+        ("PUT", "/actions", json!({"action_type": "FlushMetrics"})),
+        ("PATCH", "/vm", json!({"state": "Resumed"})),
+    ]
+}
+
+#[test]
+fn each_request_is_for_before_or_after_the_start() {
+    let mut vmm = Vmm::new();
+    let start = json!({"action_type": "InstanceStart"});
+    let load = json!({"snapshot_path": "/x", "mem_file_path": "/y"});
+    let reads = ["/", "/version", "/machine-config", "/vm/config", "/balloon"];
+    let commands = commands(&vmm);
+    for (method, path, body) in &commands {
+        vmm.refused(method, path, Some(body), EARLY);
+    }
+    vmm.refused("GET", "/balloon/statistics", None, EARLY);
+    vmm.refused("GET", "/balloon", None, "no balloon");
+    let configuration = configuration(&vmm);
+    for (method, path, body) in &configuration {
+        vmm.must(method, path, body);
+    }
+    vmm.refused("PUT", "/snapshot/load", Some(&load), "not allowed after configuring");
+    for path in reads {
+        assert_eq!(vmm.get(path).0, 200, "{path}");
+    }
+    vmm.act("InstanceStart");
+    vmm.wait_for("ready");
+    for (method, path, body) in &configuration {
+        vmm.refused(method, path, Some(body), LATE);
+    }
+    vmm.refused("PUT", "/actions", Some(&start), LATE);
+    vmm.refused("PUT", "/snapshot/load", Some(&load), LATE);
+    vmm.refused("PUT", "/snapshot/create", Some(&commands[4].2), "paused");
+    for (method, path, body) in &commands {
+        vmm.must(method, path, body);
+    }
+    assert_eq!(vmm.get("/balloon/statistics").0, 200);
+    for path in reads {
+        assert_eq!(vmm.get(path).0, 200, "{path}");
+    }
+    let config = vmm.get("/vm/config").1;
+    assert!(config["drives"][0]["path_on_host"].as_str().unwrap().ends_with("b.img"), "{config}");
+    assert_eq!((&config["balloon"]["amount_mib"], &config["machine-config"]["vcpu_count"]), (&json!(2), &json!(2)));
+    assert_eq!(vmm.get("/balloon").1["stats_polling_interval_s"], 5);
+    assert!(vmm.read("other.log").contains(r#""event":"running""#), "the log went elsewhere");
+}
+
+#[test]
+fn a_request_that_is_refused_changes_nothing() {
+    let vmm = Vmm::new();
+    vmm.must("PUT", "/machine-config", &json!({"vcpu_count": 3, "mem_size_mib": 64}));
+    for body in [
+        json!({"vcpu_count": 0}),
+        json!({"vcpu_count": 2, "mem_size_mib": 0}),
+        json!({"vcpu_count": 2, "smt": true}),
+        json!({"vcpu_count": 2, "huge_pages": "2M"}),
+        json!({"vcpu_count": 2, "colour": 1}),
+        json!({}),
+    ] {
+        vmm.refused("PATCH", "/machine-config", Some(&body), "");
+    }
+    vmm.must("PATCH", "/machine-config", &json!({"mem_size_mib": 65, "cpu_template": null}));
+    let machine = vmm.get("/machine-config").1;
+    assert_eq!((&machine["vcpu_count"], &machine["mem_size_mib"]), (&json!(3), &json!(65)));
+    // A balloon larger than the memory, and then memory smaller than the balloon.
+    vmm.refused("PUT", "/balloon", Some(&json!({"amount_mib": 66, "deflate_on_oom": false})), "amount_mib");
+    vmm.must("PUT", "/balloon", &json!({"amount_mib": 65, "deflate_on_oom": false}));
+    vmm.refused("PATCH", "/machine-config", Some(&json!({"mem_size_mib": 64})), "amount_mib");
+    assert_eq!(vmm.get("/machine-config").1["mem_size_mib"], 65);
+}
+
+#[test]
+fn drives_are_replaced_by_name_and_only_one_is_the_root() {
+    let vmm = Vmm::new();
+    let drive = |id: &str, root: bool| json!({"drive_id": id, "path_on_host": "/x", "is_root_device": root});
+    vmm.must("PUT", "/drives/a", &drive("a", true));
+    vmm.must("PUT", "/drives/b", &drive("b", false));
+    vmm.refused("PUT", "/drives/b", Some(&drive("b", true)), "is_root_device");
+    vmm.must("PUT", "/drives/a", &drive("a", false));
+    vmm.must("PUT", "/drives/b", &drive("b", true));
+    assert_eq!(vmm.get("/vm/config").1["drives"].as_array().unwrap().len(), 2);
+    vmm.refused("PUT", "/drives/a", Some(&drive("b", false)), "names");
+    vmm.refused("PUT", "/drives/a%62", Some(&drive("a", false)), "name in a path");
+    vmm.refused("PUT", "/drives/", Some(&drive("a", false)), "Invalid request");
+    vmm.refused("DELETE", "/drives/a", None, "not supported");
+    let mut asynchronous = drive("a", false);
+    asynchronous["io_engine"] = json!("Async");
+    vmm.refused("PUT", "/drives/a", Some(&asynchronous), "io_engine");
+}
+
+#[test]
+fn what_firecracker_has_and_this_has_not_is_named() {
+    let vmm = Vmm::new();
+    for (method, path, word) in [
+        ("PUT", "/cpu-config", "CPU templates"),
+        ("PUT", "/pmem/p", "pmem"),
+        ("GET", "/hotplug/memory", "hotplug"),
+        ("PATCH", "/balloon/hinting/start", "hinting"),
+        ("PUT", "/nonsense", "Invalid request"),
+        ("GET", "/boot-source", "Invalid request"),
+    ] {
+        let body = json!({});
+        vmm.refused(method, path, Some(&body).filter(|_| method != "GET"), word);
+    }
+    vmm.refused("PUT", "/logger", Some(&json!({"module": "x"})), "module");
+    vmm.refused("PUT", "/logger", Some(&json!({"level": "loud"})), "logger.level");
+    vmm.refused("PUT", "/entropy", Some(&json!([])), "object");
+    vmm.refused("GET", "/version", Some(&json!({})), "cannot have a body");
+    vmm.refused("PUT", "/vm", None, "Invalid request");
+    vmm.refused("PATCH", "/vm", None, "Empty PATCH");
+}
+
+#[test]
+fn a_configuration_file_and_the_api_go_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("kernel"), Guest::new().print("ready").hang().elf()).unwrap();
+    let config = json!({
+        "boot-source": {"kernel_image_path": at("kernel")},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 4},
+        "metrics": {"metrics_path": at("metrics")},
+        "serial": {"serial_out_path": at("serial")},
+    });
+    std::fs::write(at("vm.json"), config.to_string()).unwrap();
+    let mut command = crate::client::command(dir.path());
+    command.arg("--config-file").arg(at("vm.json"));
+    let mut vmm = Vmm::run(command, dir);
+    vmm.refused("PUT", "/machine-config", Some(&json!({"vcpu_count": 2, "mem_size_mib": 4})), LATE);
+    vmm.wait_until("the guest's line", |vmm| vmm.read("serial").contains("ready"));
+    assert_eq!(vmm.read("output"), "");
+    vmm.act("FlushMetrics");
+    vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+    assert_eq!(vmm.get("/vm/config").1["serial"]["serial_out_path"], config["serial"]["serial_out_path"]);
+}
