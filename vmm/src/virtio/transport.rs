@@ -295,4 +295,6 @@ impl Device for MmioTransport {
 }
 
 #[cfg(test)]
+pub(crate) mod driver;
+#[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, Unsupported};
+use crate::config::ConfigError;
 
 /// A memory balloon.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -19,14 +19,14 @@ pub struct BalloonConfig {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub free_page_reporting: bool,
     /// Firecracker's other way of saying it: only `false`.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    pub free_page_hinting: Unsupported,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub free_page_hinting: bool,
 }
 
 impl BalloonConfig {
     /// Checks the values, for a guest with `mem_size_mib` of memory.
     pub(crate) fn check(&self, mem_size_mib: u64) -> Result<(), ConfigError> {
-        if !self.free_page_hinting.is_absent() {
+        if self.free_page_hinting {
             return Err(ConfigError::NotSupported("balloon.free_page_hinting"));
         }
         if u64::from(self.amount_mib) > mem_size_mib {

@@ -281,8 +281,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn reset(&mut self) {
+        // Not the size that was reached: the next driver may have written it already.
         self.held = None;
-        self.actual = 0;
         let _ = self.timer.clear();
     }
 
@@ -369,3 +369,6 @@ impl VirtioDevice for Balloon {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,6 +84,8 @@ pub struct Connection {
     told: Closed,
     /// The socket may have something to read.
     readable: bool,
+    /// The host's program was told that no more bytes come.
+    ended: bool,
     /// Bytes of the guest for the host's program.
     outbox: VecDeque<u8>,
     /// The guest's credit, as it last said.
@@ -122,6 +124,7 @@ impl Connection {
             told: Closed::default(),
             // Perhaps not; the first read finds out.
             readable: true,
+            ended: false,
             outbox: VecDeque::new(),
             credit,
             sent: 0,
@@ -146,6 +149,12 @@ impl Connection {
     /// When it ends unless something happens.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// Bytes of the guest that wait for the host's program.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.outbox.len()
     }
 
     /// Bytes that the guest has room for. A guest that says it took more than it got has none.
@@ -267,7 +276,9 @@ impl Connection {
         if self.guest.is_both() {
             return Verdict::Reset;
         }
-        if self.guest.send && !self.host.receive {
+        if self.guest.send && !self.ended {
+            // Once: each time is an event of the socket, which would lead here again.
+            self.ended = true;
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         Verdict::Keep

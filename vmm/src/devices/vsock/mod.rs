@@ -10,7 +10,8 @@
 //!
 //! # Who may connect
 //! The permissions of `uds_path` are those that the process's umask leaves, as in Firecracker; a directory of its own,
-//! which only the right programs may enter, says more. The path must not exist at the start.
+//! which only the right programs may enter, says more. The path must not exist at the start, and the socket stays there
+//! at the end, as with Firecracker: the confined process may remove no files. Who starts VMs removes it.
 //!
 //! After the start the process may still connect to unix sockets, which Landlock does not govern when they have a path
 //! (those without are forbidden where the kernel knows how, from interface 6 on). A VMM that its guest has taken over
@@ -302,3 +303,6 @@ impl VirtioDevice for Vsock {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

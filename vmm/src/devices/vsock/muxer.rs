@@ -46,7 +46,7 @@ pub struct Muxer {
     listening: bool,
     /// Whether the driver is ready, so that there is a guest to connect to.
     live: bool,
-    limit: usize,
+    pub(super) limit: usize,
     greetings: BTreeMap<u32, Greeting>,
     connections: BTreeMap<u32, Connection>,
     by_ports: BTreeMap<Ports, u32>,
@@ -138,7 +138,7 @@ impl Muxer {
         for happened in self.wakeup.take() {
             match happened {
                 Happened::Again => {}
-                Happened::Tick => self.expire(),
+                Happened::Tick => self.expire(Instant::now()),
                 Happened::Listener => self.take_connections(),
                 Happened::Stream(token, _) if self.greetings.contains_key(&token) => self.hear(token),
                 Happened::Stream(token, set) => {
@@ -253,8 +253,7 @@ impl Muxer {
     }
 
     /// Ends what has hung for too long.
-    fn expire(&mut self) {
-        let now = Instant::now();
+    pub(super) fn expire(&mut self, now: Instant) {
         let before = self.greetings.len();
         self.greetings.retain(|_, greeting| greeting.deadline > now);
         self.metrics.conn_event_fails.add(u64::try_from(before - self.greetings.len()).unwrap_or(0));
@@ -309,6 +308,26 @@ impl Muxer {
     /// Whether the guest's packets have to wait until it has taken some of ours.
     pub fn is_congested(&self) -> bool {
         self.resets.len() >= MAX_RESETS
+    }
+
+    /// Connections, those that are being made included.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        assert_eq!(self.connections.len(), self.by_ports.len());
+        assert!(self.ready.iter().all(|token| self.connections.contains_key(token)));
+        self.connections.len() + self.greetings.len()
+    }
+
+    /// Bytes of the guest that wait for programs of the host.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.connections.values().map(Connection::kept).sum()
+    }
+
+    /// Resets that wait for the guest.
+    #[cfg(test)]
+    pub fn waiting_resets(&self) -> usize {
+        self.resets.len()
     }
 
     /// Whether there may be something for the guest.
