@@ -11,6 +11,7 @@ use portcullis_vmm::api::{Api, ApiError, Limits, Session, Socket, http};
 use portcullis_vmm::config::{ConfigError, LoggerConfig, MetricsConfig, VmConfig};
 use portcullis_vmm::jail;
 use portcullis_vmm::log::{self, LogLevel};
+use portcullis_vmm::mmds::{self, Mmds, SharedMmds};
 use portcullis_vmm::vm::{self, Clock, Controller, Options, Supervisor, VmError};
 
 const EXAMPLES: &str = "\
@@ -66,6 +67,12 @@ struct Args {
     /// Write metrics, a JSON line every minute, to this file or FIFO.
     #[arg(long, value_name = "FILE")]
     metrics_path: Option<PathBuf>,
+    /// Begin with the metadata in this file (JSON).
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// Largest metadata, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = mmds::DEFAULT_LIMIT)]
+    mmds_size_limit: usize,
     /// Give the guest a boot timer (port 0x80 and Firecracker's register) and log its marks.
     #[arg(long)]
     boot_timer: bool,
@@ -106,7 +113,7 @@ type Failure = (u8, String);
 fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
     jail::close_inherited().map_err(|e| (3, e.to_string()))?;
     let config = configuration(args)?;
-    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer };
+    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, metadata: metadata(args)? };
     // Before any other thread, so that all leave the signals to this one.
     let (supervisor, controller) = Supervisor::new(options, clock).map_err(|e| vm_failure(&e))?;
     let api = match &args.api_sock {
@@ -121,6 +128,13 @@ fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
         api.finish();
     }
     ended.map(drop).map_err(|e| vm_failure(&e))
+}
+
+/// Reads the metadata to begin with.
+fn metadata(args: &Args) -> Result<SharedMmds, Failure> {
+    let mut mmds = Mmds::new(args.mmds_size_limit);
+    args.metadata.as_deref().map_or(Ok(()), |path| mmds.put_file(path)).map_err(|e| (2, e.to_string()))?;
+    Ok(mmds.into_shared())
 }
 
 /// Reads the configuration and directs the log where the command line or the configuration wants it.

@@ -22,6 +22,7 @@ pub use crate::devices::block::{CacheType, DriveConfig, DriveUpdate, IoEngine};
 pub use crate::devices::entropy::EntropyConfig;
 pub use crate::devices::net::{MacAddress, NetworkInterface, NetworkInterfaceUpdate};
 pub use crate::devices::vsock::VsockConfig;
+pub use crate::mmds::MmdsConfig;
 pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
@@ -108,8 +109,9 @@ pub struct VmConfig {
     memory_hotplug: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     cpu_config: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    mmds_config: Unsupported,
+    /// Which network cards reach the metadata service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmds_config: Option<MmdsConfig>,
     /// Where the log goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfig>,
@@ -135,7 +137,7 @@ impl VmConfig {
             pmem: Unsupported::default(),
             memory_hotplug: Unsupported::default(),
             cpu_config: Unsupported::default(),
-            mmds_config: Unsupported::default(),
+            mmds_config: None,
             logger: None,
             metrics: None,
             serial: None,
@@ -200,6 +202,7 @@ impl VmConfig {
         }
         self.machine_config.check()?;
         NetworkInterface::check_all(&self.network_interfaces)?;
+        self.mmds_config.as_ref().map_or(Ok(()), |mmds| mmds.check(&self.network_interfaces))?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.check(self.machine_config.mem_size_mib))?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
         self.logger.as_ref().map_or(Ok(()), LoggerConfig::check)?;
@@ -223,12 +226,7 @@ impl VmConfig {
 
     /// The first part of the configuration that asks for what this VMM does not have.
     fn asked_for_in_vain(&self) -> Option<&'static str> {
-        let parts = [
-            ("pmem", &self.pmem),
-            ("memory-hotplug", &self.memory_hotplug),
-            ("cpu-config", &self.cpu_config),
-            ("mmds-config", &self.mmds_config),
-        ];
+        let parts = [("pmem", &self.pmem), ("memory-hotplug", &self.memory_hotplug), ("cpu-config", &self.cpu_config)];
         parts.into_iter().find(|(_, part)| !part.is_absent()).map(|(name, _)| name)
     }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use crate::config::VmConfig;
 use crate::log::MarkSource;
+use crate::mmds::SharedMmds;
 use crate::virtio::VirtioDevice;
 
 /// Why a device could not be made.
@@ -56,14 +57,17 @@ impl DeviceError {
 }
 
 /// Makes the virtio devices of a configuration, in the order in which the guest finds them.
-pub fn virtio(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+///
+/// Their metadata service gives `metadata`, and is configured as the VM is.
+pub fn virtio(config: &VmConfig, metadata: &SharedMmds) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     // The root device is the first of them.
     for drive in block::DriveConfig::in_order(&config.drives) {
         devices.push(Box::new(block::Block::open(drive)?));
     }
     for interface in &config.network_interfaces {
-        devices.push(Box::new(net::Net::open(interface)?));
+        let service = config.mmds_config.as_ref().filter(|mmds| mmds.serves(&interface.iface_id));
+        devices.push(Box::new(net::Net::open(interface, service.map(|mmds| (mmds, metadata)))?));
     }
     if let Some(balloon) = &config.balloon {
         devices.push(Box::new(balloon::Balloon::new(balloon, config.machine_config.mem_size_mib)?));

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
@@ -17,7 +17,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 use super::http::{MAX_REQUEST, Outcome, outcome};
 use super::metrics::Metrics;
 use super::token::random;
-use super::{SharedMmds, store};
+use super::{MmdsConfig, SharedMmds, lock};
 
 /// The service's hardware address, Firecracker's: some guests have it in their tables.
 const MAC: [u8; 6] = [0x06, 0x01, 0x23, 0x45, 0x67, 0x01];
@@ -153,19 +153,24 @@ pub struct Network {
 }
 
 impl Network {
-    /// The service at `address`. An error if the host has no random numbers.
-    pub fn new(mmds: SharedMmds, address: Ipv4Addr) -> std::io::Result<Self> {
+    /// The service as `config` wants it; it is the same for all cards. An error if the host has no random numbers.
+    pub fn new(mmds: SharedMmds, config: &MmdsConfig) -> std::io::Result<Self> {
+        let address = config.address();
         let began = Instant::now();
         let mut frames = Frames::default();
-        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
-        config.random_seed = u64::from_le_bytes(random().map_err(std::io::Error::other)?);
-        let mut interface = Interface::new(config, &mut frames, smoltcp::time::Instant::ZERO);
+        let mut link = Config::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
+        link.random_seed = u64::from_le_bytes(random().map_err(std::io::Error::other)?);
+        let mut interface = Interface::new(link, &mut frames, smoltcp::time::Instant::ZERO);
         // Whatever address the guest has: it is on this link.
         interface.update_ip_addrs(|addresses| {
             // There is room for the first.
             let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(address, 0)));
         });
-        let metrics = Arc::clone(&lock(&mmds).metrics);
+        let metrics = {
+            let mut mmds = lock(&mmds);
+            mmds.configure(config);
+            Arc::clone(&mmds.metrics)
+        };
         let (sockets, connections) = (SocketSet::new(Vec::new()), Vec::new());
         Ok(Self { mmds, metrics, address, began, frames, interface, sockets, listener: None, connections })
     }
@@ -350,11 +355,6 @@ impl Connection {
         }
         sent > 0
     }
-}
-
-fn lock(mmds: &SharedMmds) -> std::sync::MutexGuard<'_, store::Mmds> {
-    // A panic has aborted the process: the lock is never poisoned.
-    mmds.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An ARP answer (RFC 826) that says who sent an IPv4 frame, as the guest would give it if it were asked.

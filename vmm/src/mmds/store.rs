@@ -67,9 +67,9 @@ impl Mmds {
         }
     }
 
-    /// An empty one to be shared, that holds up to `limit` bytes.
-    pub fn shared(limit: usize) -> super::SharedMmds {
-        Arc::new(Mutex::new(Self::new(limit)))
+    /// For the API and the cards.
+    pub fn into_shared(self) -> super::SharedMmds {
+        Arc::new(Mutex::new(self))
     }
 
     /// Takes over how guests are answered.

@@ -35,6 +35,7 @@ use crate::devices::{self, serial};
 use crate::jail::{self, seccomp, seccomp::ThreadKind};
 use crate::log::{EndReason, Event};
 use crate::metrics::Output;
+use crate::mmds::SharedMmds;
 use crate::snapshot::{self, Files, SnapshotLoad};
 use crate::vcpu::{self, Threads, VcpuContext};
 use control::Commands;
@@ -49,6 +50,8 @@ pub struct Options {
     pub id: String,
     /// Whether the guest has a boot timer.
     pub boot_timer: bool,
+    /// What the metadata service gives.
+    pub metadata: SharedMmds,
 }
 
 /// The main thread's work: one VM from its configuration to its end.
@@ -192,7 +195,7 @@ impl Supervisor {
         self.announce(config);
         let files = BootFiles::open(config)?;
         let outlet = Outlet::open(config.serial.as_ref())?;
-        let virtio = devices::virtio(config)?;
+        let virtio = devices::virtio(config, &self.options.metadata)?;
         let mut machine = Machine::boot(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))?;
         machine.outlet = outlet;
         Ok(machine)
@@ -205,7 +208,7 @@ impl Supervisor {
         let config = state.config(request)?;
         self.announce(&config);
         let outlet = Outlet::open(config.serial.as_ref())?;
-        let virtio = devices::virtio(&config)?;
+        let virtio = devices::virtio(&config, &self.options.metadata)?;
         let options = Restore { boot_timer: self.options.boot_timer, clock_realtime: request.clock_realtime };
         let mut machine = Machine::restore(&state, &files.memory, virtio, options, Arc::clone(&self.wake))?;
         self.commands.shared.metrics.latencies.load_snapshot.set_since(begin);
@@ -259,6 +262,7 @@ impl Supervisor {
             inbox,
             commands: self.commands,
             metrics,
+            metadata: self.options.metadata,
             metrics_due: Instant::now() + METRICS_INTERVAL,
         })
     }

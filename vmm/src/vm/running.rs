@@ -19,6 +19,7 @@ use crate::console::Console;
 use crate::devices::{boot_timer, serial};
 use crate::log::{EndReason, Event};
 use crate::metrics::{self, Output};
+use crate::mmds::{self, SharedMmds};
 use crate::snapshot::{self, Files};
 use crate::vcpu::{Message, Threads};
 
@@ -42,6 +43,8 @@ pub(super) struct Running {
     pub(super) inbox: Receiver<Message>,
     pub(super) commands: Commands,
     pub(super) metrics: Option<Output>,
+    /// What the metadata service gives.
+    pub(super) metadata: SharedMmds,
     /// When metrics are due, whether anybody asks or not.
     pub(super) metrics_due: Instant,
 }
@@ -129,6 +132,7 @@ impl Running {
             ("uart", metrics::group(fixed.serial.metrics())),
             ("i8042", metrics::group(fixed.keyboard.metrics())),
             ("latencies_us", metrics::group(&shared.latencies)),
+            ("mmds", mmds::lock(&self.metadata).metrics()),
         ];
         let own = own.into_iter().map(|(name, group)| (name.to_owned(), group));
         let devices = self.machine.devices.slots().iter().flat_map(|slot| slot.metrics());

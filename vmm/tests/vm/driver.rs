@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::mmds::{DEFAULT_LIMIT, Mmds};
 use portcullis_vmm::snapshot::{Files, SnapshotLoad};
 use portcullis_vmm::vm::{Clock, Command, ControlError, Controller, Options, Supervisor};
 
@@ -95,7 +96,8 @@ fn play_the_vmm() {
     };
     let dir = Path::new(&path).parent().unwrap().to_owned();
     portcullis_vmm::log::install(Some(&dir.join("vm.log")), portcullis_vmm::log::LogLevel::default()).unwrap();
-    let options = Options { id: "driven".to_owned(), boot_timer: true };
+    let options =
+        Options { id: "driven".to_owned(), boot_timer: true, metadata: Mmds::new(DEFAULT_LIMIT).into_shared() };
     let (supervisor, controller) = Supervisor::new(options, Clock::start()).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || {

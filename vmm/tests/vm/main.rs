@@ -14,6 +14,7 @@ mod guest;
 mod harness;
 mod jail;
 mod life;
+mod mmds;
 mod net;
 mod refusals;
 mod tap;

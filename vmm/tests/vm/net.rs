@@ -9,10 +9,10 @@ use crate::harness::{Ended, Setup, Vmm, refused};
 use crate::tap::{TestTap, experiment};
 use crate::virtio::{BUFFERS, DRIVER_OK, Descriptor, FIRST, NEEDS_RESET, Queue, STATUS, WRITE};
 
-const MAC: [u8; 6] = [0x06, 0, 0xac, 0x10, 0, 2];
-const PEER: [u8; 6] = [0x06, 0, 0xac, 0x10, 0, 1];
+pub const MAC: [u8; 6] = [0x06, 0, 0xac, 0x10, 0, 2];
+pub const PEER: [u8; 6] = [0x06, 0, 0xac, 0x10, 0, 1];
 /// Bytes before each frame in the queues.
-const HEADER: u32 = 12;
+pub const HEADER: u32 = 12;
 
 /// Feature bits (virtio 1.2, section 5.1.3).
 const CSUM: u32 = 1;
@@ -46,15 +46,15 @@ fn tcp_segment(to: [u8; 6], from: [u8; 6], payload: u16) -> Segment {
     Segment { header, frame, len: 54 + u32::from(payload) }
 }
 
-fn rx() -> Queue {
+pub fn rx() -> Queue {
     Queue::at(FIRST, 0, 8)
 }
 
-fn tx() -> Queue {
+pub fn tx() -> Queue {
     Queue::at(FIRST, 1, 8)
 }
 
-fn setup(guest: &Guest, tap: &TestTap) -> Setup {
+pub fn setup(guest: &Guest, tap: &TestTap) -> Setup {
     let mut setup = Setup::new(guest);
     let mac = format!("\"{}\"", MAC.map(|b| format!("{b:02x}")).join(":"));
     let mut interface = NetworkInterface::new("eth0", tap.name.as_str());
@@ -68,7 +68,7 @@ fn start(guest: &Guest, tap: &TestTap) -> Vmm {
 }
 
 /// A guest with a driver that agreed on `features`.
-fn driver(features: u32) -> Guest {
+pub fn driver(features: u32) -> Guest {
     Guest::new().virtio_start(FIRST, features, &[rx(), tx()])
 }
 
@@ -78,13 +78,13 @@ fn place(guest: Guest, at: u32, header: &[u8], frame: &[u8]) -> Guest {
 }
 
 /// Sends a frame as the `number`-th of the queue.
-fn send(guest: Guest, number: u16, header: &[u8], frame: &[u8], len: u32) -> Guest {
+pub fn send(guest: Guest, number: u16, header: &[u8], frame: &[u8], len: u32) -> Guest {
     let at = BUFFERS + u32::from(number) * 0x400;
     place(guest, at, header, frame).request(tx(), number, 0, &[(u64::from(at), HEADER + len, 0)])
 }
 
 /// Offers a buffer to receive into, as the `number`-th of the queue.
-fn offer(guest: Guest, number: u16, at: u32, len: u32) -> Guest {
+pub fn offer(guest: Guest, number: u16, at: u32, len: u32) -> Guest {
     let index = number - 1;
     let descriptor = Descriptor { address: u64::from(at), len, flags: WRITE, next: 0 };
     guest.descriptor(rx().descriptors, u32::from(index), descriptor).offer(rx(), number, index).notify(rx())

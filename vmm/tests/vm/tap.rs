@@ -77,7 +77,7 @@ impl TestTap {
         // SAFETY: the address is live and of that length.
         let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        Wire { socket }
+        Wire { socket, tap: self.name.clone() }
     }
 }
 
@@ -97,13 +97,25 @@ fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) {
 /// The host's end of a tap.
 pub struct Wire {
     socket: OwnedFd,
+    tap: String,
 }
 
 impl Wire {
+    /// Sends a frame, once the kernel has seen that the other end is plugged in: it drops them before.
     pub fn send(&self, frame: &[u8]) {
+        let limit = Instant::now() + LIMIT;
+        while !self.is_plugged_in() {
+            assert!(Instant::now() < limit, "nobody has opened the tap");
+        }
         // SAFETY: the frame is live and of that length.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         assert_eq!(usize::try_from(sent).ok(), Some(frame.len()), "{}", io::Error::last_os_error());
+    }
+
+    fn is_plugged_in(&self) -> bool {
+        // Asking takes the lock under which the state is changed and the queue is started.
+        let output = Command::new("ip").args(["-br", "link", "show", "dev", &self.tap]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1) == Some("UP")
     }
 
     /// The next frame that fits, of those that the guest sent.

@@ -10,12 +10,14 @@ mod config;
 mod features;
 mod frame;
 mod mac;
+mod metadata;
 mod metrics;
 mod rx;
 mod tap;
 mod tx;
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,12 +26,14 @@ use vmm_sys_util::epoll::EventSet;
 pub use config::{MAX_HOST_NAME, NetworkInterface, NetworkInterfaceUpdate};
 use features::Features;
 pub use mac::{MacAddress, NotAMacAddress};
+use metadata::Metadata;
 use metrics::Metrics;
 use rx::Rx;
 pub use tap::{Tap, TapError};
 
 use super::DeviceError;
 use crate::jail::seccomp::Call;
+use crate::mmds::{MmdsConfig, SharedMmds};
 use crate::rate_limiter::{RateLimiter, RateLimiterState};
 use crate::virtio::{Active, DeviceKind, Progress, QueueError, Source, VirtioDevice, Watch};
 
@@ -49,8 +53,10 @@ const TAP: u32 = 0;
 const RX_TIMER: u32 = 1;
 /// The limiter of what the guest sends lets go on.
 const TX_TIMER: u32 = 2;
-/// What serving a card takes.
-const SYSTEM_CALLS: [Call; 5] = {
+/// A connection to the metadata service has waited long enough.
+const METADATA_TIMER: u32 = 3;
+/// What serving a card takes. Random numbers are for the metadata service, and so the last.
+const SYSTEM_CALLS: [Call; 6] = {
     let [timer] = RateLimiter::SYSTEM_CALLS;
     [
         Call::any(libc::SYS_readv),
@@ -58,6 +64,7 @@ const SYSTEM_CALLS: [Call; 5] = {
         Call::any(libc::SYS_epoll_ctl),
         Call::with(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD),
         timer,
+        Call::any(libc::SYS_getrandom),
     ]
 };
 
@@ -81,17 +88,19 @@ pub struct Net {
     rx: Rx,
     rx_limiter: RateLimiter,
     tx_limiter: RateLimiter,
+    metadata: Option<Metadata>,
     metrics: Metrics,
     /// An error of the tap was logged. A guest must not fill the log.
     complained: bool,
 }
 
 impl Net {
-    /// Opens the tap of `config`.
-    pub fn open(config: &NetworkInterface) -> Result<Self, DeviceError> {
+    /// Opens the tap of `config`. With `metadata`, the metadata service is a neighbour of the card.
+    pub fn open(config: &NetworkInterface, metadata: Option<(&MmdsConfig, &SharedMmds)>) -> Result<Self, DeviceError> {
         let host = |step| move |source| DeviceError::Host { device: Self::name_of(&config.iface_id), step, source };
         let tap = Tap::open(&config.host_dev_name).map_err(std::io::Error::other).map_err(host("open its tap"))?;
         let limiter = |config: &Option<_>| RateLimiter::new(config.as_ref()).map_err(host("make a timer"));
+        let service = |(config, mmds): (&MmdsConfig, &SharedMmds)| Metadata::new(config, Arc::clone(mmds));
         Ok(Self {
             id: config.iface_id.clone(),
             tap,
@@ -101,6 +110,7 @@ impl Net {
             rx: Rx::new(),
             rx_limiter: limiter(&config.rx_rate_limiter)?,
             tx_limiter: limiter(&config.tx_rate_limiter)?,
+            metadata: metadata.map(service).transpose().map_err(host("make its metadata service"))?,
             metrics: Metrics::default(),
             complained: false,
         })
@@ -160,7 +170,10 @@ impl VirtioDevice for Net {
     }
 
     fn system_calls(&self) -> &'static [Call] {
-        &SYSTEM_CALLS
+        match &SYSTEM_CALLS {
+            all if self.metadata.is_some() => all,
+            [without @ .., _] => without,
+        }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -200,6 +213,7 @@ impl VirtioDevice for Net {
         self.rx.clear();
         self.rx_limiter.timer_event();
         self.tx_limiter.timer_event();
+        self.metadata.iter_mut().for_each(Metadata::clear);
     }
 
     fn serve_queue(&mut self, active: &mut Active, index: usize) -> Result<Progress, QueueError> {
@@ -208,13 +222,16 @@ impl VirtioDevice for Net {
             self.receive(active)
         } else {
             self.metrics.tx_queue_event_count.inc();
-            self.transmit(active)
+            let progress = self.transmit(active)?;
+            Ok(if self.answer(active)? == Progress::More { Progress::More } else { progress })
         }
     }
 
     fn sources(&self) -> Vec<Source> {
-        let timer = |fd: &RateLimiter, token| Source { fd: fd.as_raw_fd(), token, set: EventSet::IN };
-        vec![self.tap_source(), timer(&self.rx_limiter, RX_TIMER), timer(&self.tx_limiter, TX_TIMER)]
+        let timer = |fd: &dyn AsRawFd, token| Source { fd: fd.as_raw_fd(), token, set: EventSet::IN };
+        let mut sources = vec![self.tap_source(), timer(&self.rx_limiter, RX_TIMER), timer(&self.tx_limiter, TX_TIMER)];
+        sources.extend(self.metadata.as_ref().map(|metadata| timer(metadata, METADATA_TIMER)));
+        sources
     }
 
     fn serve_source(
@@ -234,6 +251,7 @@ impl VirtioDevice for Net {
                 self.tx_limiter.timer_event();
                 self.metrics.tx_rate_limiter_event_count.inc();
             }
+            METADATA_TIMER => self.metadata.iter_mut().for_each(Metadata::timer_event),
             _ => return Ok(()),
         }
         let Some(active) = active else {
@@ -242,7 +260,7 @@ impl VirtioDevice for Net {
         if token != TX_TIMER {
             return self.receive_all(active, watch);
         }
-        if self.transmit(active)? == Progress::More {
+        if self.transmit(active)? == Progress::More || self.answer(active)? == Progress::More {
             self.tx_limiter.wake_after(Duration::ZERO);
         }
         Ok(())

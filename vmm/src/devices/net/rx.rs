@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::features::Features;
 use super::frame::{BUFFER_COUNT, ETHERNET, HEADER, LARGEST};
+use super::metadata::Metadata;
 use super::{Net, RX};
 use crate::memory::GuestRam;
 use crate::virtio::{Active, Chain, IoVec, Progress, QueueError};
@@ -146,8 +147,17 @@ impl Rx {
 }
 
 impl Net {
+    /// Gives the guest what the metadata service has answered, after something was sent.
+    pub(super) fn answer(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
+        if self.metadata.as_ref().is_some_and(Metadata::has_frames) { self.receive(active) } else { Ok(Progress::Idle) }
+    }
+
     /// Gives the guest what there is for it: as many frames as the queue has entries, at most.
     pub(super) fn receive(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
+        // A driver that only sends may leave this queue out.
+        if active.queues.get(RX).is_none_or(Option::is_none) {
+            return Ok(Progress::Idle);
+        }
         let mut progress = Progress::More;
         for _ in 0..active.queue(RX)?.size() {
             let stop = match self.receive_one(active)? {
@@ -199,8 +209,12 @@ impl Net {
         Ok(Step::Next)
     }
 
-    /// Reads the next frame, into the guest's buffers if they hold any that may come.
+    /// Takes the next frame: the metadata service's, or the tap's, straight into the guest's buffers if they hold any
+    /// that may come.
     fn fetch(&mut self, active: &Active) -> Result<Option<(usize, Place)>, QueueError> {
+        if let Some(len) = self.metadata.as_mut().and_then(|metadata| metadata.next_frame(&mut self.rx.own)) {
+            return Ok(Some((len, Place::Own)));
+        }
         let roomy = self.rx.room >= Rx::enough(self.features, self.mtu);
         let (vectors, place) = match self.rx.vectors(&active.ram)? {
             vectors if roomy && vectors.len() <= MAX_VECTORS => (vectors, Place::Guest),

@@ -59,6 +59,13 @@ impl Net {
                 return Ok(());
             }
         }
+        if let Some(metadata) = self.metadata.as_mut()
+            && metadata.takes(head.get(HEADER..).unwrap_or_default())
+        {
+            metadata.receive(head, buffers, &active.ram)?;
+            self.count_sent(len);
+            return Ok(());
+        }
         let rest = buffers.io_vecs(&active.ram)?;
         let mut vectors = Vec::with_capacity(rest.len() + 1);
         // `writev` only reads what its vectors point to.
@@ -75,8 +82,12 @@ impl Net {
                 return Ok(());
             }
         }
+        self.count_sent(len);
+        Ok(())
+    }
+
+    fn count_sent(&self, len: usize) {
         self.metrics.tx_packets_count.inc();
         self.metrics.tx_bytes_count.add(u64::try_from(len.saturating_sub(HEADER)).unwrap_or(0));
-        Ok(())
     }
 }

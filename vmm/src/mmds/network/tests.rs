@@ -9,9 +9,10 @@ const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const GUEST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 
 fn service() -> Network {
-    let mmds = Mmds::shared(DEFAULT_LIMIT);
+    let mmds = Mmds::new(DEFAULT_LIMIT).into_shared();
     mmds.lock().unwrap().put(json!({"id": "i-1", "long": "x".repeat(50_000)})).unwrap();
-    Network::new(mmds, DEFAULT_ADDRESS).unwrap()
+    let config: MmdsConfig = serde_json::from_value(json!({"network_interfaces": ["eth0"]})).unwrap();
+    Network::new(mmds, &config).unwrap()
 }
 
 /// A guest with a TCP of its own, on the service's link.
