@@ -12,6 +12,7 @@ use portcullis_vmm::config::{ConfigError, LoggerConfig, MetricsConfig, VmConfig}
 use portcullis_vmm::jail;
 use portcullis_vmm::log::{self, LogLevel};
 use portcullis_vmm::mmds::{self, Mmds, SharedMmds};
+use portcullis_vmm::snapshot;
 use portcullis_vmm::vm::{self, Clock, Controller, Options, Supervisor, VmError};
 
 const EXAMPLES: &str = "\
@@ -41,11 +42,14 @@ Exit codes:
 #[command(name = "portcullis-vmm", version, after_help = EXAMPLES)]
 struct Args {
     /// Configuration of the VM, in Firecracker's JSON format. With --api-sock, the VM starts with it at once.
-    #[arg(long, value_name = "FILE", required_unless_present = "api_sock")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["api_sock", "describe_snapshot"])]
     config_file: Option<PathBuf>,
     /// Serve Firecracker's API on a unix socket at this path. There must be no file yet.
     #[arg(long, value_name = "PATH", conflicts_with = "no_api")]
     api_sock: Option<PathBuf>,
+    /// Print the version of the format of a snapshot's state file, and end.
+    #[arg(long, value_name = "FILE")]
+    describe_snapshot: Option<PathBuf>,
     /// Largest body of a request of the API, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = http::MAX_BODY, value_parser = payload_size)]
     http_api_max_payload_size: usize,
@@ -112,16 +116,20 @@ type Failure = (u8, String);
 
 fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
     jail::close_inherited().map_err(|e| (3, e.to_string()))?;
+    if let Some(path) = &args.describe_snapshot {
+        let version = snapshot::describe(path).map_err(|e| (2, format!("{}: {e}", path.display())))?;
+        return writeln!(std::io::stdout(), "v{version}").map_err(|e| (3, e.to_string()));
+    }
     let config = configuration(args)?;
     let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, metadata: metadata(args)? };
     // Before any other thread, so that all leave the signals to this one.
-    let (supervisor, controller) = Supervisor::new(options, clock).map_err(|e| vm_failure(&e))?;
+    let (supervisor, controller) = Supervisor::new(options.clone(), clock).map_err(|e| vm_failure(&e))?;
     let api = match &args.api_sock {
         None => {
             drop(controller);
             None
         }
-        Some(path) => Some(serve(args, path, controller, config.clone())?),
+        Some(path) => Some(serve(args, path, Session::new(&options, controller.clone(), config.clone()), controller)?),
     };
     let ended = supervisor.run(config.as_ref());
     if let Some(api) = api {
@@ -158,10 +166,9 @@ fn logging<'a>(args: &'a Args, logger: &'a LoggerConfig) -> Result<(Option<&'a P
 }
 
 /// Starts the API's thread.
-fn serve(args: &Args, path: &Path, controller: Controller, config: Option<VmConfig>) -> Result<Api, Failure> {
+fn serve(args: &Args, path: &Path, mut session: Session, controller: Controller) -> Result<Api, Failure> {
     let socket = Socket::bind(path).map_err(|e| (e.exit_code(), e.to_string()))?;
     let limits = Limits { body: args.http_api_max_payload_size, ..Limits::default() };
-    let mut session = Session::new(args.id.clone(), controller.clone(), config);
     if let Some(path) = &args.metrics_path {
         session.send_metrics_to(path);
     }

@@ -40,6 +40,14 @@ pub enum Operation {
     GetBalloonStatistics,
     /// How often it says so.
     PatchBalloonStatistics,
+    /// What the guest reads of the metadata service.
+    GetMetadata,
+    /// The same, as a whole.
+    PutMetadata,
+    /// The same, in parts.
+    PatchMetadata,
+    /// The metadata service.
+    PutMetadataService,
     /// A source of entropy.
     PutEntropy,
     /// Where the log goes.
@@ -73,6 +81,10 @@ pub const ROUTES: &[(Method, &str, Operation)] = &[
     (Method::Patch, "/network-interfaces/{id}", Operation::PatchNetworkInterface),
     (Method::Put, "/vsock", Operation::PutVsock),
     (Method::Put, "/entropy", Operation::PutEntropy),
+    (Method::Get, "/mmds", Operation::GetMetadata),
+    (Method::Put, "/mmds", Operation::PutMetadata),
+    (Method::Patch, "/mmds", Operation::PatchMetadata),
+    (Method::Put, "/mmds/config", Operation::PutMetadataService),
     (Method::Get, "/balloon", Operation::GetBalloon),
     (Method::Put, "/balloon", Operation::PutBalloon),
     (Method::Patch, "/balloon", Operation::PatchBalloon),

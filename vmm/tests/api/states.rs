@@ -120,6 +120,61 @@ fn a_request_that_is_refused_changes_nothing() {
 }
 
 #[test]
+fn metadata_is_put_patched_and_bounded_at_any_time() {
+    let mut vmm = Vmm::with(&["--mmds-size-limit", "100"]);
+    assert_eq!(vmm.get("/mmds"), (200, json!({})));
+    vmm.refused("PATCH", "/mmds", Some(&json!({"a": 1})), "PUT it first");
+    vmm.refused("PUT", "/mmds", Some(&json!("text")), "object");
+    vmm.must("PUT", "/mmds", &json!({"latest": {"id": "i-1", "name": "web"}}));
+    vmm.refused("PUT", "/mmds/config", Some(&json!({"network_interfaces": ["eth0"]})), "eth0");
+    vmm.boot_source(&Guest::new().print("ready").hang());
+    vmm.act("InstanceStart");
+    vmm.wait_for("ready");
+    vmm.must("PATCH", "/mmds", &json!({"latest": {"name": null, "zone": 7}}));
+    let expected = json!({"latest": {"id": "i-1", "zone": 7}});
+    assert_eq!(vmm.get("/mmds"), (200, expected.clone()));
+    let (status, _) = vmm.put("/mmds", &json!({"long": "x".repeat(100)}));
+    assert_eq!((status, vmm.get("/mmds").1), (413, expected));
+    vmm.refused("PUT", "/mmds/config", Some(&json!({"network_interfaces": ["eth0"]})), LATE);
+}
+
+#[test]
+fn a_snapshot_is_written_described_and_loaded() {
+    let mut vmm = Vmm::new();
+    let folder = vmm.dir.path().to_owned();
+    let at = |name: &str| folder.join(name);
+    let (state, memory) = (at("state"), at("memory"));
+    vmm.boot_source(&Guest::new().print("ready").hang());
+    vmm.act("InstanceStart");
+    vmm.wait_for("ready");
+    vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+    vmm.must("PUT", "/snapshot/create", &json!({"snapshot_path": state, "mem_file_path": memory}));
+    let describe = |path: &std::path::Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis-vmm"));
+        command.arg("--describe-snapshot").arg(path).output().unwrap()
+    };
+    assert_eq!(describe(&state).stdout, b"v1\n");
+    assert_eq!(describe(&memory).status.code(), Some(2));
+
+    let other = Vmm::new();
+    let load = |memory: &std::path::Path| {
+        json!({"snapshot_path": state, "resume_vm": true,
+        "mem_backend": {"backend_type": "File", "backend_path": memory}})
+    };
+    other.refused("PUT", "/snapshot/load", Some(&load(&at("absent"))), "absent");
+    other.must("PUT", "/snapshot/load", &load(&memory));
+    assert_eq!(other.state(), "Running");
+    let config = other.get("/vm/config").1;
+    assert!(config["boot-source"].is_null() && config["machine-config"]["mem_size_mib"] == 4, "{config}");
+    // Its memory is mapped from this file.
+    other.must("PATCH", "/vm", &json!({"state": "Paused"}));
+    let again = json!({"snapshot_path": at("state2"), "mem_file_path": memory});
+    other.refused("PUT", "/snapshot/create", Some(&again), "mapped");
+    other.must("PUT", "/snapshot/create", &json!({"snapshot_path": at("state2"), "mem_file_path": at("memory2")}));
+    other.must("PATCH", "/vm", &json!({"state": "Resumed"}));
+}
+
+#[test]
 fn drives_are_replaced_by_name_and_only_one_is_the_root() {
     let vmm = Vmm::new();
     let drive = |id: &str, root: bool| json!({"drive_id": id, "path_on_host": "/x", "is_root_device": root});

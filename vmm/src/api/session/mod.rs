@@ -1,6 +1,7 @@
 //! What the API knows of its VM: the configuration that grows before the start, and what is asked of the VM after it.
 
 mod devices;
+mod metadata;
 
 use std::path::Path;
 
@@ -18,8 +19,9 @@ use crate::config::{
     VsockConfig,
 };
 use crate::log;
+use crate::mmds::SharedMmds;
 use crate::snapshot::{SnapshotCreate, SnapshotLoad};
-use crate::vm::{Command, Controller, VmState};
+use crate::vm::{Command, Controller, Options, VmState};
 
 /// `PUT /actions`.
 #[derive(Deserialize)]
@@ -52,6 +54,8 @@ enum WantedState {
 pub struct Session {
     id: String,
     controller: Controller,
+    /// What the guest reads of the metadata service.
+    metadata: SharedMmds,
     /// What has been put together so far, or what runs.
     config: VmConfig,
     /// Whether the VM was started with a configuration and without a request; it may not run yet.
@@ -68,10 +72,11 @@ type Answer = Result<Response, Fault>;
 
 impl Session {
     /// A session with a VM that was not started, or that runs with `config`.
-    pub fn new(id: String, controller: Controller, config: Option<VmConfig>) -> Self {
+    pub fn new(options: &Options, controller: Controller, config: Option<VmConfig>) -> Self {
+        let (id, metadata) = (options.id.clone(), SharedMmds::clone(&options.metadata));
         let bootable = config.is_some();
         let config = config.unwrap_or_else(|| VmConfig::new(""));
-        Self { id, controller, config, launched: bootable, bootable, configured: bootable, memory: None }
+        Self { id, controller, metadata, config, launched: bootable, bootable, configured: bootable, memory: None }
     }
 
     /// Sends metrics to this file, as the command line asks.
@@ -113,6 +118,10 @@ impl Session {
             Operation::PatchDrive => self.patch_drive(name, body),
             Operation::PutNetworkInterface => self.put_network_interface(name, body),
             Operation::PatchNetworkInterface => self.patch_network_interface(name, body),
+            Operation::GetMetadata => self.get_metadata(),
+            Operation::PutMetadata => self.put_metadata(body),
+            Operation::PatchMetadata => self.patch_metadata(body),
+            Operation::PutMetadataService => self.put_metadata_service(body),
             Operation::PutSerial => self.configure(body, |config, new: SerialConfig| config.serial = Some(new)),
             Operation::PutLogger => self.put_logger(body),
             Operation::PutMetrics => self.put_metrics(body),
