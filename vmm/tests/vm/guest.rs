@@ -131,19 +131,6 @@ impl Guest {
         guest.raw(&[0xe3, 10, 0xac, 0x0f, 0xb6, 0xc0, 0x01, 0x07, 0xff, 0xc9, 0x75, 0xf6])
     }
 
-    /// Does `body` only if the word at `address` is `value`.
-    pub fn if16(self, address: u32, value: u16, body: &Guest) -> Self {
-        // cmp word [address], value; jne over the body
-        let guest = self.edi(address).raw(&[0x66, 0x81, 0x3f]).raw(&value.to_le_bytes()).raw(&[0x0f, 0x85]);
-        guest.raw(&u32::try_from(body.code.len()).unwrap().to_le_bytes()).raw(&body.code)
-    }
-
-    /// Does `body` again and again.
-    pub fn forever(self, body: &Guest) -> Self {
-        let back = u32::try_from(body.code.len() + 5).unwrap().wrapping_neg();
-        self.raw(&body.code).raw(&[0xe9]).raw(&back.to_le_bytes())
-    }
-
     /// Does `body` until the double word at `address` is `value`.
     pub fn until32(self, address: u32, value: u32, body: &Guest) -> Self {
         // body; cmp dword [address], value; jne back

@@ -10,7 +10,7 @@ use portcullis_vmm::config::VsockConfig;
 use portcullis_vmm::log::EndReason;
 
 use crate::guest::Guest;
-use crate::harness::{Setup, refused};
+use crate::harness::Setup;
 use crate::virtio::{BUFFERS, DRIVER_OK, Descriptor, FIRST, NEEDS_RESET, Queue, STATUS, WRITE};
 
 const CID: u32 = 42;
@@ -35,7 +35,6 @@ const RST: u16 = 3;
 const SHUTDOWN: u16 = 4;
 const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
-const CREDIT_REQUEST: u16 = 7;
 
 /// First port that the host gives its own connections.
 const HOST_PORT: u32 = 1 << 30;
@@ -225,4 +224,94 @@ fn a_program_of_the_guest_connects_to_one_of_the_host() {
     ended.expect_clean(EndReason::Reset);
     // Nobody at 78: reset. 77: response, bytes, bytes, and at last the reset that ends it.
     assert_eq!(ended.output, format!("{}{}{}", "0302", "05706f6e6705", "6d6f726503"));
+}
+
+/// Where the guest adds up what it gets.
+const SUM: u32 = 0x704;
+
+#[test]
+fn a_long_transfer_keeps_to_a_small_window() {
+    const TOTAL: u32 = 200_000;
+    let ports = (HOST_PORT, 52);
+    let guest = Guest::new().vsock().store32(SUM, 0).receive();
+    // A window of one buffer: each packet is acknowledged.
+    let guest = guest.header(RESPONSE, ports, 0, ROOM).offer_bytes(HEADER).wait_for_sent();
+    let turn = Guest::new().receive().add_bytes(IN + HEADER, IN + LEN, SUM).taken();
+    let turn = turn.header(CREDIT_UPDATE, ports, 0, ROOM).offer_bytes(HEADER).wait_for_sent();
+    let guest = guest.until32(TAKEN, TOTAL, &turn).print_hex(SUM, 4).receive().print_hex(IN + OP, 6).reset();
+    let (setup, path) = setup(&guest);
+    let vmm = setup.start();
+    let mut stream = connect(&path);
+    stream.write_all(b"CONNECT 52\n").unwrap();
+    expect(&mut stream, &format!("OK {HOST_PORT}\n"));
+    let bytes: Vec<u8> = (0..TOTAL).map(|i| u8::try_from((i ^ (i >> 8)) & 0xff).unwrap()).collect();
+    let sum: u32 = bytes.iter().map(|byte| u32::from(*byte)).sum();
+    stream.write_all(&bytes).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let ended = vmm.wait();
+    ended.expect_clean(EndReason::Reset);
+    let sum: String = sum.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    // The host sends no more, and still listens.
+    assert_eq!(ended.output, format!("{sum}040002000000"));
+}
+
+#[test]
+fn a_driver_that_breaks_the_rules_or_resets_loses_its_connections_and_may_start_again() {
+    let ports = (HOST_PORT, 52);
+    let broken = Guest::new().vsock().receive().send(RESPONSE, ports).header(RW, ports, 5, 0x1_0000);
+    // A length beyond what is there, then a reset in the middle of a connection.
+    let broken = broken.offer_bytes(HEADER + 4).until32(FIRST + STATUS, DRIVER_OK | NEEDS_RESET, &Guest::new());
+    let broken = broken.print("broken\n").echo_until(b'g');
+    let again = broken.vsock().receive().send(RESPONSE, (HOST_PORT + 1, 52)).print("again\n").echo_until(b'h');
+    let last = again.vsock().receive().send(RESPONSE, (HOST_PORT + 2, 52)).receive_and_print().reset();
+    let (setup, path) = setup(&last);
+    let mut vmm = setup.start();
+    let open = |port: u32| {
+        let mut stream = connect(&path);
+        stream.write_all(b"CONNECT 52\n").unwrap();
+        (format!("OK {port}\n"), stream)
+    };
+    let (answer, mut first) = open(HOST_PORT);
+    expect(&mut first, &answer);
+    vmm.wait_for("broken");
+    // Nobody is served meanwhile, and the process does not go round in circles over it.
+    let (answer, mut second) = open(HOST_PORT + 1);
+    let _ = first.write_all(b"anybody?");
+    let busy = main_thread_ticks(vmm.pid());
+    std::thread::sleep(Duration::from_millis(500));
+    let ticks = main_thread_ticks(vmm.pid()) - busy;
+    assert!(ticks < 25, "{ticks} of 50 ticks");
+    vmm.type_in("g");
+    expect(&mut second, &answer);
+    vmm.wait_for("again");
+    vmm.type_in("h");
+    assert!(matches!(first.read(&mut [0]), Ok(0) | Err(_)));
+    assert!(matches!(second.read(&mut [0]), Ok(0) | Err(_)));
+    let (answer, mut third) = open(HOST_PORT + 2);
+    expect(&mut third, &answer);
+    drop(third);
+    let ended = vmm.wait();
+    ended.expect_warnings(EndReason::Reset, &["vsock"]);
+    assert!(ended.output.ends_with("04"), "{}", ended.output);
+}
+
+/// Processor time of the main thread, in hundredths of a second.
+fn main_thread_ticks(pid: nix::unistd::Pid) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn an_address_that_is_taken_ends_the_start_and_is_left_alone() {
+    let (mut setup, _) = setup(&Guest::new().reset());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    setup.config.vsock = Some(VsockConfig { vsock_id: None, guest_cid: CID, uds_path: path.clone() });
+    let owner = UnixListener::bind(&path).unwrap();
+    let ended = setup.run();
+    assert_eq!(ended.code(), Some(2));
+    assert!(ended.errors.contains("exists already"), "{}", ended.errors);
+    UnixStream::connect(&path).unwrap();
+    drop(owner);
 }

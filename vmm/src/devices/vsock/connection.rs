@@ -368,6 +368,10 @@ impl Connection {
         match stream::read_vectored(&self.stream, &target.io_vecs(on.ram)?) {
             Ok(0) => {
                 self.host.send = true;
+                // The end may be read before its event is: the guest shall hear of both directions at once.
+                if stream::is_hung_up(&self.stream) {
+                    self.stop_writing(on);
+                }
                 Ok(Read::Nothing)
             }
             Ok(count) => {

@@ -1,10 +1,11 @@
 //! The system calls on the host's sockets. All of them are non-blocking; guest memory goes to them as it lies there.
 
 use std::io::{Error, Result};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 
 use crate::jail::seccomp::Call;
@@ -55,6 +56,13 @@ pub fn read(stream: &UnixStream, bytes: &mut [u8]) -> Result<usize> {
 pub fn write(stream: &UnixStream, bytes: &[u8]) -> Result<usize> {
     // Rust's runtime ignores SIGPIPE: a peer that has gone is an error.
     Ok(nix::unistd::write(stream, bytes)?)
+}
+
+/// Whether the other end is closed in both directions.
+pub fn is_hung_up(stream: &UnixStream) -> bool {
+    let mut set = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut set, PollTimeout::ZERO).is_ok()
+        && set.first().and_then(PollFd::revents).is_some_and(|found| found.contains(PollFlags::POLLHUP))
 }
 
 /// Reads into guest memory.
