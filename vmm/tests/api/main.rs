@@ -6,6 +6,7 @@ mod guest;
 
 mod client;
 mod clients;
+mod hostile;
 mod life;
 mod openapi;
 mod states;
