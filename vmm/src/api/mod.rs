@@ -68,7 +68,7 @@ impl Api {
         let domain = Domain::for_api(socket.path())?;
         let (sender, confined) = channel();
         let serve = move || {
-            let result = jail::restrict_thread(domain).and_then(|_| seccomp::install(ThreadKind::Api, &filter));
+            let result = jail::restrict_thread(domain).and_then(|()| seccomp::install(ThreadKind::Api, &filter));
             let ok = result.is_ok();
             let _ = sender.send(result);
             if ok {

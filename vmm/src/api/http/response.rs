@@ -96,8 +96,11 @@ impl Response {
             // A response without content has no length either (RFC 9110, section 8.6).
             None => text.push_str("\r\n"),
             Some(body) => {
-                text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len()));
-                text.push_str(body);
+                for part in
+                    ["Content-Type: application/json\r\nContent-Length: ", &body.len().to_string(), "\r\n\r\n", body]
+                {
+                    text.push_str(part);
+                }
             }
         }
         text.into_bytes()

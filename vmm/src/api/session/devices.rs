@@ -134,8 +134,8 @@ impl Session {
         }
         let result = self.controller.device("balloon", move |balloon: &mut Balloon, _| {
             let result = work(balloon).map_err(|error| error.to_string());
-            let changed = changes && result.is_ok();
-            (result, changed)
+            let tell = changes && result.is_ok();
+            (result, tell)
         });
         Ok(result?)
     }

@@ -16,9 +16,9 @@ impl Session {
     }
 
     /// The document; an empty one before there is any.
-    pub(super) fn get_metadata(&self) -> Answer {
+    pub(super) fn get_metadata(&self) -> Response {
         let document = self.metadata().get();
-        Ok(Response::json(&if document.is_null() { Value::Object(Map::new()) } else { document }))
+        Response::json(&if document.is_null() { Value::Object(Map::new()) } else { document })
     }
 
     pub(super) fn put_metadata(&mut self, body: &[u8]) -> Answer {

@@ -118,7 +118,7 @@ impl Session {
             Operation::PatchDrive => self.patch_drive(name, body),
             Operation::PutNetworkInterface => self.put_network_interface(name, body),
             Operation::PatchNetworkInterface => self.patch_network_interface(name, body),
-            Operation::GetMetadata => self.get_metadata(),
+            Operation::GetMetadata => Ok(self.get_metadata()),
             Operation::PutMetadata => self.put_metadata(body),
             Operation::PatchMetadata => self.patch_metadata(body),
             Operation::PutMetadataService => self.put_metadata_service(body),
