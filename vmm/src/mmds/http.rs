@@ -47,8 +47,8 @@ impl<'a> Request<'a> {
 }
 
 fn header<'a>(headers: &'a [httparse::Header<'a>], names: &[&str]) -> Option<&'a str> {
-    let named = |header: &&httparse::Header<'_>| names.iter().any(|name| header.name.eq_ignore_ascii_case(name));
-    let found = headers.iter().find(named)?;
+    let wanted = |header: &&httparse::Header<'_>| names.iter().any(|name| header.name.eq_ignore_ascii_case(name));
+    let found = headers.iter().find(wanted)?;
     Some(std::str::from_utf8(found.value).unwrap_or_default().trim())
 }
 

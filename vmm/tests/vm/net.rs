@@ -236,7 +236,7 @@ fn offloads_of_received_frames_need_an_agreement() {
         vmm.wait_for("R");
         wire.send(&frame);
         let found = bytes(&vmm.wait(), "R");
-        let len = u32::from(HEADER) + len;
+        let len = HEADER + len;
         assert_eq!(found, [&flags[..], &len.to_le_bytes()].concat(), "{features:#x}");
     }
 }
@@ -262,9 +262,9 @@ fn chains_of_the_wrong_direction_stop_the_device() {
 }
 
 /// Two frames at once, then one in `refill_ms` milliseconds.
-fn two_frames(refill_ms: u64) -> Option<RateLimiterConfig> {
+fn two_frames(refill_ms: u64) -> RateLimiterConfig {
     let ops = TokenBucketConfig { size: 2, one_time_burst: None, refill_time: refill_ms };
-    Some(RateLimiterConfig { bandwidth: None, ops: Some(ops) })
+    RateLimiterConfig { bandwidth: None, ops: Some(ops) }
 }
 
 const HOUR: u64 = 3_600_000;
@@ -282,7 +282,7 @@ fn a_limited_card_sends_no_more_than_it_may() {
     let guest = (1..=3).fold(driver(0), offer);
     let held_back = guest.clone().wait_for16(tx().used_index(), 2).print("R").echo_until(b'x');
     let mut setup_held = setup(&held_back.print_hex(tx().used_index(), 2).reset(), &tap);
-    setup_held.config.network_interfaces[0].tx_rate_limiter = two_frames(HOUR);
+    setup_held.config.network_interfaces[0].tx_rate_limiter = Some(two_frames(HOUR));
     let mut vmm = setup_held.start();
     vmm.wait_for("R");
     vmm.type_in("x");
@@ -290,7 +290,7 @@ fn a_limited_card_sends_no_more_than_it_may() {
 
     let wire = tap.wire();
     let mut setup = setup(&guest.wait_for16(tx().used_index(), 3).reset(), &tap);
-    setup.config.network_interfaces[0].tx_rate_limiter = two_frames(50);
+    setup.config.network_interfaces[0].tx_rate_limiter = Some(two_frames(50));
     setup.run().expect_clean(EndReason::Reset);
     assert_eq!([(); 3].map(|()| wire.receive_experiment()[14]), [1, 2, 3]);
 }
@@ -303,7 +303,7 @@ fn a_limited_card_receives_no_more_than_it_may() {
         (0..3u16).fold(driver(0), |guest, n| offer(guest, n + 1, BUFFERS + u32::from(n) * 0x800, 1526)).print("R");
     let run = |guest: &Guest, refill_ms| {
         let mut setup = setup(guest, &tap);
-        setup.config.network_interfaces[0].rx_rate_limiter = two_frames(refill_ms);
+        setup.config.network_interfaces[0].rx_rate_limiter = Some(two_frames(refill_ms));
         let mut vmm = setup.start();
         vmm.wait_for("R");
         (1..=3).for_each(|fill| wire.send(&experiment(MAC, PEER, fill, 60)));

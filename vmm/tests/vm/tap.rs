@@ -56,7 +56,7 @@ impl TestTap {
     }
 
     fn open_wire(&self, header: bool) -> Wire {
-        let all = (libc::ETH_P_ALL as u16).to_be();
+        let all = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
         // SAFETY: a new descriptor that nothing else owns.
         let socket = unsafe {
             let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(all));
@@ -70,10 +70,10 @@ impl TestTap {
         }
         // SAFETY: all zeros is a valid address of this family.
         let mut address: libc::sockaddr_ll = unsafe { zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
         address.sll_protocol = all;
         address.sll_ifindex = self.index();
-        let len = size_of::<libc::sockaddr_ll>() as u32;
+        let len = length::<libc::sockaddr_ll>();
         // SAFETY: the address is live and of that length.
         let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
@@ -87,8 +87,12 @@ impl Drop for TestTap {
     }
 }
 
+fn length<T>() -> u32 {
+    u32::try_from(size_of::<T>()).unwrap()
+}
+
 fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) {
-    let len = size_of::<T>() as u32;
+    let len = length::<T>();
     // SAFETY: the value is live and of that length.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
@@ -127,7 +131,7 @@ impl Wire {
             // SAFETY: all zeros is a valid address; it and the buffer are live and of these lengths.
             let (got, kind) = unsafe {
                 let mut from: libc::sockaddr_ll = zeroed();
-                let mut len = size_of::<libc::sockaddr_ll>() as u32;
+                let mut len = length::<libc::sockaddr_ll>();
                 let (to, room) = (buffer.as_mut_ptr().cast(), buffer.len());
                 let fd = self.socket.as_raw_fd();
                 (libc::recvfrom(fd, to, room, 0, (&raw mut from).cast(), &raw mut len), from.sll_pkttype)

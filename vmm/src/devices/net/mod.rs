@@ -123,7 +123,9 @@ impl Net {
             (&mut self.tx_limiter, update.tx_rate_limiter.as_ref()),
         ];
         for (limiter, config) in limits {
-            config.into_iter().for_each(|config| limiter.update(config));
+            if let Some(config) = config {
+                limiter.update(config);
+            }
         }
     }
 
