@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use portcullis_vmm::config::EntropyConfig;
+use portcullis_vmm::config::{EntropyConfig, MetricsConfig};
 use portcullis_vmm::log::EndReason;
 
 use crate::driver::Driven;
@@ -15,6 +15,8 @@ use crate::virtio::{BUFFERS, Descriptor, FIRST, QUEUE_NOTIFY, Queue, WRITE};
 const COUNT: u32 = 0x700;
 /// Another one, of the second vCPU.
 const OTHER: u32 = 0x704;
+/// The VM generation ID.
+const GENERATION: u32 = 0xf_f000;
 const IRR: u32 = 0xfee0_0220;
 
 /// `inc dword [COUNT]`
@@ -156,4 +158,287 @@ fn a_restored_guest_goes_on_where_it_stood() {
     for vm in [second, vm] {
         vm.vmm.wait().expect_end(EndReason::Reset);
     }
+}
+
+/// Saves a paused VM as `name`; gives the command that loads it.
+fn save(vm: &mut Driven, name: &str) -> (std::path::PathBuf, String) {
+    let path = vm.dir.join(name);
+    vm.ok("pause");
+    vm.ok(&format!("save {}", path.display()));
+    let load = format!("load {} resume", path.display());
+    (path, load)
+}
+
+#[test]
+fn two_vcpus_go_on_after_a_restore() {
+    // The second one counts in 16-bit mode: inc dword [OTHER]; jmp back
+    let other = [0x66, 0xff, 0x06, 0x04, 0x07, 0xeb, 0xf9];
+    let guest = Guest::new()
+        .copy_low(0x1_0000, &other)
+        .store32(0xfee0_00f0, 0x1ff)
+        .store32(0xfee0_0300, 0x000c_4500)
+        .store32(0xfee0_0300, 0x000c_4610)
+        .print("ready")
+        .serve_keys(&count(), COUNT, 8);
+    let setup = |guest: &Guest| {
+        let mut setup = Setup::new(guest);
+        setup.config = setup.config.with_vcpus(2);
+        setup
+    };
+    let mut vm = Driven::started(setup(&guest));
+    vm.vmm.wait_for("ready");
+    press(&mut vm, 16);
+    let (path, load) = save(&mut vm, "two");
+    let memory = path.with_extension("memory");
+    let saved = [COUNT, OTHER].map(|address| in_memory(&memory, address));
+    assert!(saved.iter().all(|count| *count > 0), "{saved:?}");
+    // Nothing runs while it is paused.
+    vm.ok(&format!("save {}", path.display()));
+    assert_eq!([COUNT, OTHER].map(|address| in_memory(&memory, address)), saved);
+    let mut copy = Driven::new(setup(&Guest::new()));
+    assert!(copy.ok(&load).ends_with(" 2"));
+    // On a busy machine it may take a while until both have had their turn.
+    let both = (0..500).any(|_| {
+        let text = press(&mut copy, 16);
+        number(&text[..8]) > saved[0] && number(&text[8..]) > saved[1]
+    });
+    assert!(both, "a vCPU stands still after {saved:?}");
+    copy.vmm.type_in("q");
+    copy.vmm.wait().expect_end(EndReason::Reset);
+}
+
+#[test]
+fn thirty_two_paused_vcpus_are_saved_and_loaded() {
+    let guest = Guest::new().print("ready").serve_keys(&count(), COUNT, 4);
+    let setup = |guest: &Guest| {
+        let mut setup = Setup::new(guest);
+        setup.config = setup.config.with_vcpus(32);
+        setup
+    };
+    let mut vm = Driven::started(setup(&guest));
+    vm.vmm.wait_for("ready");
+    let (_, load) = save(&mut vm, "many");
+    let mut copy = Driven::new(setup(&Guest::new()));
+    assert!(copy.ok(&load).ends_with(" 32"));
+    press(&mut copy, 8);
+    copy.vmm.type_in("q");
+    copy.vmm.wait().expect_end(EndReason::Reset);
+}
+
+#[test]
+fn a_device_in_use_goes_on_after_a_restore() {
+    // Asks for entropy again and again: one more in the available ring, notify, wait until it is used.
+    let queue = Queue::at(FIRST, 0, 8);
+    let buffer = Descriptor { address: BUFFERS.into(), len: 16, flags: WRITE, next: 0 };
+    let work = Guest::new()
+        .edi(queue.available + 2)
+        .raw(&[0x66, 0xff, 0x07, 0x66, 0x8b, 0x07])
+        .store32(FIRST + QUEUE_NOTIFY, 0)
+        .edi(queue.used_index())
+        .raw(&[0x66, 0x3b, 0x07, 0xf3, 0x90, 0x75, 0xf9]);
+    let guest = Guest::new()
+        .virtio_start(FIRST, 0, &[queue])
+        .descriptor(queue.descriptors, 0, buffer)
+        .print("ready")
+        .serve_keys(&work, queue.used_index(), 2);
+    let setup = |guest: &Guest| {
+        let mut setup = Setup::new(guest);
+        setup.config.entropy = Some(EntropyConfig::default());
+        setup
+    };
+    let mut vm = Driven::started(setup(&guest));
+    vm.vmm.wait_for("ready");
+    press(&mut vm, 4);
+    // Wherever it is stopped, also with a request on its way.
+    for _ in 0..5 {
+        let (path, load) = save(&mut vm, "busy");
+        let used = in_memory(&path.with_extension("memory"), queue.used) >> 16;
+        let mut copy = Driven::new(setup(&Guest::new()));
+        copy.ok(&load);
+        let served = (0..100).any(|_| {
+            let now = u32::from_str_radix(&press(&mut copy, 4), 16).unwrap();
+            (now >> 8) | ((now & 0xff) << 8) != used
+        });
+        assert!(served, "the device stands still after {used}");
+        copy.vmm.type_in("q");
+        copy.vmm.wait().expect_end(EndReason::Reset);
+        vm.ok("resume");
+        press(&mut vm, 4);
+    }
+}
+
+#[test]
+fn a_restored_guest_has_another_generation_and_is_told() {
+    let guest = watch_line(Guest::new(), 3, 2).print("ready");
+    let work = Guest::new().copy32(IRR, GENERATION + 16);
+    let mut vm = Driven::started(Setup::new(&guest.serve_keys(&work, GENERATION, 17)));
+    vm.vmm.wait_for("ready");
+    let first = press(&mut vm, 34);
+    assert_eq!(press(&mut vm, 34), first, "it changes by itself");
+    assert_eq!(&first[32..], "00", "an interrupt without a reason");
+    let (_, load) = save(&mut vm, "first");
+    let mut ids = vec![first];
+    for _ in 0..2 {
+        let mut copy = Driven::new(Setup::new(&Guest::new()));
+        copy.ok(&load);
+        // Once more: the first may print what was read before the pause.
+        press(&mut copy, 34);
+        let id = press(&mut copy, 34);
+        assert_eq!(&id[32..], "04", "no interrupt");
+        ids.push(id);
+        copy.vmm.type_in("q");
+        copy.vmm.wait().expect_end(EndReason::Reset);
+    }
+    // The first VM keeps its own.
+    vm.ok("resume");
+    assert_eq!(press(&mut vm, 34), ids[0]);
+    let different: std::collections::BTreeSet<_> = ids.iter().map(|id| &id[..32]).collect();
+    assert_eq!(different.len(), 3, "{ids:?}");
+}
+
+#[test]
+fn files_that_are_no_snapshot_are_refused_and_something_else_may_be_tried() {
+    let mut vm = Driven::started(Setup::new(&Guest::new().print("ready").serve_keys(&count(), COUNT, 4)));
+    vm.vmm.wait_for("ready");
+    let (good, load) = save(&mut vm, "good");
+    let state = std::fs::read(good.with_extension("state")).unwrap();
+    let memory = std::fs::read(good.with_extension("memory")).unwrap();
+    let bad = vm.dir.join("bad");
+    let mut copy = Driven::new(Setup::new(&Guest::new()));
+    let mut flipped = state.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let mut version = state.clone();
+    version[8] += 1;
+    for (state, memory, error) in [
+        (&state[..state.len() / 2], &memory[..], "cut short"),
+        (&flipped, &memory, "checksum"),
+        (&version, &memory, "version 2"),
+        (b"{}", &memory, "no snapshot"),
+        (&state, &memory[4096..], "memory file is no regular file of"),
+    ] {
+        std::fs::write(bad.with_extension("state"), state).unwrap();
+        std::fs::write(bad.with_extension("memory"), memory).unwrap();
+        let answer = copy.ask(&format!("load {} resume", bad.display())).unwrap_err();
+        assert!(answer.contains(error), "{answer}");
+        assert_eq!(copy.ok("state"), "Not started");
+    }
+    copy.ok(&load);
+    press(&mut copy, 8);
+}
+
+#[test]
+fn a_full_disk_fails_the_snapshot_and_not_the_vm() {
+    let setup = Setup::new(&Guest::new().print("ready").serve_keys(&count(), COUNT, 4));
+    // A limit on the size of files is a disk that is full for this process only.
+    let mut vm = Driven::with(setup, |command| {
+        // SAFETY: only system calls between fork and exec.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(command, || {
+                let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+                libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit);
+                Ok(())
+            });
+        }
+    });
+    vm.ok("start");
+    vm.vmm.wait_for("ready");
+    let path = vm.dir.join("full");
+    vm.ok("pause");
+    let answer = vm.ask(&format!("save {}", path.display())).unwrap_err();
+    assert!(answer.contains("cannot write the snapshot's memory") && answer.contains("too large"), "{answer}");
+    assert_eq!(vm.ok("state"), "Paused");
+    assert_eq!(std::fs::metadata(path.with_extension("state")).unwrap().len(), 0);
+    vm.ok("resume");
+    press(&mut vm, 8);
+    vm.vmm.type_in("q");
+    vm.vmm.wait().expect_end(EndReason::Reset);
+}
+
+#[test]
+fn what_is_left_of_a_snapshot_after_kill_9_is_never_half_a_one() {
+    let setup = |guest: &Guest| {
+        let mut setup = Setup::new(guest);
+        setup.config = setup.config.with_mem_mib(64);
+        setup
+    };
+    // A byte in each page of 60 MiB: mov byte [rdi], 0x55; add edi, 4096; dec ecx; jnz back
+    let fill = Guest::new().edi(0x20_0000).raw(&[0xb9, 0, 0x3c, 0, 0]);
+    let fill = fill.raw(&[0xc6, 0x07, 0x55, 0x81, 0xc7, 0, 0x10, 0, 0, 0xff, 0xc9, 0x75, 0xf3]);
+    let guest = fill.print("ready").serve_keys(&count(), COUNT, 4);
+    let mut refused = 0;
+    for delay_us in [0, 2_000, 5_000, 10_000, 20_000, 60_000] {
+        let mut vm = Driven::started(setup(&guest));
+        vm.vmm.wait_for("ready");
+        vm.ok("pause");
+        let path = vm.dir.join("half");
+        vm.tell(&format!("save {}", path.display()));
+        std::thread::sleep(std::time::Duration::from_micros(delay_us));
+        vm.vmm.signal(nix::sys::signal::Signal::SIGKILL);
+        vm.vmm.wait_killed();
+        if !path.with_extension("state").exists() || !path.with_extension("memory").exists() {
+            continue;
+        }
+        let mut copy = Driven::new(setup(&Guest::new()));
+        if copy.ask(&format!("load {} resume", path.display())).is_err() {
+            refused += 1;
+            continue;
+        }
+        // It was finished before the end came: then it is whole.
+        let memory = std::fs::read(path.with_extension("memory")).unwrap();
+        let filled = memory[0x20_0000..0x20_0000 + (60 << 20)].iter().step_by(4096);
+        assert!(filled.copied().all(|byte| byte == 0x55));
+        press(&mut copy, 8);
+    }
+    println!("{refused} of 6 were refused");
+}
+
+#[test]
+fn metrics_are_written_when_asked_and_at_the_end() {
+    let mut setup = Setup::new(&Guest::new().print("ready").serve_keys(&count(), COUNT, 4));
+    // Not in the VM's own directory, which goes with it.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metrics");
+    setup.config.metrics = Some(MetricsConfig::new(&path));
+    setup.config.entropy = Some(EntropyConfig::default());
+    let mut vm = Driven::started(setup);
+    vm.vmm.wait_for("ready");
+    press(&mut vm, 8);
+    vm.ok("pause");
+    vm.ok("flush");
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&path).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let first = lines();
+    assert_eq!(first.len(), 1);
+    let count = |line: &serde_json::Value, group: &str, name: &str| line[group][name].as_u64().unwrap();
+    // "ready", then at least one look for a key, the key, and what was printed.
+    assert!(count(&first[0], "uart", "write_count") >= 13 && count(&first[0], "uart", "read_count") >= 2);
+    assert!(count(&first[0], "vcpu", "exit_io_out") >= 13 && count(&first[0], "vcpu", "exit_io_in") >= 2);
+    assert!(count(&first[0], "latencies_us", "pause_vm") > 0);
+    assert_eq!(count(&first[0], "entropy", "entropy_bytes"), 0);
+    assert!(first[0]["utc_timestamp_ms"].as_u64().unwrap() > 1_700_000_000_000);
+    vm.ok("resume");
+    vm.vmm.type_in("q");
+    vm.vmm.wait().expect_end(EndReason::Reset);
+    let last = lines();
+    assert_eq!(last.len(), 2);
+    // Since the line before: one more number, and the reset.
+    assert_eq!((count(&last[1], "uart", "write_count"), count(&last[1], "i8042", "reset_count")), (8, 1));
+}
+
+#[test]
+fn metrics_that_nobody_reads_hold_nothing_up() {
+    let mut setup = Setup::new(&Guest::new().print("ready").serve_keys(&count(), COUNT, 4));
+    let path = setup.dir.path().join("metrics");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    setup.config.metrics = Some(MetricsConfig::new(&path));
+    let mut vm = Driven::started(setup);
+    vm.vmm.wait_for("ready");
+    for _ in 0..200 {
+        vm.ok("flush");
+    }
+    press(&mut vm, 8);
+    vm.vmm.type_in("q");
+    vm.vmm.wait().expect_end(EndReason::Reset);
 }

@@ -138,6 +138,12 @@ impl Vmm {
         self.output_text()[before..before + len].to_owned()
     }
 
+    /// Waits for the end of one that was killed; its directory stays.
+    pub fn wait_killed(&mut self) {
+        let status = wait_limited(&mut self.child);
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+    }
+
     /// Waits for the end. A VMM that takes too long is a failure, never a hang.
     pub fn wait(mut self) -> Ended {
         let status = wait_limited(&mut self.child);
