@@ -324,15 +324,12 @@ impl VirtioDevice for Balloon {
             return Ok(());
         };
         self.set_timer();
-        match self.held.take() {
-            Some(head) => {
-                active.queue(index)?.push(head, 0)?;
-                active.notify(index)
-            }
-            None => {
-                self.metrics.stats_update_fails.inc();
-                Ok(())
-            }
+        if let Some(head) = self.held.take() {
+            active.queue(index)?.push(head, 0)?;
+            active.notify(index)
+        } else {
+            self.metrics.stats_update_fails.inc();
+            Ok(())
         }
     }
 

@@ -54,12 +54,12 @@ pub fn whole_pages(range: &Range<u64>) -> Range<u64> {
 
 /// Gives the memory behind a range of whole pages back to the host. The guest then reads zeros there.
 pub fn discard(ram: &GuestRam, range: &Range<u64>) -> std::io::Result<()> {
-    let outside = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
-    let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(|_| outside(()))?;
+    let outside = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+    let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(|_| outside())?;
     for slice in ram.get_slices(GuestAddress(range.start), len) {
-        let slice = slice.map_err(|_| outside(()))?;
+        let slice = slice.map_err(|_| outside())?;
         let start: *mut libc::c_void = slice.ptr_guard_mut().as_ptr().cast();
-        let region = ram.find_region(GuestAddress(range.start)).ok_or_else(|| outside(()))?;
+        let region = ram.find_region(GuestAddress(range.start)).ok_or_else(outside)?;
         let done = if region.file_offset().is_some() {
             replace(start, slice.len())
         } else {
@@ -120,7 +120,7 @@ mod tests {
         #[test]
         fn whole_pages_lie_inside(start in 0u64..1 << 40, len in 0u64..1 << 30) {
             let inner = whole_pages(&(start..start + len));
-            prop_assert!(inner.start % PAGE == 0 && inner.end % PAGE == 0 && inner.start <= inner.end);
+            prop_assert!(inner.start.is_multiple_of(PAGE) && inner.end.is_multiple_of(PAGE) && inner.start <= inner.end);
             prop_assert!(inner.is_empty() || (inner.start >= start && inner.end <= start + len));
             prop_assert!(inner.end - inner.start + 2 * PAGE > len);
         }

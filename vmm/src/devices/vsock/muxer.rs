@@ -33,7 +33,7 @@ const OTHER_DESCRIPTORS: u64 = 128;
 /// Connections of the host that are taken at once.
 const ACCEPT_BATCH: usize = 16;
 /// Time in which a program of the host has to say where it wants to; a person may be typing it.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
+const GREETING_TIMEOUT: Duration = Duration::from_mins(1);
 /// First port of the host's own connections, as in Firecracker; those below are for programs that listen.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 

@@ -135,7 +135,7 @@ impl Packet {
     }
 
     /// The header of a packet to the guest `guest_cid`.
-    pub fn to_guest(&self, guest_cid: u32) -> [u8; HEADER_LEN] {
+    pub fn to_guest(self, guest_cid: u32) -> [u8; HEADER_LEN] {
         let flag = |set, bit| if set { bit } else { 0 };
         let (op, len, flags) = match self.op {
             Op::Request => (op::REQUEST, 0, 0),

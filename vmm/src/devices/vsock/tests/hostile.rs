@@ -68,10 +68,10 @@ fn packets_out_of_turn_end_only_their_connection() {
 
 #[test]
 fn a_storm_of_resets_waits_for_the_guest_to_take_them() {
+    const ALL: u32 = 2000;
     let mut guest = Guest::new();
     let wrong = |i: u32| header(Ports { host: i, guest: i }, WINDOW, Op::CreditUpdate);
     let (mut taken, mut answered, mut seen) = (0u32, 0u32, 0u32);
-    const ALL: u32 = 2000;
     // Without buffers to answer in, the device takes so many and no more.
     loop {
         if !guest.driver.has_room(TX) {
@@ -105,9 +105,12 @@ fn a_storm_of_resets_waits_for_the_guest_to_take_them() {
     assert_eq!(guest.poll(), None);
 }
 
+/// Something that no driver may do.
+type Breach = fn(&mut Guest, Ports);
+
 #[test]
 fn broken_packets_and_buffers_stop_the_device_until_it_is_reset() {
-    let breaches: [(&str, fn(&mut Guest, Ports)); 5] = [
+    let breaches: [(&str, Breach); 5] = [
         ("a length beyond its buffers", |guest, ports| {
             guest.offer_raw(&header(ports, WINDOW, Op::Data(5)), b"four");
         }),

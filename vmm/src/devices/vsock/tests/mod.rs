@@ -152,7 +152,7 @@ impl Guest {
             (at, u32::try_from(header.len()).unwrap(), false),
             (at + 0x100, u32::try_from(bytes.len()).unwrap(), false),
         ];
-        self.driver.offer(TX, &parts[..1 + usize::from(!bytes.is_empty())]);
+        self.driver.offer(TX, &parts[..=usize::from(!bytes.is_empty())]);
     }
 
     /// Sends a packet, and waits until the device has taken it.
