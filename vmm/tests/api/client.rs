@@ -126,10 +126,6 @@ impl Vmm {
         self.send("PUT", path, Some(body))
     }
 
-    pub fn patch(&self, path: &str, body: &Value) -> Answer {
-        self.send("PATCH", path, Some(body))
-    }
-
     /// A request that has to be carried out.
     pub fn must(&self, method: &str, path: &str, body: &Value) {
         let (status, answer) = self.send(method, path, Some(body));
