@@ -45,7 +45,7 @@ fn each_bucket_limits_for_itself_and_a_refusal_costs_nothing() {
 fn the_timer_goes_off_when_something_may_go_on() {
     let mut limiter = RateLimiter::new(Some(&limits(None, Some((1, 20))))).unwrap();
     assert!(limiter.admit(1) && !limiter.admit(1) && limiter.is_waiting());
-    assert!(is_ready(&limiter, PollTimeout::NONE));
+    assert!(is_ready(&limiter, PollTimeout::from(60_000u16)));
     assert!(!limiter.admit(1), "not before it was heard");
     limiter.timer_event();
     assert!(!is_ready(&limiter, PollTimeout::ZERO) && limiter.admit(1));
@@ -56,7 +56,7 @@ fn new_limits_are_heard_of_at_once_and_leave_the_others_alone() {
     let mut limiter = RateLimiter::new(Some(&limits(Some((10, HOUR)), Some((1, HOUR))))).unwrap();
     assert!(limiter.admit(5) && !limiter.admit(5));
     limiter.update(&limits(None, Some((0, 0))));
-    assert!(is_ready(&limiter, PollTimeout::NONE));
+    assert!(is_ready(&limiter, PollTimeout::from(60_000u16)));
     limiter.timer_event();
     assert!(limiter.admit(5), "no longer limited in operations");
     assert!(!limiter.admit(1), "still limited in bytes");
