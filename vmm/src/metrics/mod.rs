@@ -17,6 +17,7 @@ mod api;
 mod line;
 mod output;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -129,17 +130,15 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// All vCPUs' counters together.
-    pub fn sum<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Value {
-        let fields: [(&str, fn(&Self) -> &Counter); 5] = [
-            ("exit_io_in", |vcpu| &vcpu.exit_io_in),
-            ("exit_io_out", |vcpu| &vcpu.exit_io_out),
-            ("exit_mmio_read", |vcpu| &vcpu.exit_mmio_read),
-            ("exit_mmio_write", |vcpu| &vcpu.exit_mmio_write),
-            ("failures", |vcpu| &vcpu.failures),
-        ];
-        let sum =
-            |field: fn(&Self) -> &Counter| all.clone().fold(0u64, |sum, vcpu| sum.wrapping_add(field(vcpu).take()));
-        Value::Object(fields.iter().map(|(name, field)| ((*name).to_owned(), sum(*field).into())).collect())
+    pub fn sum(all: &[Arc<Self>]) -> Value {
+        let sum = |field: fn(&Self) -> &Counter| all.iter().fold(0, |sum, vcpu| field(vcpu).take().wrapping_add(sum));
+        serde_json::json!({
+            "exit_io_in": sum(|vcpu| &vcpu.exit_io_in),
+            "exit_io_out": sum(|vcpu| &vcpu.exit_io_out),
+            "exit_mmio_read": sum(|vcpu| &vcpu.exit_mmio_read),
+            "exit_mmio_write": sum(|vcpu| &vcpu.exit_mmio_write),
+            "failures": sum(|vcpu| &vcpu.failures),
+        })
     }
 }
 
@@ -166,12 +165,12 @@ mod tests {
 
     #[test]
     fn vcpus_count_together() {
-        let vcpus = [Vcpu::default(), Vcpu::default()];
+        let vcpus = [(); 2].map(|()| Arc::new(Vcpu::default()));
         vcpus[0].exit_io_in.add(2);
         vcpus[1].exit_io_in.add(3);
         vcpus[1].failures.inc();
-        let sum = Vcpu::sum(vcpus.iter());
+        let sum = Vcpu::sum(&vcpus);
         assert_eq!((&sum["exit_io_in"], &sum["exit_io_out"], &sum["failures"]), (&5.into(), &0.into(), &1.into()));
-        assert_eq!(Vcpu::sum(vcpus.iter())["exit_io_in"], 0);
+        assert_eq!(Vcpu::sum(&vcpus)["exit_io_in"], 0);
     }
 }

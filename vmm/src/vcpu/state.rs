@@ -70,9 +70,7 @@ impl VcpuState {
         fd.set_mp_state(self.mp_state).map_err(kvm("set whether it runs"))?;
         fd.set_regs(&self.regs).map_err(kvm("set its registers"))?;
         fd.set_sregs(&self.sregs).map_err(kvm("set its system registers"))?;
-        // SAFETY: the area has the 4096 bytes that KVM reads; no larger one is in use, as KVM_GET_XSAVE would have
-        // refused to give that.
-        unsafe { fd.set_xsave(&self.xsave) }.map_err(kvm("set its FPU"))?;
+        set_xsave(fd, &self.xsave).map_err(kvm("set its FPU"))?;
         fd.set_xcrs(&self.xcrs).map_err(kvm("set its extended control registers"))?;
         fd.set_debug_regs(&self.debug).map_err(kvm("set its debug registers"))?;
         fd.set_lapic(&self.lapic).map_err(kvm("set its local APIC"))?;
@@ -114,6 +112,12 @@ impl VcpuState {
         }
         Ok(())
     }
+}
+
+fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: the area has the 4096 bytes that KVM reads. It reads more only for features that a process has to ask for
+    // first, and this one does not.
+    unsafe { fd.set_xsave(xsave) }
 }
 
 /// Reads what can be read of these registers: KVM lists some that this guest's processor does not have.

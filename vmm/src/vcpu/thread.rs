@@ -167,7 +167,7 @@ impl Threads {
 
     /// What the vCPUs have counted since the last time, together.
     pub fn metrics(&self) -> serde_json::Value {
-        metrics::Vcpu::sum(self.metrics.iter().map(AsRef::as_ref))
+        metrics::Vcpu::sum(&self.metrics)
     }
 
     /// Interrupts the threads that still run a guest, and gives them some time. To be repeated: a kick that arrives

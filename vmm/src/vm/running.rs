@@ -26,7 +26,7 @@ use crate::vcpu::{Message, Threads};
 /// Descriptors that the main thread always waits for: signals, its own event counter, the devices.
 const FIXED: usize = 3;
 /// Between two lines of metrics that nobody asked for.
-pub(super) const METRICS_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const METRICS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How a VM ended, once it has.
 type End = Result<EndReason, VmError>;

@@ -34,6 +34,7 @@ pub struct Serial {
 
 /// What is counted, by Firecracker's names.
 #[derive(Debug, Default, Serialize)]
+#[allow(clippy::struct_field_names)] // Firecracker's names
 pub struct Metrics {
     /// Reads of registers by the guest.
     read_count: Counter,

@@ -301,7 +301,7 @@ mod tests {
         uart.write(INTERRUPT_ENABLE, ENABLE_TRANSMITTER | ENABLE_RECEIVED);
         uart.write(SCRATCH, 0x5a);
         uart.give_input(b"in");
-        (0..OUTPUT + 1).for_each(|_| uart.write(DATA, b'x'));
+        (0..=OUTPUT).for_each(|_| uart.write(DATA, b'x'));
         let state = uart.save();
         let mut restored = Uart::default();
         restored.restore(state.clone());

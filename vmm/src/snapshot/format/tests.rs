@@ -37,7 +37,7 @@ fn every_way_to_be_no_snapshot_has_its_error() {
     assert_eq!(refused(&bytes[..30]), FormatError::Truncated { expected: HEAD as u64, found: 30 });
     assert_eq!(refused(&bytes[..bytes.len() - 1]), FormatError::Truncated { expected: len, found: len - 1 });
     assert_eq!(refused(&[bytes.as_slice(), b"x"].concat()), FormatError::TooLong { expected: len, found: len + 1 });
-    assert_eq!(refused(&vec![0; MAX_FILE as usize + 1]), FormatError::TooBig);
+    assert_eq!(refused(&vec![0; usize::try_from(MAX_FILE).unwrap() + 1]), FormatError::TooBig);
     let mut other = bytes.clone();
     other[8] = 2;
     assert_eq!(refused(&other), FormatError::Version(2));
