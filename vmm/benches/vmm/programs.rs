@@ -17,11 +17,14 @@ pub fn short_lived() -> Guest {
     guest.edi(SCRATCH).raw(&[0x0f, 0x01, 0x1f, 0x0f, 0x0b]).hang()
 }
 
+/// The arguments that run the guest whose files are in a directory.
+type Arguments = fn(&Path) -> Vec<String>;
+
 /// A VMM that is there.
 pub struct Program {
     pub name: &'static str,
     path: PathBuf,
-    arguments: fn(&Path) -> Vec<String>,
+    arguments: Arguments,
 }
 
 /// Every VMM that is there, ours first, then the floor.
@@ -45,7 +48,7 @@ impl Programs {
             Program { name: "portcullis-vmm", path: ours, arguments: portcullis },
             Program { name: "floor (C program)", path: floor, arguments: |at| vec![shown(&at.join("kernel"))] },
         ];
-        let peers: [(&'static str, &str, fn(&Path) -> Vec<String>); 3] = [
+        let peers: [(&'static str, &str, Arguments); 3] = [
             ("QEMU microvm", "qemu-system-x86_64", qemu),
             ("Firecracker", "firecracker", firecracker),
             ("Cloud Hypervisor", "cloud-hypervisor", cloud_hypervisor),

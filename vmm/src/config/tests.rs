@@ -36,12 +36,9 @@ fn firecrackers_whole_example_is_read_when_it_asks_for_nothing_more() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    for (name, value) in [("cpu-config", "{}")] {
-        let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "{name}": {value}}}"#);
-        match parse(&text) {
-            Err(ConfigError::NotSupported(found)) => assert_eq!(found, name),
-            other => panic!("{name}: {other:?}"),
-        }
+    match parse(r#"{"boot-source": {"kernel_image_path": "/k"}, "cpu-config": {}}"#) {
+        Err(ConfigError::NotSupported(found)) => assert_eq!(found, "cpu-config"),
+        other => panic!("{other:?}"),
     }
     for field in ["smt", "track_dirty_pages"] {
         let text = format!(

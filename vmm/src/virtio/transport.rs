@@ -267,7 +267,7 @@ impl Device for MmioTransport {
             return;
         }
         // Registers are 32 bits wide and aligned; other accesses read zeros.
-        if data.len() != 4 || at % 4 != 0 {
+        if data.len() != 4 || !at.is_multiple_of(4) {
             return;
         }
         let value = match at {
@@ -284,7 +284,7 @@ impl Device for MmioTransport {
         }
         let value = u32::from_le_bytes(data.try_into().ok()?);
         match at {
-            _ if at % 4 != 0 => {}
+            _ if !at.is_multiple_of(4) => {}
             offset::INTERRUPT_ACK => self.slot.interrupt.acknowledge(value),
             // KVM rings the doorbells itself. What comes here names a queue that does not exist.
             offset::QUEUE_NOTIFY => debug!(queue = value, "a notification for no queue"),

@@ -107,7 +107,6 @@ impl Supervisor {
     }
 
     fn run_to_end(self, config: Option<&VmConfig>, line: &mut serial::Counters) -> Result<EndReason, VmError> {
-        let clock = self.clock;
         let running = match config {
             Some(config) => {
                 let machine = self.build(config)?;
@@ -121,7 +120,6 @@ impl Supervisor {
         let Some(mut running) = running else {
             return Ok(EndReason::Killed);
         };
-        Event::Running { setup_us: clock.elapsed_us() }.emit();
         let result = running.run();
         *line = running.end();
         result
@@ -264,6 +262,7 @@ impl Supervisor {
             metrics,
             metadata: self.options.metadata,
             metrics_due: Instant::now() + METRICS_INTERVAL,
+            began: Some(self.clock),
         })
     }
 }

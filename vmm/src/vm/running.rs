@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::control::{Command, Commands, ControlError, VmState};
 use super::machine::Machine;
 use super::signals::Signals;
-use super::{VmError, borrow};
+use super::{Clock, VmError, borrow};
 use crate::config::VmConfig;
 use crate::console::Console;
 use crate::devices::{boot_timer, serial};
@@ -47,6 +47,8 @@ pub(super) struct Running {
     pub(super) metadata: SharedMmds,
     /// When metrics are due, whether anybody asks or not.
     pub(super) metrics_due: Instant,
+    /// When the process began, until the vCPUs run for the first time.
+    pub(super) began: Option<Clock>,
 }
 
 impl Running {
@@ -210,6 +212,10 @@ impl Running {
                 let _ = vcpu.kvmclock_ctrl();
             }
             self.set_state(VmState::Running);
+            // Before they run: what the guest does first must come later in the log.
+            if let Some(clock) = self.began.take() {
+                Event::Running { setup_us: clock.elapsed_us() }.emit();
+            }
             self.threads.run(vcpus);
             self.commands.shared.metrics.latencies.resume_vm.set_since(begin);
         }

@@ -29,7 +29,6 @@ pub const NEEDS_RESET: u32 = 64;
 /// Descriptor flags.
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
 
 /// Where one queue lies.
 #[derive(Clone, Copy)]

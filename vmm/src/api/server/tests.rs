@@ -177,12 +177,11 @@ fn a_client_that_reads_nothing_is_not_read_from() {
     let mut sent = 0usize;
     let mut refused = 0;
     while refused < 50 {
-        match deaf.write(request.as_bytes()) {
-            Ok(count) => (sent, refused) = (sent + count, 0),
-            Err(_) => {
-                refused += 1;
-                std::thread::sleep(Duration::from_millis(2));
-            }
+        if let Ok(count) = deaf.write(request.as_bytes()) {
+            (sent, refused) = (sent + count, 0);
+        } else {
+            refused += 1;
+            std::thread::sleep(Duration::from_millis(2));
         }
         assert!(sent < 64 << 20, "everything is taken from a client that reads nothing");
     }

@@ -84,7 +84,9 @@ mod tests {
     #[test]
     fn latencies_are_written_as_firecracker_does() {
         let latency = Latency::default();
-        [5, 2, 9].into_iter().for_each(|us| latency.add(Duration::from_micros(us)));
+        for us in [5, 2, 9] {
+            latency.add(Duration::from_micros(us));
+        }
         let written = || serde_json::to_string(&latency).unwrap();
         assert_eq!(written(), r#"{"min_us":2,"max_us":9,"sum_us":16}"#);
         assert_eq!(written(), r#"{"min_us":2,"max_us":9,"sum_us":0}"#);

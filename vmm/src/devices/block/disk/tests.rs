@@ -12,7 +12,7 @@ fn file(dir: &tempfile::TempDir, name: &str, len: u64) -> std::path::PathBuf {
 }
 
 fn open(path: &Path, offset: u64, is_read_only: bool) -> Result<Disk, String> {
-    let config = DriveConfig { offset, is_read_only, ..DriveConfig::new("d", path) };
+    let config = DriveConfig { is_read_only, offset, ..DriveConfig::new("d", path) };
     Disk::open(&config).map_err(|e| e.to_string())
 }
 
@@ -92,7 +92,7 @@ fn one_writes_or_many_read() {
 fn zeros_and_discards_leave_their_neighbours_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
-    std::fs::write(&path, [7; 64 * 1024]).unwrap();
+    std::fs::write(&path, vec![7; 64 * 1024]).unwrap();
     let disk = open(&path, 0, false).unwrap();
     disk.zero(4096, 4096, false).unwrap();
     disk.zero(12288, 512, true).unwrap();
