@@ -5,7 +5,7 @@
 //! goes through a [`Controller`](crate::vm::Controller) to the main thread, with files opened here.
 //!
 //! - `http`: bytes to requests, responses to bytes; [`server`]: many clients on one thread; `socket`: the file.
-//! - [`route`]: which request is which operation. `vmm/openapi/portcullis-vmm.yaml` describes them for clients.
+//! - [`route`]: which request is which operation. `vmm/openapi/portcullis-vmm.json` describes them for clients.
 //! - [`session`]: the configuration before the start, the VM after it.
 //!
 //! Deviations from Firecracker are refusals with `400` and a `fault_message` that names what is not supported.
