@@ -10,7 +10,9 @@
 //! - [`api`]: the same and more over a unix socket, as Firecracker's API has it.
 //! - [`log`]: the lines that the VMM writes to its log, and their parser.
 //! - [`vm`]: puts one VM together, runs it and says how it ended.
-//! - `memory`, `boot`, `vcpu`, `devices`, `console`, `jail`: the parts.
+//! - [`snapshot`]: a paused VM in two files, and the way back.
+//! - [`virtio`]: what all virtio devices share; [`devices`]: a folder for each device.
+//! - `memory`, `boot`, `vcpu`, `console`, `rate_limiter`, `mmds`, `metrics`, `jail`: the other parts.
 //!
 //! # For a program that runs VMs
 //! ```no_run

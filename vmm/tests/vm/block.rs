@@ -3,86 +3,92 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::Command;
 
 use portcullis_vmm::config::{CacheType, DriveConfig, RateLimiterConfig, TokenBucketConfig};
 use portcullis_vmm::log::EndReason;
 
 use crate::guest::Guest;
-use crate::harness::{Setup, refused};
+use crate::harness::Setup;
 use crate::virtio::{BUFFERS, Descriptor, FIRST, NEEDS_RESET, NEXT, Queue, STATUS, WRITE};
 
-const READ_KIND: u32 = 0;
-const WRITE_KIND: u32 = 1;
-const FLUSH_KIND: u32 = 4;
-const ID_KIND: u32 = 8;
-const DISCARD_KIND: u32 = 11;
-const ZEROES_KIND: u32 = 13;
+pub const READ_KIND: u32 = 0;
+pub const WRITE_KIND: u32 = 1;
+pub const FLUSH_KIND: u32 = 4;
+pub const ID_KIND: u32 = 8;
+pub const DISCARD_KIND: u32 = 11;
+pub const ZEROES_KIND: u32 = 13;
 
-const FLUSH: u32 = 1 << 9;
+pub const FLUSH: u32 = 1 << 9;
 
 /// Headers of requests, 32 bytes apart.
-const HEADERS: u32 = BUFFERS;
+pub const HEADERS: u32 = BUFFERS;
 /// Their statuses, one byte each.
-const STATUSES: u32 = BUFFERS + 0x2000;
+pub const STATUSES: u32 = BUFFERS + 0x2000;
 /// Data from here on.
-const DATA: u32 = BUFFERS + 0x4000;
+pub const DATA: u32 = BUFFERS + 0x4000;
 
 /// The queue of the first disk.
-fn queue() -> Queue {
+pub fn queue() -> Queue {
     Queue::at(FIRST, 0, 256)
 }
 
-fn header(number: u16) -> (u64, u32, u16) {
+pub fn header(number: u16) -> (u64, u32, u16) {
     (u64::from(HEADERS + 32 * u32::from(number)), 16, 0)
 }
 
-fn status(number: u16) -> (u64, u32, u16) {
+pub fn status(number: u16) -> (u64, u32, u16) {
     (u64::from(STATUSES + u32::from(number)), 1, WRITE)
 }
 
-fn data(offset: u32, len: u32) -> (u64, u32, u16) {
+pub fn data(offset: u32, len: u32) -> (u64, u32, u16) {
     (u64::from(DATA + offset), len, 0)
 }
 
-fn room(offset: u32, len: u32) -> (u64, u32, u16) {
+pub fn room(offset: u32, len: u32) -> (u64, u32, u16) {
     (u64::from(DATA + offset), len, WRITE)
 }
 
 impl Guest {
     /// Fills `len` bytes of the data with a double word.
-    fn disk_fill(self, offset: u32, len: u32, value: u32) -> Self {
+    pub fn disk_fill(self, offset: u32, len: u32, value: u32) -> Self {
         // mov ecx, len / 4; mov eax, value; rep stosd
         let guest = self.edi(DATA + offset).raw(&[0xb9]).raw(&(len / 4).to_le_bytes());
         guest.raw(&[0xb8]).raw(&value.to_le_bytes()).raw(&[0xf3, 0xab])
     }
 
     /// Writes the header of the `number`-th request, and a status that no device answers.
-    fn disk_header(self, number: u16, kind: u32, sector: u64) -> Self {
+    pub fn disk_header(self, number: u16, kind: u32, sector: u64) -> Self {
         let at = HEADERS + 32 * u32::from(number);
         let guest = self.store32(at, kind).store32(at + 4, 0).store64(at + 8, sector);
         guest.store8(STATUSES + u32::from(number), 0xee)
     }
 
     /// The `number`-th request of a queue, counted from 1, and the wait for its end.
-    fn disk_request_at(self, queue: Queue, number: u16, kind: u32, sector: u64, buffers: &[(u64, u32, u16)]) -> Self {
+    pub fn disk_request_at(
+        self,
+        queue: Queue,
+        number: u16,
+        kind: u32,
+        sector: u64,
+        buffers: &[(u64, u32, u16)],
+    ) -> Self {
         let all = [&[header(number)], buffers, &[status(number)]].concat();
         self.disk_header(number, kind, sector).request(queue, number, 0, &all)
     }
 
     /// The same on the first disk.
-    fn disk(self, number: u16, kind: u32, sector: u64, buffers: &[(u64, u32, u16)]) -> Self {
+    pub fn disk(self, number: u16, kind: u32, sector: u64, buffers: &[(u64, u32, u16)]) -> Self {
         self.disk_request_at(queue(), number, kind, sector, buffers)
     }
 
     /// Prints the statuses of the first `count` requests.
-    fn print_statuses(self, count: u32) -> Self {
+    pub fn print_statuses(self, count: u32) -> Self {
         self.print_hex(STATUSES + 1, count)
     }
 }
 
 /// A VM with one disk in a file of its own directory, filled with this.
-fn with_disk(guest: &Guest, content: &[u8]) -> (Setup, PathBuf) {
+pub fn with_disk(guest: &Guest, content: &[u8]) -> (Setup, PathBuf) {
     let mut setup = Setup::new(guest);
     let path = setup.dir.path().join("disk");
     std::fs::write(&path, content).unwrap();
@@ -91,12 +97,12 @@ fn with_disk(guest: &Guest, content: &[u8]) -> (Setup, PathBuf) {
 }
 
 /// Runs it to its end; gives what the guest printed and what is in the file afterwards.
-fn run(setup: Setup, path: &PathBuf) -> (String, Vec<u8>) {
+pub fn run(setup: Setup, path: &PathBuf) -> (String, Vec<u8>) {
     run_warned(setup, path, &[])
 }
 
 /// The same, with a log that warns of this.
-fn run_warned(setup: Setup, path: &PathBuf, warnings: &[&str]) -> (String, Vec<u8>) {
+pub fn run_warned(setup: Setup, path: &PathBuf, warnings: &[&str]) -> (String, Vec<u8>) {
     // The directory goes away with the VM.
     let disk = File::open(path).unwrap();
     let ended = setup.run();
@@ -106,13 +112,13 @@ fn run_warned(setup: Setup, path: &PathBuf, warnings: &[&str]) -> (String, Vec<u
     (ended.output, content)
 }
 
-fn run_on(guest: &Guest, content: &[u8]) -> (String, Vec<u8>) {
+pub fn run_on(guest: &Guest, content: &[u8]) -> (String, Vec<u8>) {
     let (setup, path) = with_disk(guest, content);
     run(setup, &path)
 }
 
 /// A content in which every sector is another one.
-fn numbered(sectors: u8) -> Vec<u8> {
+pub fn numbered(sectors: u8) -> Vec<u8> {
     (1..=sectors).flat_map(|number| [number; 512]).collect()
 }
 
@@ -376,7 +382,7 @@ fn data_may_begin_behind_a_header_that_is_not_the_guests() {
 }
 
 /// Limits of one kind: so many at once, and so many milliseconds until as many again.
-fn limits(bandwidth: Option<(u64, u64)>, ops: Option<(u64, u64)>) -> RateLimiterConfig {
+pub fn limits(bandwidth: Option<(u64, u64)>, ops: Option<(u64, u64)>) -> RateLimiterConfig {
     let bucket = |(size, refill_time)| TokenBucketConfig { size, one_time_burst: None, refill_time };
     RateLimiterConfig { bandwidth: bandwidth.map(bucket), ops: ops.map(bucket) }
 }
@@ -426,140 +432,5 @@ fn limits_let_through_what_they_allow_and_the_rest_later() {
         let (mut setup, path) = with_disk(&guest, &numbered(4));
         setup.config.drives[0].rate_limiter = Some(limit);
         assert_eq!(run(setup, &path).0, "done");
-    }
-}
-
-/// A guest that writes sector 0 and sector 1600, and then reads the first again.
-fn writes_near_and_far() -> Guest {
-    Guest::new()
-        .virtio_start(FIRST, 0, &[queue()])
-        .disk_fill(0, 512, 0x0505_0505)
-        .disk(1, WRITE_KIND, 0, &[data(0, 512)])
-        .disk_fill(0x10000, 0x20000, 0x0606_0606)
-        .disk(2, WRITE_KIND, 1600, &[data(0x10000, 0x20000)])
-        .disk(3, READ_KIND, 0, &[room(0x1000, 512)])
-        .print_statuses(3)
-        .print_hex(DATA + 0x1000, 1)
-        .reset()
-}
-
-/// Runs the VMM from a shell, after `prepare`; gives what the guest printed.
-fn run_from_shell(setup: &Setup, namespace: bool, prepare: &str) -> String {
-    let vmm = setup.command();
-    let mut command = Command::new(if namespace { "unshare" } else { "sh" });
-    if namespace {
-        if !nix::unistd::geteuid().is_root() {
-            command.arg("--map-root-user");
-        }
-        command.args(["--mount", "sh"]);
-    }
-    command.args(["-c", &format!("{prepare} && exec \"$0\" \"$@\"")]).arg(vmm.get_program()).args(vmm.get_args());
-    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{:?} {}", output.status, String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[test]
-fn a_full_host_is_an_error_of_the_write_and_no_more() {
-    let (mut setup, path) = with_disk(&writes_near_and_far(), &[]);
-    let mount = path.with_file_name("small");
-    std::fs::create_dir(&mount).unwrap();
-    setup.config.drives[0].path_on_host = mount.join("disk");
-    let mount = mount.display();
-    let prepare = format!("mount -t tmpfs -o size=64k none {mount} && truncate -s 1M {mount}/disk");
-    assert_eq!(run_from_shell(&setup, true, &prepare), "00010005");
-    let log = std::fs::read_to_string(setup.log_path()).unwrap();
-    assert!(log.contains("No space left") && log.contains("rootfs"), "{log}");
-}
-
-#[test]
-fn a_limit_of_file_sizes_is_an_error_of_the_write_and_no_more() {
-    let (setup, path) = with_disk(&writes_near_and_far(), &[]);
-    File::options().write(true).open(path).unwrap().set_len(1 << 20).unwrap();
-    // 1024 blocks of 512 bytes: the second write begins behind them.
-    assert_eq!(run_from_shell(&setup, false, "ulimit -f 1024"), "00010005");
-}
-
-#[test]
-fn a_file_that_is_cut_while_the_guest_runs_is_an_error_of_the_read() {
-    let guest = Guest::new()
-        .virtio_start(FIRST, 0, &[queue()])
-        .disk(1, READ_KIND, 2, &[room(0, 1024)])
-        .print("ready")
-        .echo_until(b'x')
-        .disk(2, READ_KIND, 2, &[room(0, 1024)])
-        .disk(3, READ_KIND, 0, &[room(0, 1024)])
-        .print_statuses(3)
-        .reset();
-    let (setup, path) = with_disk(&guest, &numbered(4));
-    let mut vmm = setup.start();
-    vmm.wait_for("ready");
-    File::options().write(true).open(&path).unwrap().set_len(3 * 512).unwrap();
-    vmm.type_in("x");
-    let ended = vmm.wait();
-    ended.expect_warnings(EndReason::Reset, &["unexpected end of file"]);
-    assert_eq!(ended.output, "readyx000100");
-}
-
-#[test]
-fn a_disk_that_is_written_belongs_to_one_vm() {
-    let waits = Guest::new().print("ready").hang();
-    let vm = |path: &PathBuf, is_read_only| {
-        let mut setup = Setup::new(&waits);
-        setup.config = setup.config.with_drive(DriveConfig { is_read_only, ..DriveConfig::new("data", path) });
-        setup
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk");
-    std::fs::write(&path, numbered(1)).unwrap();
-    let expect_refused = |setup: Setup| {
-        let (code, errors) = refused(&mut setup.command());
-        assert_eq!(code, 2, "{errors}");
-        assert!(errors.contains("drive data"), "{errors}");
-    };
-    let mut writer = vm(&path, false).start();
-    writer.wait_for("ready");
-    expect_refused(vm(&path, false));
-    expect_refused(vm(&path, true));
-    drop(writer);
-    let mut readers = [vm(&path, true).start(), vm(&path, true).start()];
-    for reader in &mut readers {
-        reader.wait_for("ready");
-    }
-    expect_refused(vm(&path, false));
-    drop(readers);
-    vm(&path, false).start().wait_for("ready");
-    // Nor to two drives of the same one.
-    let mut twice = vm(&path, false);
-    twice.config = twice.config.with_drive(DriveConfig::new("again", &path));
-    let (code, errors) = refused(&mut twice.command());
-    assert!(code == 2 && errors.contains("drive again") && errors.contains("in use"), "{errors}");
-}
-
-#[test]
-fn the_root_device_is_the_first_and_named_on_the_command_line() {
-    // The command line lies where the boot protocol's zero page says: offset 0x228.
-    let guest = Guest::new().copy32(FIRST + 0x100, DATA).copy32(FIRST + 0x1100, DATA + 4).print_hex(DATA, 8).reset();
-    let (mut setup, path) = with_disk(&guest, &numbered(1));
-    let root = path.with_file_name("root");
-    std::fs::write(&root, numbered(7)).unwrap();
-    let root = DriveConfig { is_root_device: true, is_read_only: true, ..DriveConfig::new("root", root) };
-    setup.config = setup.config.with_drive(root);
-    assert_eq!(run(setup, &path).0, "0700000001000000");
-}
-
-#[test]
-fn drives_that_cannot_be_used_are_refused_by_name() {
-    for (change, part) in [
-        ((|drive| drive.path_on_host = "/nonexistent/disk".into()) as fn(&mut DriveConfig), "/nonexistent/disk"),
-        (|drive| drive.path_on_host = "/dev/null".into(), "neither a regular file nor a block device"),
-        (|drive| drive.key_fd = Some(3), "drives.key_fd"),
-        (|drive| drive.offset = 1, "drives.offset"),
-        (|drive| drive.offset = 1 << 40, "drive rootfs"),
-    ] {
-        let (mut setup, _) = with_disk(&Guest::new().reset(), &numbered(1));
-        change(&mut setup.config.drives[0]);
-        let (code, errors) = refused(&mut setup.command());
-        assert!(code == 2 && errors.contains(part), "{code} {errors}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod balloon;
 mod block;
+mod block_file;
 mod console;
 mod control;
 mod driver;
