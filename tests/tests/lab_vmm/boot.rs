@@ -1,27 +1,14 @@
-//! `portcullis-vmm` as a person runs it on a measured host: Debian's own kernel in the guest, on the KVM of a Debian
-//! kernel.
-//!
-//! One host serves all checks, because its start takes longer than all of them; each says its name as it begins.
+//! Debian's own kernel, an initramfs of one busybox: the ways a VM begins and ends.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
 
 use portcullis_firmware_fixtures::lab::boot_files::BootFiles;
-use portcullis_firmware_fixtures::lab::control::Output;
 use portcullis_firmware_fixtures::lab::cpio::{Archive, Entry};
-use portcullis_firmware_fixtures::lab::host::{Host, HostSpec};
-use portcullis_firmware_fixtures::lab::image::{Image, ImageSpec, Program};
-use portcullis_firmware_fixtures::lab::machine::{Disk, Firmware};
-use portcullis_tests::programs::Programs;
-use portcullis_tests::stage::tenant;
 use portcullis_vmm::config::VmConfig;
-use portcullis_vmm::log::{EndReason, Event, LogLine, MarkSource};
+use portcullis_vmm::log::{EndReason, Event};
 
-/// One command on the host.
-const COMMAND: Duration = Duration::from_mins(1);
-/// One guest, from its start to its end. Ten seconds are usual.
-const GUEST: Duration = Duration::from_mins(3);
+use crate::harness::{Check, Lab, all};
+
 /// Guest memory: Debian's kernel wants more than the default of 128 MiB leaves it.
 const MEM_MIB: u64 = 192;
 
@@ -43,49 +30,6 @@ esac
 while :; do sleep 1; done
 ";
 
-/// The host, with the guest's files in `/mnt` and one directory a VM in `/run/vm`.
-struct Lab {
-    host: Host,
-}
-
-/// What a VMM left.
-#[derive(Debug)]
-struct Ended {
-    code: i32,
-    console: String,
-    errors: String,
-    events: Vec<Event>,
-}
-
-impl Ended {
-    fn end(&self) -> (i32, EndReason, Option<&str>) {
-        match self.events.last() {
-            Some(Event::End { reason, error, .. }) => (self.code, *reason, error.as_deref()),
-            _ => panic!("the log does not end with the VM's end: {self:?}"),
-        }
-    }
-
-    fn expect_clean(&self, reason: EndReason) {
-        assert_eq!(self.end(), (0, reason, None), "{self:?}");
-        assert_eq!(self.errors, "", "{self:?}");
-    }
-
-    /// Asserts that init ran on `vcpus` vCPUs, and that the log has its boot mark.
-    fn expect_booted(&self, vcpus: u8) {
-        assert!(self.console.contains(&format!("guest: init on {vcpus} vCPU, Linux 6.")), "{self:?}");
-        let marks: Vec<_> =
-            self.events.iter().filter_map(|e| if let Event::GuestBoot(mark) = e { Some(mark) } else { None }).collect();
-        assert_eq!(marks.len(), 1, "{self:?}");
-        assert_eq!((marks[0].source, marks[0].value), (MarkSource::Mmio, 123), "{self:?}");
-        let Some(Event::End { run_us, .. }) = self.events.last() else { panic!("{self:?}") };
-        assert!(marks[0].boot_us > 0 && marks[0].boot_us < *run_us, "{self:?}");
-        let started = self.events.iter().any(|e| matches!(e, Event::Start { vcpus: n, .. } if *n == vcpus));
-        let confined =
-            self.events.iter().any(|e| matches!(e, Event::Confined { seccomp: true, no_new_privs: true, .. }));
-        assert!(started && confined, "{self:?}");
-    }
-}
-
 /// A guest that does `then` when it is up.
 fn guest(then: &str) -> VmConfig {
     let config = VmConfig::new("/mnt/vmlinuz").with_initrd("/mnt/initrd").with_mem_mib(MEM_MIB);
@@ -97,100 +41,21 @@ fn extra(config: VmConfig, words: &str) -> VmConfig {
     config.with_boot_args(args)
 }
 
-impl Lab {
-    fn new() -> Self {
-        let programs = Programs::find().unwrap();
-        let files = BootFiles::fetch().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let mut archive = Archive::new();
-        archive.put("/dev/console", Entry::Character(5, 1));
-        archive.put("/proc", Entry::Directory);
-        archive.put("/bin/busybox", Entry::File(0o755, fs::read(files.busybox()).unwrap()));
-        archive.put("/init", Entry::File(0o755, GUEST_INIT.as_bytes().to_vec()));
-        let path = |name: &str| dir.path().join(name);
-        fs::write(path("initrd"), archive.to_bytes()).unwrap();
-        let kernel = fs::read(files.kernel()).unwrap();
-        fs::write(path("vmlinuz"), &kernel).unwrap();
-        fs::write(path("truncated"), &kernel[..kernel.len() / 2]).unwrap();
-        let names = ["initrd", "vmlinuz", "truncated"].map(path);
-        let disk = tenant::disk(&path("disk.ext4"), &names.each_ref().map(std::path::PathBuf::as_path)).unwrap();
-
-        let vmm = Program { path: "/usr/bin/portcullis-vmm".to_owned(), source: programs.path("portcullis-vmm") };
-        let image = Image::build(&ImageSpec { programs: vec![vmm], ..ImageSpec::default() }).unwrap();
-        let mut spec = HostSpec::new("vmm", &image);
-        spec.firmware = Firmware::Direct;
-        spec.memory_mib = 1536;
-        spec.disks = vec![Disk { image: disk, read_only: true }];
-        let host = Host::boot(spec).unwrap_or_else(|error| panic!("{error}"));
-        let mut lab = Self { host };
-        lab.must("mount -t ext4 -o ro /dev/vdc /mnt && mkdir /run/vm");
-        lab
-    }
-
-    fn run(&mut self, command: &str) -> Output {
-        self.host.run(command, COMMAND).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    fn must(&mut self, command: &str) -> String {
-        self.host.must_run(command, COMMAND).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// Starts a VMM. Its console's input stays open until it has ended.
-    fn start(&mut self, name: &str, config: &VmConfig) {
-        self.must(&format!("mkdir /run/vm/{name} && mkfifo /run/vm/{name}/in"));
-        self.host.write_file(&format!("/run/vm/{name}/vm.json"), config.to_json().unwrap().as_bytes()).unwrap();
-        let script = format!(
-            "cd /run/vm/{name}; exec 9<>in; portcullis-vmm --id {name} --no-api --boot-timer --config-file vm.json \
-             --log-path log <in >console 2>errors & pid=$!; echo $pid >pid.new; mv pid.new pid; wait $pid; \
-             echo $? >code.new; mv code.new code"
-        );
-        self.host.write_file(&format!("/run/vm/{name}/run"), script.as_bytes()).unwrap();
-        self.must(&format!("setsid sh /run/vm/{name}/run </dev/null >/dev/null 2>&1 &"));
-        self.wait_until(name, &format!("test -s /run/vm/{name}/pid"));
-    }
-
-    fn wait_until(&mut self, name: &str, condition: &str) {
-        let until = Instant::now() + GUEST;
-        while self.run(condition).status != 0 {
-            if Instant::now() > until {
-                let state = self.run(&format!("cd /run/vm/{name}; cat errors log console; ps")).text();
-                panic!("VM {name}: {condition:?} did not come true:\n{state}");
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn wait_for(&mut self, name: &str, text: &str) {
-        self.wait_until(name, &format!("grep -q '{text}' /run/vm/{name}/console || test -e /run/vm/{name}/code"));
-        let console = self.must(&format!("cat /run/vm/{name}/console"));
-        assert!(console.contains(text), "VM {name} ended without {text:?}:\n{console}");
-    }
-
-    fn ended(&mut self, name: &str) -> Ended {
-        self.wait_until(name, &format!("test -e /run/vm/{name}/code"));
-        let code = self.must(&format!("cat /run/vm/{name}/code")).parse().unwrap();
-        let log = self.must(&format!("cat /run/vm/{name}/log"));
-        let events = log.lines().map(|line| LogLine::parse(line).expect(line).event).collect();
-        let console = self.must(&format!("cat /run/vm/{name}/console"));
-        let errors = self.must(&format!("cat /run/vm/{name}/errors"));
-        Ended { code, console, errors, events }
-    }
-
-    fn boot(&mut self, name: &str, config: &VmConfig) -> Ended {
-        self.start(name, config);
-        self.ended(name)
-    }
-
-    fn signal(&mut self, name: &str, signal: &str) {
-        self.must(&format!("kill -{signal} $(cat /run/vm/{name}/pid)"));
-    }
-
-    /// Asserts that no VMM runs and nothing holds KVM.
-    fn expect_nothing_left(&mut self) {
-        assert_eq!(self.run("pidof portcullis-vmm").text(), "");
-        // A dead process's VM goes away a moment after it.
-        self.wait_until(".", "test $(cat /sys/module/kvm_amd/refcnt) = 0");
-    }
+/// A host with kernel, initrd and half a kernel.
+fn lab() -> Lab {
+    let files = BootFiles::fetch().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut archive = Archive::new();
+    archive.put("/dev/console", Entry::Character(5, 1));
+    archive.put("/proc", Entry::Directory);
+    archive.put("/bin/busybox", Entry::File(0o755, fs::read(files.busybox()).unwrap()));
+    archive.put("/init", Entry::File(0o755, GUEST_INIT.as_bytes().to_vec()));
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("initrd"), archive.to_bytes()).unwrap();
+    let kernel = fs::read(files.kernel()).unwrap();
+    fs::write(path("vmlinuz"), &kernel).unwrap();
+    fs::write(path("truncated"), &kernel[..kernel.len() / 2]).unwrap();
+    Lab::new(&["initrd", "vmlinuz", "truncated"].map(path).each_ref().map(std::path::PathBuf::as_path))
 }
 
 fn boots_with_one_vcpu_and_powers_off(lab: &mut Lab) {
@@ -338,12 +203,8 @@ fn without_kvm_it_is_3_and_says_what_to_load(lab: &mut Lab) {
     ended.expect_clean(EndReason::PowerOff);
 }
 
-/// A check's name and what it does.
-type Check = (&'static str, fn(&mut Lab));
-
 #[test]
 fn lab_vmm_runs_debians_kernel() {
-    let mut lab = Lab::new();
     let checks: [Check; 13] = [
         ("boots with one vCPU and powers off", boots_with_one_vcpu_and_powers_off),
         ("boots with two vCPUs that both run", boots_with_two_vcpus_that_both_run),
@@ -359,16 +220,5 @@ fn lab_vmm_runs_debians_kernel() {
         ("a truncated kernel is 2 and said so", a_truncated_kernel_is_2_and_said_so),
         ("without KVM it is 3 and says what to load", without_kvm_it_is_3_and_says_what_to_load),
     ];
-    // All are tried, so that one run shows all that is wrong.
-    let failed: Vec<&str> = checks
-        .into_iter()
-        .filter_map(|(name, check)| {
-            eprintln!("check: {name}");
-            let failed = catch_unwind(AssertUnwindSafe(|| check(&mut lab))).is_err();
-            // What a failed check left running must not fail the next.
-            failed.then(|| lab.run("killall -9 portcullis-vmm"));
-            failed.then_some(name)
-        })
-        .collect();
-    assert!(failed.is_empty(), "failed: {failed:#?}");
+    all(&mut lab(), &checks);
 }

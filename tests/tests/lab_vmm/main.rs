@@ -1,0 +1,6 @@
+//! `portcullis-vmm` as a person runs it on a measured host: stock Debian in the guest, on the KVM of a Debian kernel.
+//!
+//! A subject's checks share one host, because its start takes longer than many of them; each says its name as it begins.
+
+mod boot;
+mod harness;
