@@ -61,19 +61,37 @@ impl Ended {
     }
 }
 
+/// What a host has beside the VMM.
+#[derive(Default)]
+pub struct LabSpec<'a> {
+    /// Files of `/mnt`, which is read-only.
+    pub files: &'a [&'a Path],
+    /// Further programs of this machine.
+    pub programs: Vec<Program>,
+    /// Further disks, `/dev/vdd` and on.
+    pub disks: Vec<Disk>,
+    /// Free space of the host's root file system in MiB; the image's default when 0.
+    pub free_mib: u64,
+}
+
 impl Lab {
     /// Boots a host whose `/mnt` holds `files`.
     pub fn new(files: &[&Path]) -> Self {
+        Self::with(LabSpec { files, ..LabSpec::default() })
+    }
+
+    pub fn with(spec: LabSpec) -> Self {
         let programs = Programs::find().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let disk = tenant::disk(&dir.path().join("disk.ext4"), files).unwrap();
+        let files = tenant::disk(&dir.path().join("disk.ext4"), spec.files).unwrap();
         let vmm = Program { path: "/usr/bin/portcullis-vmm".to_owned(), source: programs.path("portcullis-vmm") };
-        let image = Image::build(&ImageSpec { programs: vec![vmm], ..ImageSpec::default() }).unwrap();
-        let mut spec = HostSpec::new("vmm", &image);
-        spec.firmware = Firmware::Direct;
-        spec.memory_mib = 1536;
-        spec.disks = vec![Disk { image: disk, read_only: true }];
-        let host = Host::boot(spec).unwrap_or_else(|error| panic!("{error}"));
+        let programs = [vec![vmm], spec.programs].concat();
+        let image = ImageSpec { programs, free_mib: spec.free_mib, ..ImageSpec::default() };
+        let mut host = HostSpec::new("vmm", &Image::build(&image).unwrap());
+        host.firmware = Firmware::Direct;
+        host.memory_mib = 1536;
+        host.disks = [vec![Disk { image: files, read_only: true }], spec.disks].concat();
+        let host = Host::boot(host).unwrap_or_else(|error| panic!("{error}"));
         let mut lab = Self { host };
         lab.must("mount -t ext4 -o ro /dev/vdc /mnt && mkdir /run/vm");
         lab
