@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{LabError, io_error, run};
+use super::{LabError, io_error, read, run, vmlinux, write};
 use crate::workdir::{self, CacheLock};
 
 /// Where the unpacked boot files are.
@@ -66,6 +66,24 @@ impl BootFiles {
     /// The kernel that Debian signed.
     pub fn kernel(&self) -> PathBuf {
         self.root.join(format!("boot/vmlinuz-{}", self.kernel_release))
+    }
+
+    /// The kernel without its decompressor: an ELF file with a PVH note. Unpacked once, into the cache.
+    ///
+    /// # Errors
+    /// When the kernel is not packed as Debian packs its cloud kernel, or the cache cannot be written.
+    pub fn vmlinux(&self) -> Result<PathBuf, LabError> {
+        let path = self.root.join(format!("boot/vmlinux-{}", self.kernel_release));
+        let cache = workdir::cache_dir().map_err(io_error("cannot make the lab's cache directory"))?;
+        let _lock = CacheLock::take_in(&cache, "boot-files").map_err(io_error("cannot lock the lab's cache"))?;
+        if !path.exists() {
+            let kernel = vmlinux::unpack(&read(&self.kernel())?)
+                .map_err(|problem| LabError::BadFile { path: self.kernel().display().to_string(), problem })?;
+            let new = path.with_extension("new");
+            write(&new, &kernel)?;
+            fs::rename(&new, &path).map_err(io_error(format!("cannot rename {}", new.display())))?;
+        }
+        Ok(path)
     }
 
     /// The static busybox.

@@ -21,6 +21,7 @@ pub mod pe;
 pub mod record;
 pub mod rootfs;
 pub mod variables;
+pub mod vmlinux;
 
 use std::io;
 use std::path::Path;

@@ -41,6 +41,17 @@ fn extra(config: VmConfig, words: &str) -> VmConfig {
     config.with_boot_args(args)
 }
 
+/// Gives the note with the PVH entry another type, so that the ELF file's own entry is left: the 64-bit one.
+fn without_pvh(mut vmlinux: Vec<u8>) -> Vec<u8> {
+    // Sizes of name and descriptor, the type XEN_ELFNOTE_PHYS32_ENTRY, the name.
+    let note = b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0";
+    let found: Vec<usize> =
+        vmlinux.windows(note.len()).enumerate().filter(|(_, w)| w == note).map(|(at, _)| at).collect();
+    let [at] = found[..] else { panic!("the kernel has its PVH note at {found:?}") };
+    vmlinux[at + 8] = 0xff;
+    vmlinux
+}
+
 /// A host with kernel, initrd and half a kernel.
 fn lab() -> Lab {
     let files = BootFiles::fetch().unwrap();
@@ -55,7 +66,15 @@ fn lab() -> Lab {
     let kernel = fs::read(files.kernel()).unwrap();
     fs::write(path("vmlinuz"), &kernel).unwrap();
     fs::write(path("truncated"), &kernel[..kernel.len() / 2]).unwrap();
-    Lab::new(&["initrd", "vmlinuz", "truncated"].map(path).each_ref().map(std::path::PathBuf::as_path))
+    let unpacked = fs::read(files.vmlinux().unwrap()).unwrap();
+    fs::write(path("vmlinux"), &unpacked).unwrap();
+    fs::write(path("vmlinux-without-pvh"), without_pvh(unpacked)).unwrap();
+    Lab::new(
+        &["initrd", "vmlinuz", "truncated", "vmlinux", "vmlinux-without-pvh"]
+            .map(path)
+            .each_ref()
+            .map(std::path::PathBuf::as_path),
+    )
 }
 
 fn boots_with_one_vcpu_and_powers_off(lab: &mut Lab) {
@@ -69,6 +88,22 @@ fn boots_with_two_vcpus_that_both_run(lab: &mut Lab) {
     ended.expect_clean(EndReason::PowerOff);
     ended.expect_booted(2);
     assert!(ended.console.contains("guest: second vCPU counts 20000"), "{ended:?}");
+}
+
+fn boots_an_elf_kernel_by_its_pvh_note(lab: &mut Lab) {
+    boots_a_kernel(lab, "pvh", "/mnt/vmlinux");
+}
+
+fn boots_an_elf_kernel_without_such_a_note(lab: &mut Lab) {
+    boots_a_kernel(lab, "elf", "/mnt/vmlinux-without-pvh");
+}
+
+fn boots_a_kernel(lab: &mut Lab, name: &str, kernel: &str) {
+    let mut config = guest("poweroff");
+    config.boot_source.kernel_image_path = kernel.into();
+    let ended = lab.boot(name, &config);
+    ended.expect_clean(EndReason::PowerOff);
+    ended.expect_booted(1);
 }
 
 fn resets_through_the_i8042(lab: &mut Lab) {
@@ -205,9 +240,11 @@ fn without_kvm_it_is_3_and_says_what_to_load(lab: &mut Lab) {
 
 #[test]
 fn lab_vmm_runs_debians_kernel() {
-    let checks: [Check; 13] = [
+    let checks: [Check; 15] = [
         ("boots with one vCPU and powers off", boots_with_one_vcpu_and_powers_off),
         ("boots with two vCPUs that both run", boots_with_two_vcpus_that_both_run),
+        ("boots an ELF kernel by its PVH note", boots_an_elf_kernel_by_its_pvh_note),
+        ("boots an ELF kernel without such a note", boots_an_elf_kernel_without_such_a_note),
         ("resets through the i8042", resets_through_the_i8042),
         ("resets as Linux chooses", resets_as_linux_chooses),
         ("a panic with a timeout is a reset", a_panic_with_a_timeout_is_a_reset),
