@@ -10,6 +10,7 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use super::boot_files::BootFiles;
+use super::cpio::{Archive, Entry};
 use super::{LabError, io_error, kmod, read, run, write};
 use crate::workdir::{self, CacheLock};
 
@@ -167,6 +168,22 @@ impl Tree {
             .iter()
             .filter(|(path, (mode, _))| mode & 0o111 != 0 || kmod::is_module(path))
             .map(|(path, (_, contents))| (format!("/{path}"), contents.as_slice()))
+    }
+
+    /// The same as an initramfs, with a console.
+    pub fn archive(&self) -> Archive {
+        let mut archive = Archive::new();
+        archive.put("/dev/console", Entry::Character(5, 1));
+        for dir in &self.dirs {
+            archive.put(dir, Entry::Directory);
+        }
+        for (path, (mode, contents)) in &self.files {
+            archive.put(path, Entry::File(*mode, contents.clone()));
+        }
+        for (path, target) in &self.links {
+            archive.put(path, Entry::Symlink(target.clone()));
+        }
+        archive
     }
 
     /// Makes the image in `cache`, or finds the one made earlier of the same tree. `free_mib` is the space left on it.

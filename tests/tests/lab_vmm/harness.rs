@@ -21,6 +21,8 @@ const GUEST: Duration = Duration::from_mins(3);
 /// The host, with the guests' files in `/mnt` and one directory a VM in `/run/vm`.
 pub struct Lab {
     pub host: Host,
+    /// Commands that guests were given.
+    pub commands: u32,
 }
 
 /// What a VMM left.
@@ -92,7 +94,7 @@ impl Lab {
         host.memory_mib = 1536;
         host.disks = [vec![Disk { image: files, read_only: true }], spec.disks].concat();
         let host = Host::boot(host).unwrap_or_else(|error| panic!("{error}"));
-        let mut lab = Self { host };
+        let mut lab = Self { host, commands: 0 };
         lab.must("mount -t ext4 -o ro /dev/vdc /mnt && mkdir /run/vm");
         lab
     }
@@ -105,12 +107,28 @@ impl Lab {
         self.host.must_run(command, COMMAND).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a VMM. Its console's input stays open until it has ended.
+    /// Starts a VMM without API.
     pub fn start(&mut self, name: &str, config: &VmConfig) {
-        self.must(&format!("mkdir /run/vm/{name} && mkfifo /run/vm/{name}/in"));
+        self.prepare(name, config);
+        self.launch(name, "--no-api --config-file vm.json");
+    }
+
+    /// Starts a VMM with its API at `api` in the VM's directory, and metrics in `metrics`.
+    pub fn start_with_api(&mut self, name: &str, config: &VmConfig) {
+        self.prepare(name, config);
+        self.launch(name, "--api-sock api --metrics-path metrics --config-file vm.json");
+    }
+
+    fn prepare(&mut self, name: &str, config: &VmConfig) {
+        self.must(&format!("mkdir /run/vm/{name}"));
         self.host.write_file(&format!("/run/vm/{name}/vm.json"), config.to_json().unwrap().as_bytes()).unwrap();
+    }
+
+    /// Runs the VMM in the VM's directory. Its console's input stays open until it has ended.
+    fn launch(&mut self, name: &str, flags: &str) {
+        self.must(&format!("mkfifo /run/vm/{name}/in"));
         let script = format!(
-            "cd /run/vm/{name}; exec 9<>in; portcullis-vmm --id {name} --no-api --boot-timer --config-file vm.json \
+            "cd /run/vm/{name}; exec 9<>in; portcullis-vmm --id {name} --boot-timer {flags} \
              --log-path log <in >console 2>errors & pid=$!; echo $pid >pid.new; mv pid.new pid; wait $pid; \
              echo $? >code.new; mv code.new code"
         );

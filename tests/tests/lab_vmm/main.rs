@@ -2,5 +2,8 @@
 //!
 //! A subject's checks share one host, because its start takes longer than many of them; each says its name as it begins.
 
+mod api;
 mod boot;
 mod harness;
+mod network;
+mod stock_guest;
