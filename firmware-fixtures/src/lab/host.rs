@@ -43,6 +43,9 @@ pub struct HostSpec {
     pub files: Vec<HostFile>,
     /// Its TPM; a new one when none is given.
     pub tpm: Option<Swtpm>,
+    /// Whether its clock counts the instructions that it executes, a nanosecond each, and leaps over the time in which
+    /// there are none. What is measured with it hardly depends on how busy this machine is. The host is slower then.
+    pub counted: bool,
     /// How long it may take to start.
     pub boot_limit: Duration,
 }
@@ -59,13 +62,19 @@ impl HostSpec {
             disks: Vec::new(),
             files: Vec::new(),
             tpm: None,
+            counted: false,
             boot_limit: BOOT_LIMIT,
         }
     }
 
     /// What firmware sees of this host.
     pub fn machine(&self) -> Machine {
-        Machine { firmware: self.firmware, memory_mib: self.memory_mib, extra_disks: self.disks.len() }
+        Machine {
+            firmware: self.firmware,
+            memory_mib: self.memory_mib,
+            extra_disks: self.disks.len(),
+            counted: self.counted,
+        }
     }
 }
 

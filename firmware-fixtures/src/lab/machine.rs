@@ -84,6 +84,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// How many disks there are beside boot disk and root.
     pub extra_disks: usize,
+    /// Whether its clock counts the instructions that it executes.
+    pub counted: bool,
 }
 
 /// What a machine is connected to here.
@@ -138,6 +140,9 @@ impl Machine {
             option("-global", "driver=cfi.pflash01,property=secure,value=on".to_owned());
         }
         option("-accel", "tcg".to_owned());
+        if self.counted {
+            option("-icount", "shift=0,sleep=off".to_owned());
+        }
         option("-cpu", "EPYC,+svm,+npt".to_owned());
         option("-m", self.memory_mib.to_string());
         // One processor: on two, each emulated by a thread of its own, the kernel of the host or of its guest crashed in

@@ -1,11 +1,12 @@
 //! How fast and how small the VMM is: `scripts/bench vmm`.
 //!
-//! Times are on the clock, from the call that starts the program; ratios are of turns in the same round. See
-//! SPECIFICATION.md.
+//! Times are on the clock, from the call that starts the program; ratios are of turns in the same round. In the [`lab`]
+//! the clock counts instructions. See SPECIFICATION.md.
 
 #[path = "../../tests/vm/guest.rs"]
 #[allow(dead_code)]
 mod guest;
+mod lab;
 mod memory;
 mod programs;
 #[path = "../../../attest/benches/attest/report.rs"]
@@ -15,19 +16,26 @@ mod report;
 mod rounds;
 mod start;
 
+use std::cell::LazyCell;
 use std::path::PathBuf;
 
 use report::Report;
 
+/// What is measured when nobody says what.
 const PARTS: [&str; 2] = ["start", "memory"];
 
 fn main() {
     let (mut json, mut rounds, mut parts) = (None, 101, Vec::new());
-    let mut arguments = std::env::args().skip(1);
+    let mut vmm = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-vmm"));
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|first| first == lab::inside::WORD).is_some() {
+        return lab::inside::main(&arguments.collect::<Vec<_>>());
+    }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
         match argument.as_str() {
             "--json" => json = Some(PathBuf::from(value())),
+            "--vmm" => vmm = PathBuf::from(value()),
             "--rounds" => rounds = value().parse().expect("--rounds takes a number"),
             // Cargo says so to every benchmark.
             "--bench" => {}
@@ -38,11 +46,12 @@ fn main() {
         parts = PARTS.map(str::to_owned).to_vec();
     }
     let mut report = Report::default();
-    let programs = programs::Programs::find();
+    let programs = LazyCell::new(programs::Programs::find);
     for part in parts {
         match part.as_str() {
             "start" => start::run(&mut report, rounds, &programs),
             "memory" => memory::run(&mut report, &programs),
+            "boot" => lab::boot::run(&mut report, &vmm),
             _ => panic!("no part is called {part}"),
         }
     }
