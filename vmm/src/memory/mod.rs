@@ -6,6 +6,7 @@ use std::fs::File;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
@@ -51,18 +52,61 @@ pub enum MemoryError {
     Size(u64),
 }
 
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Reserves `mib` MiB of zeroed guest memory.
 ///
 /// Pages are private and anonymous: the host gives them when the guest first touches them, and the kernel clears them
 /// before anyone else gets them. They are kept out of core dumps.
 pub fn reserve(mib: u64) -> Result<GuestRam, MemoryError> {
     let bytes = mib.checked_mul(1 << 20).ok_or(MemoryError::Size(mib))?;
-    let ranges = layout::ram_ranges(bytes)
-        .into_iter()
-        .map(|(start, len)| usize::try_from(len).map(|len| (GuestAddress(start), len)))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| MemoryError::Size(mib))?;
-    let ram = GuestRam::from_ranges(&ranges).map_err(|e| MemoryError::Reserve { mib, reason: e.to_string() })?;
+    let mut regions = Vec::new();
+    for (start, len) in layout::ram_ranges(bytes) {
+        let len = usize::try_from(len).map_err(|_| MemoryError::Size(mib))?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let map = || MmapRegion::build(None, len, libc::PROT_READ | libc::PROT_WRITE, flags);
+        regions.push((aligned(len, map), start));
+    }
+    from_mappings(mib, regions)
+}
+
+/// Lets `map` make a mapping of `len` bytes where a huge page begins: KVM gives a guest's memory to it in huge pages
+/// only if they are huge pages on both sides, and guest addresses begin with one.
+///
+/// The kernel puts a mapping into the highest hole that has room for it. So a hole is made that has room and no more.
+/// Where that fails, or another thread is faster, the guest has small pages: it is slower, and nothing else.
+fn aligned<T>(len: usize, map: impl FnOnce() -> T) -> T {
+    let Some(total) = len.checked_add(HUGE_PAGE) else { return map() };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, which the kernel puts where nothing is.
+    let begin = unsafe { libc::mmap(std::ptr::null_mut(), total, libc::PROT_NONE, flags, -1, 0) };
+    if begin == libc::MAP_FAILED {
+        return map();
+    }
+    let before = begin.addr().next_multiple_of(HUGE_PAGE) - begin.addr();
+    let unmap = |offset: usize, len: usize| {
+        if len > 0 {
+            // SAFETY: whole pages of the mapping above, to which nothing refers.
+            unsafe { libc::munmap(begin.wrapping_byte_add(offset), len) };
+        }
+    };
+    unmap(before, len);
+    let made = map();
+    unmap(0, before);
+    unmap(before + len, HUGE_PAGE - before);
+    made
+}
+
+/// Guest memory of mappings and the guest addresses at which they begin.
+fn from_mappings(mib: u64, mappings: Vec<(Result<MmapRegion, MmapRegionError>, u64)>) -> Result<GuestRam, MemoryError> {
+    let reserve = |reason: String| MemoryError::Reserve { mib, reason };
+    let mut regions = Vec::new();
+    for (mapping, start) in mappings {
+        let region = GuestRegionMmap::new(mapping.map_err(|e| reserve(e.to_string()))?, GuestAddress(start));
+        regions.push(region.ok_or_else(|| reserve("it does not fit into the address space".to_owned()))?);
+    }
+    let ram = GuestRam::from_regions(regions).map_err(|e| reserve(e.to_string()))?;
     keep_out_of_dumps(&ram)?;
     Ok(ram)
 }
@@ -96,15 +140,9 @@ pub fn map(mib: u64, file: &File) -> Result<GuestRam, MemoryError> {
         offset += len;
         let len = usize::try_from(len).map_err(|_| MemoryError::Size(mib))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-        let reserve = |reason: String| MemoryError::Reserve { mib, reason };
-        let mapping = MmapRegion::build(Some(part), len, libc::PROT_READ | libc::PROT_WRITE, flags)
-            .map_err(|e| reserve(e.to_string()))?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
-        regions.push(region.ok_or_else(|| reserve("it does not fit into the address space".to_owned()))?);
+        regions.push((MmapRegion::build(Some(part), len, libc::PROT_READ | libc::PROT_WRITE, flags), start));
     }
-    let ram = GuestRam::from_regions(regions).map_err(|e| MemoryError::Reserve { mib, reason: e.to_string() })?;
-    keep_out_of_dumps(&ram)?;
-    Ok(ram)
+    from_mappings(mib, regions)
 }
 
 /// Tells KVM about every region of guest memory.
@@ -138,6 +176,16 @@ mod tests {
         assert!(ram.write_obj(7u64, GuestAddress(layout::MMIO_START)).is_err());
         assert!(ram.write_obj(7u64, GuestAddress(layout::MMIO_START - 4)).is_err());
         assert!(ram.write_obj(7u64, GuestAddress(u64::MAX - 3)).is_err());
+    }
+
+    #[test]
+    fn memory_begins_with_a_huge_page() {
+        // Newer kernels do so by themselves with mappings of whole huge pages.
+        for mib in [33, 4097] {
+            let ram = reserve(mib).unwrap();
+            let starts: Vec<usize> = ram.iter().map(|region| region.as_ptr().addr()).collect();
+            assert!(starts.iter().all(|start| start.is_multiple_of(HUGE_PAGE)), "{mib}: {starts:x?}");
+        }
     }
 
     #[test]
