@@ -12,7 +12,7 @@
 //! - [`vm`]: puts one VM together, runs it and says how it ended.
 //! - [`snapshot`]: a paused VM in two files, and the way back.
 //! - [`virtio`]: what all virtio devices share; [`devices`]: a folder for each device.
-//! - `memory`, `boot`, `vcpu`, `console`, `rate_limiter`, `mmds`, `metrics`, `jail`: the other parts.
+//! - `memory`, `boot`, `vcpu`, `console`, `rate_limiter`, `mmds`, `metrics`, `socket_file`, `jail`: the other parts.
 //!
 //! # For a program that runs VMs
 //! ```no_run
@@ -52,6 +52,7 @@ pub mod metrics;
 pub mod mmds;
 pub mod rate_limiter;
 pub mod snapshot;
+mod socket_file;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

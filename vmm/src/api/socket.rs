@@ -1,12 +1,13 @@
 //! The socket file.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
+
+use crate::socket_file::SocketFile;
 
 /// Why there is no API socket.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +53,7 @@ impl SocketError {
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    path: PathBuf,
-    /// Device and inode of the file.
-    identity: Option<(u64, u64)>,
+    file: SocketFile,
 }
 
 impl Socket {
@@ -72,12 +71,12 @@ impl Socket {
             other => refused(other),
         })?;
         listen(&fd, Backlog::new(64).unwrap_or(Backlog::MAXALLOWABLE)).map_err(host("listen"))?;
-        Ok(Self { fd, path: path.to_owned(), identity: identity(path) })
+        Ok(Self { fd, file: SocketFile::new(path) })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// The next connection that waits, non-blocking.
@@ -88,23 +87,10 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
-    /// Removes the file, unless it is not ours any more.
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()))
 }
 
 #[cfg(test)]

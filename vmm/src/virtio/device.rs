@@ -98,6 +98,10 @@ pub trait VirtioDevice: Send {
     /// Takes what the driver writes to the configuration space.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    /// The VM is about to run, and the process may change nothing in the file system any more: what was made there for
+    /// it stays. A device that is dropped before takes it away.
+    fn settle(&mut self) {}
+
     /// The driver is ready (`DRIVER_OK`), or was when a snapshot was made that has been loaded. Called before any queue
     /// is served; each queue is served once after it, whether the driver notified or not.
     fn activate(&mut self, _active: &mut Active) {}

@@ -90,6 +90,11 @@ impl EventLoop {
         self.slots.iter().flat_map(|slot| slot.system_calls()).copied().collect()
     }
 
+    /// Tells the devices that the VM is about to run, see [`VirtioDevice::settle`](super::VirtioDevice::settle).
+    pub fn settle(&self) {
+        self.slots.iter().for_each(|slot| slot.settle());
+    }
+
     /// Serves what is ready, without waiting; one batch, so that others have their turn.
     pub fn serve(&self) -> std::io::Result<()> {
         let mut ready = [EpollEvent::default(); BATCH];

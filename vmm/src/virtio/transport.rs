@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
+use tracing::warn;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -37,6 +37,8 @@ struct Inner {
     reset: bool,
     /// The driver is ready, and the device does not know yet.
     fresh: bool,
+    /// What the driver did wrong, and nobody was told of yet.
+    broken: Option<QueueError>,
     errors: u64,
 }
 
@@ -67,7 +69,7 @@ impl Slot {
         let doorbells = device.queue_sizes().iter().map(|_| counter()).collect::<Result<_, _>>()?;
         let id = device.kind() as u32;
         let registers = Registers::new(id, device.features(), device.queue_sizes());
-        let inner = Inner { registers, device, active: None, reset: false, fresh: false, errors: 0 };
+        let inner = Inner { registers, device, active: None, reset: false, fresh: false, broken: None, errors: 0 };
         let interrupt = Arc::new(Interrupt::new(line));
         Ok(Arc::new(Self { inner: Mutex::new(inner), ram, interrupt, doorbells, wake: counter()? }))
     }
@@ -173,6 +175,11 @@ impl Slot {
         self.lock().device.system_calls()
     }
 
+    /// See [`VirtioDevice::settle`].
+    pub(super) fn settle(&self) {
+        self.lock().device.settle();
+    }
+
     /// What the event loop has to watch for this slot from the start.
     pub(super) fn sources(&self) -> Vec<Source> {
         let doorbells = (QUEUE_TOKENS..).zip(&self.doorbells).map(|(token, doorbell)| (doorbell, token));
@@ -201,6 +208,7 @@ impl Slot {
                 inner.give_up(error, &self.interrupt);
             }
         }
+        inner.report();
     }
 
     /// Serves queue `index` until it is empty or others should have a turn.
@@ -234,12 +242,20 @@ impl Inner {
     }
 
     fn give_up(&mut self, error: QueueError, interrupt: &Interrupt) {
+        self.broken = Some(error);
+        if self.registers.set_needs_reset() {
+            interrupt.config_changed();
+        }
+    }
+
+    /// Logs what the driver did wrong. For the main thread: a vCPU would wait for the log with the device locked.
+    fn report(&mut self) {
+        let Some(error) = self.broken.take() else {
+            return;
+        };
         self.errors = self.errors.saturating_add(1);
         if self.errors <= LOGGED_ERRORS {
             warn!(device = self.device.name(), %error, "the guest's driver broke the rules, the device waits for a reset");
-        }
-        if self.registers.set_needs_reset() {
-            interrupt.config_changed();
         }
     }
 }
@@ -286,8 +302,9 @@ impl Device for MmioTransport {
         match at {
             _ if !at.is_multiple_of(4) => {}
             offset::INTERRUPT_ACK => self.slot.interrupt.acknowledge(value),
-            // KVM rings the doorbells itself. What comes here names a queue that does not exist.
-            offset::QUEUE_NOTIFY => debug!(queue = value, "a notification for no queue"),
+            // KVM rings the doorbells itself. What comes here names a queue that does not exist, and as often as the
+            // guest likes: it is not logged.
+            offset::QUEUE_NOTIFY => {}
             _ => self.slot.write_register(at, value),
         }
         None

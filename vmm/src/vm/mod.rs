@@ -240,6 +240,7 @@ impl Supervisor {
         let console = Console::open(std::mem::take(&mut machine.outlet));
         // From here on there are no files to be opened and nothing more to be gained.
         let landlock = jail::restrict_process()?;
+        machine.devices.settle();
         let vcpus = std::mem::take(&mut machine.vcpus);
         let mut threads = Threads::start(u8::try_from(vcpus.len()).unwrap_or(u8::MAX), &context)?;
         // The threads' clones are the only senders left: when all have ended, the inbox says so.

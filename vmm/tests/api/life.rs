@@ -46,9 +46,18 @@ fn a_start_that_fails_can_be_tried_again() {
     vmm.must("PUT", "/boot-source", &json!({"kernel_image_path": "/nonexistent/kernel"}));
     vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "/nonexistent/kernel");
     assert_eq!(vmm.state(), "Not started");
+    // This one is found out only when the devices are there.
+    let socket = vmm.dir.path().join("v.sock");
+    vmm.must("PUT", "/vsock", &json!({"guest_cid": 3, "uds_path": socket}));
+    let text = vmm.dir.path().join("text");
+    std::fs::write(&text, "not a kernel").unwrap();
+    vmm.must("PUT", "/boot-source", &json!({"kernel_image_path": text}));
+    vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "neither a bzImage nor");
+    assert!(!socket.exists(), "the socket of vsock is left behind");
     vmm.boot_source(&Guest::new().print("ready").hang());
     vmm.act("InstanceStart");
     vmm.wait_for("ready");
+    assert!(socket.exists());
 }
 
 #[test]

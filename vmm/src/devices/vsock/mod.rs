@@ -10,8 +10,9 @@
 //!
 //! # Who may connect
 //! The permissions of `uds_path` are those that the process's umask leaves, as in Firecracker; a directory of its own,
-//! which only the right programs may enter, says more. The path must not exist at the start, and the socket stays there
-//! at the end, as with Firecracker: the confined process may remove no files. Who starts VMs removes it.
+//! which only the right programs may enter, says more. The path must not exist at the start. A start that fails leaves
+//! nothing there; of a VM that ran the socket stays, as with Firecracker: the confined process may remove no files. Who
+//! starts VMs removes it.
 //!
 //! After the start the process may still connect to unix sockets, which Landlock does not govern when they have a path
 //! (those without are forbidden where the kernel knows how, from interface 6 on). A VMM that its guest has taken over
@@ -225,6 +226,10 @@ impl VirtioDevice for Vsock {
         for (place, byte) in data.iter_mut().zip(cid.iter().skip(from)) {
             *place = *byte;
         }
+    }
+
+    fn settle(&mut self) {
+        self.muxer.keep_file();
     }
 
     fn activate(&mut self, _active: &mut Active) {

@@ -9,7 +9,6 @@ use std::io::ErrorKind;
 use std::ops::Bound;
 use std::os::fd::RawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -22,6 +21,7 @@ use super::packet::{Credit, Op, Packet, Ports};
 use super::stream;
 use super::wakeup::{Happened, Wakeup};
 use crate::memory::GuestRam;
+use crate::socket_file::SocketFile;
 use crate::virtio::{Buffers, QueueError};
 
 /// Most connections at a time, those that are being made included.
@@ -39,7 +39,7 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 
 /// The table of connections.
 pub struct Muxer {
-    base: PathBuf,
+    file: SocketFile,
     listener: UnixListener,
     wakeup: Wakeup,
     /// Whether connections are taken from the listener.
@@ -64,11 +64,12 @@ impl Muxer {
     /// Binds the listening socket. Nothing is taken from it before [`Muxer::start`].
     pub fn open(config: &VsockConfig) -> std::io::Result<Self> {
         let listener = UnixListener::bind(&config.uds_path)?;
+        let file = SocketFile::new(&config.uds_path);
         listener.set_nonblocking(true)?;
         let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let limit = usize::try_from(descriptors.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX);
         Ok(Self {
-            base: config.uds_path.clone(),
+            file,
             listener,
             wakeup: Wakeup::new()?,
             listening: false,
@@ -84,6 +85,11 @@ impl Muxer {
             next_port: FIRST_HOST_PORT,
             metrics: Metrics::default(),
         })
+    }
+
+    /// Leaves the listening socket's file behind, from now on.
+    pub fn keep_file(&mut self) {
+        self.file.keep();
     }
 
     /// Readable when [`Muxer::serve`] has something to do.
@@ -290,7 +296,7 @@ impl Muxer {
 
     /// The guest wants a connection to a program of the host.
     fn connect(&mut self, ports: Ports, credit: Credit) {
-        let mut path = OsString::from(&self.base);
+        let mut path = OsString::from(self.file.path());
         path.push(format!("_{}", ports.host));
         let stream = if self.is_full() { None } else { stream::connect(path.as_ref()).ok() };
         let watched = stream.and_then(|stream| self.watch(&stream).ok().map(|token| (token, stream)));
