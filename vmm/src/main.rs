@@ -104,8 +104,8 @@ fn main() -> ExitCode {
     match run(&args, clock) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
-            // Not `eprintln!`, which panics: the exit code says it even where nobody hears the words.
-            let _ = writeln!(std::io::stderr(), "portcullis-vmm: {message}");
+            // The exit code says it even where nobody hears the words.
+            log::tell(&format!("portcullis-vmm: {message}\n"));
             ExitCode::from(code)
         }
     }

@@ -22,7 +22,7 @@ mod writer;
 use serde::Deserialize;
 
 pub use event::{EndReason, Event, Mark, MarkSource, Registers};
-pub use writer::{LogError, LogLevel, install, redirect};
+pub use writer::{LogError, LogLevel, install, redirect, tell};
 
 /// One line of the log, read back.
 #[derive(Deserialize, Clone, Debug, PartialEq, Eq)]

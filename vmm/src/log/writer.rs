@@ -1,12 +1,14 @@
 //! Where the log goes.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -63,17 +65,37 @@ static CONTROL: OnceLock<Control> = OnceLock::new();
 #[derive(Clone)]
 struct Target(Arc<Mutex<Option<File>>>);
 
-impl io::Write for Target {
+impl Write for Target {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A panic has aborted the process: the lock is never poisoned.
         match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(file) => file.write(bytes),
-            None => io::stderr().write(bytes),
+            None => Ok(write_to_stderr(bytes, PollTimeout::ZERO)),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Writes to standard error what goes within `patience`, and gives how much that was, or all of it where the rest is lost:
+/// a reader that has stalled must not hold up the VM, nor its end.
+fn write_to_stderr(bytes: &[u8], patience: PollTimeout) -> usize {
+    let stderr = io::stderr();
+    let mut set = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // Where it cannot be waited for, writing says why.
+    let stalled = poll(&mut set, patience) == Ok(0);
+    let part = bytes.get(..libc::PIPE_BUF).unwrap_or(bytes);
+    if stalled { bytes.len() } else { stderr.lock().write(part).unwrap_or(bytes.len()) }
+}
+
+/// Says something to the user on standard error, as far as it is taken within a second.
+pub fn tell(message: &str) {
+    let mut rest = message.as_bytes();
+    while !rest.is_empty() {
+        let written = write_to_stderr(rest, PollTimeout::from(1000u16));
+        rest = rest.get(written.max(1)..).unwrap_or_default();
     }
 }
 
@@ -85,8 +107,8 @@ fn open(path: &Path) -> Result<File, LogError> {
 
 /// Directs this process's log to `path` (appended to; a FIFO needs a reader), or to standard error.
 ///
-/// Call it once, before anything is logged. What cannot be written (a full disk, a reader that went away) is lost:
-/// the VM goes on.
+/// Call it once, before anything is logged. What cannot be written (a full disk, a reader that went away or has stalled)
+/// is lost: the VM goes on.
 pub fn install(path: Option<&Path>, level: LogLevel) -> Result<(), LogError> {
     let target = Target(Arc::new(Mutex::new(path.map(open).transpose()?)));
     let (filter, handle) = reload::Layer::new(level.0);

@@ -1,8 +1,6 @@
 //! A panic ends the process at once, in every profile.
 
-use std::io::Write;
-
-use crate::console;
+use crate::{console, log};
 
 /// Makes any panic, on any thread, abort the process after saying so on standard error.
 ///
@@ -12,7 +10,7 @@ pub fn abort_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         console::restore_terminal();
         // Not `eprintln!`: it would panic again where standard error cannot be written.
-        let _ = writeln!(std::io::stderr(), "portcullis-vmm: internal error, aborting: {info}");
+        log::tell(&format!("portcullis-vmm: internal error, aborting: {info}\n"));
         std::process::abort();
     }));
 }

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use portcullis_vmm::log::{EndReason, Event};
 
 use crate::guest::Guest;
-use crate::harness::{Killed, Setup, wait_limited};
+use crate::harness::{Killed, Setup, wait_limited, with_config};
 
 #[test]
 fn input_reaches_the_guest_and_comes_back() {
@@ -106,6 +106,39 @@ fn on_a_terminal(setup: &Setup) -> (Killed, OwnedFd) {
     let child = Killed(command.spawn().unwrap());
     std::mem::forget(pty.slave.try_clone().unwrap());
     (child, pty.master)
+}
+
+/// The end for writing of a pipe that is full, and the other, which nobody reads.
+fn full_pipe() -> (File, OwnedFd) {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (read, write) = nix::unistd::pipe().unwrap();
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    while nix::unistd::write(&write, &[0; 4096]).is_ok() {}
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    (write.into(), read)
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_holds_up_neither_the_guest_nor_the_end() {
+    let setup = Setup::new(&Guest::new().out8(0x80, 1).print("ready").hang());
+    let (errors, _unread) = full_pipe();
+    let output = setup.dir.path().join("output");
+    let mut command = with_config(&setup.config_file());
+    command.arg("--boot-timer").stdin(Stdio::null()).stdout(File::create(&output).unwrap());
+    let mut vmm = Killed(command.stderr(errors).spawn().unwrap());
+    let limit = Instant::now() + Duration::from_mins(1);
+    while std::fs::read_to_string(&output).unwrap() != "ready" {
+        assert!(Instant::now() < limit, "the guest does not run");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let pid = Pid::from_raw(i32::try_from(vmm.0.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(wait_limited(&mut vmm.0).code(), Some(0));
+    // What is said last waits a little, and not for ever.
+    let (errors, _unread) = full_pipe();
+    let mut refused = with_config(std::path::Path::new("/nonexistent.json"));
+    let mut vmm = Killed(refused.stdin(Stdio::null()).stderr(errors).spawn().unwrap());
+    assert_eq!(wait_limited(&mut vmm.0).code(), Some(2));
 }
 
 #[test]
