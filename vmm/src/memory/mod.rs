@@ -125,8 +125,8 @@ fn keep_out_of_dumps(ram: &GuestRam) -> Result<(), MemoryError> {
 /// Maps a snapshot's memory of `mib` MiB from its file: pages are read when they are touched first, and what the guest
 /// writes stays out of the file.
 ///
-/// The file must not change while the VM lives. One that is cut short meanwhile kills the process when the guest
-/// touches what is gone.
+/// The file must not change while the VM lives; a lock on it (`flock`) lasts as long as the mapping. One that is cut short
+/// all the same kills the process when the guest touches what is gone.
 pub fn map(mib: u64, file: &File) -> Result<GuestRam, MemoryError> {
     let bytes = mib.checked_mul(1 << 20).ok_or(MemoryError::Size(mib))?;
     let metadata = file.metadata().map_err(MemoryError::Snapshot)?;

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::api::fault::Fault;
-use crate::api::files::{self, FileId};
+use crate::api::files;
 use crate::api::http::{Method, Request, Response};
 use crate::api::route::{self, Operation};
 use crate::api::server::Service;
@@ -64,8 +64,6 @@ pub struct Session {
     bootable: bool,
     /// Whether anything was configured that a snapshot brings along itself.
     configured: bool,
-    /// The file that the memory of a loaded VM is mapped from.
-    memory: Option<FileId>,
 }
 
 type Answer = Result<Response, Fault>;
@@ -76,7 +74,7 @@ impl Session {
         let (id, metadata) = (options.id.clone(), SharedMmds::clone(&options.metadata));
         let bootable = config.is_some();
         let config = config.unwrap_or_else(|| VmConfig::new(""));
-        Self { id, controller, metadata, config, launched: bootable, bootable, configured: bootable, memory: None }
+        Self { id, controller, metadata, config, launched: bootable, bootable, configured: bootable }
     }
 
     /// Sends metrics to this file, as the command line asks.
@@ -273,7 +271,7 @@ impl Session {
         if self.controller.state() != VmState::Paused {
             return Err(Fault::new("a snapshot needs a paused VM"));
         }
-        let files = files::create(&request, self.memory.as_ref())?;
+        let files = files::create(&request)?;
         let sync = request.sync_snapshot_files;
         let config = Box::new(self.config.clone());
         self.controller.call(|reply| Command::CreateSnapshot { files, sync, config, reply })?;
@@ -288,14 +286,14 @@ impl Session {
             let message = "Loading a microVM snapshot not allowed after configuring boot-specific resources.";
             return Err(Fault::new(format!("Load snapshot error: {message}")));
         }
-        let (files, memory) = files::open(&request)?;
+        let files = files::open(&request)?;
         let request = Box::new(request);
         let metrics = self.config.metrics.clone();
         let loaded = self.controller.call(|reply| Command::LoadSnapshot { files, request, metrics, reply })?;
         let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
         self.config = *loaded;
         (self.config.logger, self.config.metrics) = (logger, metrics);
-        (self.bootable, self.configured, self.memory) = (false, true, Some(memory));
+        (self.bootable, self.configured) = (false, true);
         Ok(Response::done())
     }
 }
