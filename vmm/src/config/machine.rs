@@ -1,8 +1,8 @@
 //! `machine-config`: vCPUs and memory.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ConfigError, Unsupported, is_false};
+use super::{ConfigError, Unsupported};
 
 /// Most vCPUs of one VM.
 pub const MAX_VCPUS: u8 = 32;
@@ -20,13 +20,13 @@ pub struct MachineConfig {
     /// Memory in MiB, [`MIN_MEM_MIB`] to [`MAX_MEM_MIB`].
     pub mem_size_mib: u64,
     /// Two threads a core: only `false` for now.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub smt: bool,
     /// Dirty-page tracking for snapshots: only `false` for now.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub track_dirty_pages: bool,
     /// Huge pages behind guest memory: only `"None"` for now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, serialize_with = "as_name", deserialize_with = "from_name")]
     pub huge_pages: Option<String>,
     /// CPU templates: only `"None"` for now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,6 +34,16 @@ pub struct MachineConfig {
     /// A debugger's socket: never.
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub gdb_socket_path: Unsupported,
+}
+
+/// Firecracker writes what was not given too.
+#[allow(clippy::ref_option)] // serde's signature
+fn as_name<S: Serializer>(name: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_deref().unwrap_or("None"))
+}
+
+fn from_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.filter(|name| name != "None"))
 }
 
 impl Default for MachineConfig {

@@ -22,6 +22,7 @@ pub use crate::devices::block::{CacheType, DriveConfig, DriveUpdate, IoEngine};
 pub use crate::devices::entropy::EntropyConfig;
 pub use crate::devices::net::{MacAddress, NetworkInterface, NetworkInterfaceUpdate};
 pub use crate::devices::vsock::VsockConfig;
+use crate::memory::layout;
 pub use crate::mmds::MmdsConfig;
 pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
@@ -29,6 +30,8 @@ pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
 pub use source::{BootSource, MAX_CMDLINE};
 pub use unsupported::Unsupported;
 
+/// Most virtio devices of one VM: disks, network cards, and those of which there is one.
+pub const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len();
 /// Largest configuration file that is read, in bytes. Real ones have a few hundred.
 pub const MAX_CONFIG_FILE: u64 = 1 << 20;
 
@@ -205,9 +208,11 @@ impl VmConfig {
         self.mmds_config.as_ref().map_or(Ok(()), |mmds| mmds.check(&self.network_interfaces))?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.check(self.machine_config.mem_size_mib))?;
         self.vsock.as_ref().map_or(Ok(()), VsockConfig::check)?;
+        self.entropy.as_ref().map_or(Ok(()), EntropyConfig::check)?;
         self.logger.as_ref().map_or(Ok(()), LoggerConfig::check)?;
         self.metrics.as_ref().map_or(Ok(()), MetricsConfig::check)?;
         DriveConfig::check_all(&self.drives)?;
+        self.check_places()?;
         self.boot_source.check()?;
         source::check_len(&self.cmdline())
     }
@@ -222,6 +227,21 @@ impl VmConfig {
         let (kernel, init) = args.find(" -- ").map_or((args, ""), |at| args.split_at(at));
         let space = if kernel.is_empty() { "" } else { " " };
         format!("{kernel}{space}{root}{init}")
+    }
+
+    /// Checks that there is a place for every device.
+    fn check_places(&self) -> Result<(), ConfigError> {
+        let single = [self.balloon.is_some(), self.vsock.is_some(), self.entropy.is_some()];
+        let singles = single.into_iter().filter(|there| *there).count();
+        let devices = singles.saturating_add(self.drives.len()).saturating_add(self.network_interfaces.len());
+        if devices <= MAX_DEVICES {
+            return Ok(());
+        }
+        Err(ConfigError::OutOfRange {
+            field: "drives and network-interfaces",
+            found: format!("too long: {devices} virtio devices with those beside"),
+            allowed: format!("at most {MAX_DEVICES}"),
+        })
     }
 
     /// The first part of the configuration that asks for what this VMM does not have.

@@ -12,7 +12,7 @@ mod state;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::memory::GuestRam;
@@ -132,7 +132,9 @@ pub fn read(file: &File) -> Result<State, SnapshotError> {
 /// The version of the format of a snapshot's file, also of one that this VMM cannot load.
 pub fn describe(path: &Path) -> Result<u32, SnapshotError> {
     let mut head = Vec::new();
-    File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head)).map_err(SnapshotError::Read)?;
+    // Non-blocking: a FIFO without a writer is an empty file.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    file.and_then(|file| file.take(4096).read_to_end(&mut head)).map_err(SnapshotError::Read)?;
     Ok(format::describe(&head)?)
 }
 

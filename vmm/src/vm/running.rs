@@ -89,7 +89,7 @@ impl Running {
             self.machine.devices.serve().map_err(VmError::Devices)?;
         }
         if self.metrics.is_some() && Instant::now() >= self.metrics_due {
-            self.flush_metrics();
+            self.write_metrics();
         }
         if let Some(end) = self.take_messages() {
             return Ok(Some(end));
@@ -115,15 +115,21 @@ impl Running {
         })
     }
 
-    /// Writes a line of metrics, if they go anywhere.
-    fn flush_metrics(&mut self) {
+    /// Writes a line of metrics, if they go anywhere. An error loses this line; the next may go.
+    fn flush_metrics(&mut self) -> std::io::Result<()> {
         self.metrics_due = Instant::now() + METRICS_INTERVAL;
         let Some(mut output) = self.metrics.take() else {
-            return;
+            return Ok(());
         };
-        match output.write(|| self.metrics_line()) {
-            Ok(()) => self.metrics = Some(output),
-            Err(error) => tracing::warn!(%error, "cannot write metrics, and will not try again"),
+        let result = output.write(|| self.metrics_line());
+        self.metrics = Some(output);
+        result
+    }
+
+    /// The same where nobody waits for an answer.
+    fn write_metrics(&mut self) {
+        if let Err(error) = self.flush_metrics() {
+            tracing::warn!(%error, "cannot write metrics");
         }
     }
 
@@ -173,8 +179,8 @@ impl Running {
                 reply.send(pressed.map_err(|e| ControlError::Failed(e.to_string())));
             }
             Command::FlushMetrics(reply) => {
-                self.flush_metrics();
-                reply.send(Ok(()));
+                let flushed = self.flush_metrics();
+                reply.send(flushed.map_err(|e| ControlError::Failed(format!("cannot write metrics: {e}"))));
             }
         }
     }
@@ -225,7 +231,7 @@ impl Running {
     pub(super) fn end(mut self) -> serial::Counters {
         let stopped = self.threads.stop(self.paused.take());
         self.console.finish(&self.machine.fixed.serial);
-        self.flush_metrics();
+        self.write_metrics();
         let line = self.machine.fixed.serial.counters();
         if !stopped {
             // A vCPU may still touch guest memory: leave it mapped until the process ends, which is now.

@@ -120,6 +120,40 @@ fn a_request_that_is_refused_changes_nothing() {
 }
 
 #[test]
+fn the_machine_is_shown_as_firecracker_shows_it() {
+    let vmm = Vmm::new();
+    let shown =
+        json!({"vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false, "huge_pages": "None"});
+    assert_eq!(vmm.get("/machine-config"), (200, shown.clone()));
+    vmm.must("PUT", "/machine-config", &shown);
+    assert_eq!(vmm.get("/vm/config").1["machine-config"], shown);
+}
+
+#[test]
+fn devices_for_which_there_is_no_place_are_refused_at_once() {
+    let vmm = Vmm::new();
+    let put = |n: usize| {
+        let drive = json!({"drive_id": format!("d{n}"), "path_on_host": "/x", "is_root_device": false});
+        vmm.put(&format!("/drives/d{n}"), &drive)
+    };
+    assert!((0..16).all(|n| put(n).0 == 204));
+    vmm.refused("PUT", "/entropy", Some(&json!({})), "at most 16");
+    assert_eq!((put(16).0, put(3).0), (400, 204));
+}
+
+#[test]
+fn metrics_that_cannot_be_written_are_tried_again_and_the_client_is_told() {
+    let mut vmm = Vmm::with(&["--metrics-path", "/dev/full"]);
+    vmm.boot_source(&Guest::new().print("ready").hang());
+    vmm.act("InstanceStart");
+    vmm.wait_for("ready");
+    for _ in 0..2 {
+        vmm.refused("PUT", "/actions", Some(&json!({"action_type": "FlushMetrics"})), "cannot write metrics");
+    }
+    assert_eq!(vmm.state(), "Running");
+}
+
+#[test]
 fn metadata_is_put_patched_and_bounded_at_any_time() {
     let mut vmm = Vmm::with(&["--mmds-size-limit", "100"]);
     assert_eq!(vmm.get("/mmds"), (200, json!({})));
@@ -170,6 +204,9 @@ fn a_snapshot_is_written_described_and_loaded() {
     other.must("PATCH", "/vm", &json!({"state": "Paused"}));
     let again = json!({"snapshot_path": at("state2"), "mem_file_path": memory});
     other.refused("PUT", "/snapshot/create", Some(&again), "mapped");
+    // Nor may the VM that has made it, or any other, take it away.
+    let elsewhere = json!({"snapshot_path": at("state3"), "mem_file_path": memory});
+    vmm.refused("PUT", "/snapshot/create", Some(&elsewhere), "mapped");
     other.must("PUT", "/snapshot/create", &json!({"snapshot_path": at("state2"), "mem_file_path": at("memory2")}));
     other.must("PATCH", "/vm", &json!({"state": "Resumed"}));
 }

@@ -10,7 +10,7 @@ use crate::virtio::{BUFFERS, FIRST, Queue, STATUS, WRITE};
 /// Runs a guest on a VM with the device.
 fn run(guest: &Guest) -> Ended {
     let mut setup = Setup::new(guest);
-    setup.config.entropy = Some(EntropyConfig {});
+    setup.config.entropy = Some(EntropyConfig::default());
     setup.run()
 }
 

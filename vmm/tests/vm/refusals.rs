@@ -55,6 +55,39 @@ fn bad_configurations() {
 }
 
 #[test]
+fn more_devices_than_there_are_places_are_refused() {
+    let config = |drives: usize| {
+        let drives: Vec<_> = (0..drives)
+            .map(|n| serde_json::json!({"drive_id": format!("d{n}"), "path_on_host": "/nonexistent", "is_root_device": false}))
+            .collect();
+        serde_json::json!({"boot-source": {"kernel_image_path": "/k"}, "drives": drives, "entropy": {}}).to_string()
+    };
+    let (_dir, mut command) = config_text(&config(16));
+    expect(&mut command, 2, &["17 virtio devices", "at most 16"]);
+    let (_dir, mut command) = config_text(&config(15));
+    expect(&mut command, 2, &["kernel", "/k"]);
+}
+
+#[test]
+fn what_is_not_limited_is_said_and_nothing_is_no_wish() {
+    let text = |limiter: &str| {
+        format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "entropy": {{"rate_limiter": {limiter}}}}}"#)
+    };
+    let (_dir, mut command) = config_text(&text(r#"{"bandwidth": {"size": 1, "refill_time": 1}}"#));
+    expect(&mut command, 2, &["entropy.rate_limiter"]);
+    let (_dir, mut command) = config_text(&text("null"));
+    expect(&mut command, 2, &["kernel", "/k"]);
+}
+
+#[test]
+fn a_fifo_is_no_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    expect(program().arg("--describe-snapshot").arg(path), 2, &["no snapshot"]);
+}
+
+#[test]
 fn unusable_kernels() {
     let (_dir, mut command) = config_text(r#"{"boot-source": {"kernel_image_path": "/nonexistent/vmlinuz"}}"#);
     expect(&mut command, 2, &["kernel", "/nonexistent/vmlinuz"]);
