@@ -49,7 +49,8 @@ impl Domain {
         handle_all().map(Self).map_err(|e| JailError::Landlock(e.to_string()))
     }
 
-    /// Files that requests of the API name, and the removal of its own socket.
+    /// Files that requests of the API name, and the removal of its own socket: of files in its folder and those below,
+    /// for Landlock knows no finer. A folder of its own for each VM's socket leaves nothing else to be removed.
     pub fn for_api(socket: &Path) -> Result<Self, JailError> {
         let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let add = || {

@@ -9,8 +9,10 @@
 //! | 52 | | the state |
 //!
 //! The checksum finds accidents: files cut short, mixed up or damaged. Against somebody who writes files on purpose
-//! everything that is read is checked again where it is used, but what a guest's registers should be nobody can check:
-//! a snapshot is to be trusted like the guest that it holds.
+//! everything that is read is checked again where it is used, but what a guest's registers should be nobody can check.
+//! And the configuration in it names files, taps and sockets of the host, which are opened with the rights of the process
+//! that loads it. So load only what a VMM of yours has written and nobody else could change: a snapshot from a tenant is
+//! as dangerous as a `--config-file` from a tenant.
 
 use sha2::{Digest, Sha256};
 

@@ -17,8 +17,8 @@ const INSTRUCTION_BYTES: usize = 15;
 pub struct Fault {
     /// What happened.
     pub kind: FaultKind,
-    /// The vCPU's registers. They are the guest's: they may hold a tenant's secrets, so they go to the log and nowhere
-    /// else.
+    /// The vCPU's registers. They are the guest's and may hold a tenant's secrets: they go to the log and, where the VM
+    /// ends with them, to standard error, and nowhere else.
     pub registers: Box<Registers>,
 }
 

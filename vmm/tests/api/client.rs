@@ -25,6 +25,8 @@ pub struct Vmm {
 /// The command line of a VMM whose files lie in `dir`.
 pub fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-vmm"));
+    // Paths in examples are relative.
+    command.current_dir(dir);
     command.arg("--api-sock").arg(dir.join("api.sock")).args(["--id", "web-1", "--boot-timer"]);
     command.arg("--log-path").arg(dir.join("vm.log"));
     command

@@ -41,6 +41,9 @@ impl Driven {
         let path = dir.join("control");
         let mut command = Program::new(std::env::current_exe().unwrap());
         command.args(["--exact", "driver::play_the_vmm", "--nocapture", "--test-threads=1"]).env(SOCKET, &path);
+        // The VMM plays on a thread of the tests. Only the first thread of a process gives memory back without looking
+        // into /proc, which a confined one may not; with one arena all threads do as the first.
+        command.env("MALLOC_ARENA_MAX", "1");
         // Blocked from the start, so that a signal finds the VMM's descriptor and not another thread of the tests.
         // SAFETY: only a system call between fork and exec.
         unsafe { command.pre_exec(|| Ok(SigSet::from(Signal::SIGTERM).thread_block()?)) };

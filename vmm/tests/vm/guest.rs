@@ -24,6 +24,11 @@ impl Guest {
         self
     }
 
+    /// What another guest does.
+    pub fn then(self, other: &Self) -> Self {
+        self.raw(&other.code)
+    }
+
     /// `mov dx, port`
     fn port(self, port: u16) -> Self {
         self.raw(&[0x66, 0xba]).raw(&port.to_le_bytes())

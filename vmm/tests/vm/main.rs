@@ -13,6 +13,7 @@ mod entropy;
 mod faults;
 mod guest;
 mod harness;
+mod hostile;
 mod jail;
 mod life;
 mod mmds;
