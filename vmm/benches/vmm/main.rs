@@ -25,8 +25,7 @@ use report::Report;
 const PARTS: [&str; 2] = ["start", "memory"];
 
 fn main() {
-    let (mut json, mut rounds, mut parts) = (None, 101, Vec::new());
-    let mut vmm = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-vmm"));
+    let (mut json, mut rounds, mut vmm, mut parts) = (None, 101, None, Vec::new());
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|first| first == lab::inside::WORD).is_some() {
         return lab::inside::main(&arguments.collect::<Vec<_>>());
@@ -35,7 +34,7 @@ fn main() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
         match argument.as_str() {
             "--json" => json = Some(PathBuf::from(value())),
-            "--vmm" => vmm = PathBuf::from(value()),
+            "--vmm" => vmm = Some(PathBuf::from(value())),
             "--rounds" => rounds = value().parse().expect("--rounds takes a number"),
             // Cargo says so to every benchmark.
             "--bench" => {}
@@ -46,7 +45,8 @@ fn main() {
         parts = PARTS.map(str::to_owned).to_vec();
     }
     let mut report = Report::default();
-    let programs = LazyCell::new(programs::Programs::find);
+    let vmm = vmm.expect("--vmm says where portcullis-vmm is");
+    let programs = LazyCell::new(|| programs::Programs::find(vmm.clone()));
     for part in parts {
         match part.as_str() {
             "start" => start::run(&mut report, rounds, &programs),

@@ -37,13 +37,12 @@ pub struct Programs {
 
 impl Programs {
     /// Looks for the peers, and compiles the floor.
-    pub fn find() -> Self {
+    pub fn find(ours: PathBuf) -> Self {
         let directory = tempfile::tempdir().expect("a directory for the guests");
         let floor = directory.path().join("floor");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/vmm/floor.c");
         let compiled = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&floor).arg(source).status();
         assert!(compiled.is_ok_and(|status| status.success()), "the floor needs a C compiler: install gcc");
-        let ours = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-vmm"));
         let mut all = vec![
             Program { name: "portcullis-vmm", path: ours, arguments: portcullis },
             Program { name: "floor (C program)", path: floor, arguments: |at| vec![shown(&at.join("kernel"))] },
