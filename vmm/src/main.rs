@@ -100,6 +100,7 @@ fn payload_size(text: &str) -> Result<usize, String> {
 fn main() -> ExitCode {
     let clock = Clock::start();
     vm::abort_on_panic();
+    vm::share_heap();
     let args = Args::parse();
     match run(&args, clock) {
         Ok(()) => ExitCode::SUCCESS,

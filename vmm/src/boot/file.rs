@@ -38,7 +38,8 @@ impl BootFile {
 
     /// Reads at most `max` bytes from `offset`; fewer where the file ends.
     pub(super) fn read_up_to(&mut self, offset: u64, max: u64) -> Result<Vec<u8>, BootError> {
-        let mut bytes = Vec::new();
+        let there = max.min(self.len.saturating_sub(offset));
+        let mut bytes = Vec::with_capacity(usize::try_from(there).unwrap_or(0));
         self.seek(offset)?;
         (&self.file).take(max).read_to_end(&mut bytes).map_err(|source| self.read_error(source))?;
         Ok(bytes)

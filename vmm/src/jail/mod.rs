@@ -4,7 +4,8 @@
 //! (the VM, its vCPUs, the log, standard input and output), and the system calls of [`seccomp`].
 //!
 //! The order matters. [`restrict_process`] is for the only thread there is beside the API's, so that every thread made
-//! later inherits it; then each thread installs the filter of its own kind with [`seccomp::install`], the main thread last.
+//! later inherits it; then each thread installs the filter of its own kind with [`seccomp::install`], the main thread once
+//! it has made the others.
 
 pub mod landlock;
 pub mod seccomp;

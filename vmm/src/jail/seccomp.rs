@@ -170,8 +170,7 @@ fn rules(kind: ThreadKind, devices: &[Call]) -> BackendResult<Rules> {
     Ok(rules)
 }
 
-/// Makes the filter of `kind`, with what `devices` need beside. Do it before threads are confined: it takes memory and
-/// time.
+/// Makes the filter of `kind`, with what `devices` need beside.
 pub fn compile(kind: ThreadKind, devices: &[Call]) -> Result<BpfProgram, JailError> {
     let compiled = rules(kind, devices).and_then(|rules| {
         SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?.try_into()

@@ -54,7 +54,7 @@ pub struct VcpuContext {
     pub clock: Clock,
     /// Where messages go. Their number is bounded by what devices and vCPUs can say.
     pub messages: Sender<Message>,
-    /// Written after each message.
+    /// Written after each message from a guest.
     pub wake: Arc<EventFd>,
     /// The filter of vCPU threads.
     pub filter: Arc<BpfProgram>,
@@ -208,7 +208,8 @@ fn thread(
 ) -> Receiver<VcpuFd> {
     let confined = seccomp::install(ThreadKind::Vcpu, &context.filter);
     let ok = confined.is_ok();
-    context.tell(Message::Confined(confined));
+    // The main thread waits for just this, see `Threads::wait_confined`: it needs not be woken by the counter.
+    let _ = context.messages.send(Message::Confined(confined));
     while ok && let Ok(fd) = gate.recv() {
         // The main thread holds the other end until this thread has ended.
         if let Err(unsent) = park.send((number, run(fd))) {

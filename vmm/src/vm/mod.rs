@@ -7,6 +7,7 @@ pub mod control;
 
 mod clock;
 mod end;
+mod heap;
 mod kvm;
 mod machine;
 mod panic;
@@ -25,6 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use clock::Clock;
 pub use control::{Command, ControlError, Controller, Reply, VmState};
 pub use end::VmError;
+pub use heap::share_heap;
 pub use kvm::KvmError;
 pub use panic::abort_on_panic;
 
@@ -236,7 +238,6 @@ impl Supervisor {
             wake: Arc::clone(&self.wake),
             filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
         };
-        let main_filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
         let console = Console::open(std::mem::take(&mut machine.outlet));
         // From here on there are no files to be opened and nothing more to be gained.
         let landlock = jail::restrict_process()?;
@@ -245,7 +246,10 @@ impl Supervisor {
         let mut threads = Threads::start(u8::try_from(vcpus.len()).unwrap_or(u8::MAX), &context)?;
         // The threads' clones are the only senders left: when all have ended, the inbox says so.
         drop(context);
-        let confined = threads.wait_confined(&inbox).and_then(|()| seccomp::install(ThreadKind::Main, &main_filter));
+        // At the same time as those threads.
+        let confined = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())
+            .and_then(|filter| seccomp::install(ThreadKind::Main, &filter))
+            .and_then(|()| threads.wait_confined(&inbox));
         if let Err(error) = confined {
             threads.stop(Some(vcpus));
             return Err(error.into());
