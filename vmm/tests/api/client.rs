@@ -22,9 +22,15 @@ pub struct Vmm {
     child: Child,
 }
 
+/// The program: that of this build, or the one that the environment names (the VMM as it is installed, in `scripts/test`).
+pub fn program() -> Command {
+    let other = std::env::var_os("PORTCULLIS_VMM");
+    Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_portcullis-vmm").into()))
+}
+
 /// The command line of a VMM whose files lie in `dir`.
 pub fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-vmm"));
+    let mut command = program();
     // Paths in examples are relative.
     command.current_dir(dir);
     command.arg("--api-sock").arg(dir.join("api.sock")).args(["--id", "web-1", "--boot-timer"]);

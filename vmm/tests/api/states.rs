@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::Vmm;
+use crate::client::{Vmm, program};
 use crate::guest::Guest;
 
 const EARLY: &str = "before starting the microVM";
@@ -184,7 +184,7 @@ fn a_snapshot_is_written_described_and_loaded() {
     vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
     vmm.must("PUT", "/snapshot/create", &json!({"snapshot_path": state, "mem_file_path": memory}));
     let describe = |path: &std::path::Path| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis-vmm"));
+        let mut command = program();
         command.arg("--describe-snapshot").arg(path).output().unwrap()
     };
     assert_eq!(describe(&state).stdout, b"v1\n");

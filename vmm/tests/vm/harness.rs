@@ -17,9 +17,10 @@ use crate::guest::Guest;
 /// Longest life of a VM in these tests. They take milliseconds; a shared machine may be a hundred times slower.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// The program.
+/// The program: that of this build, or the one that the environment names (the VMM as it is installed, in `scripts/test`).
 pub fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_portcullis-vmm"))
+    let other = std::env::var_os("PORTCULLIS_VMM");
+    Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_portcullis-vmm").into()))
 }
 
 /// A directory with a kernel, its configuration, and a place for the log.
