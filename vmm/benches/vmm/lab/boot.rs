@@ -1,11 +1,11 @@
-//! Cold boots, and what of them is the VMM's own work.
+//! Cold boots, what of them is the VMM's own work, and restores from a snapshot.
 
 use std::path::Path;
 
 use portcullis_vmm::config::VmConfig;
 use serde_json::Value;
 
-use super::Lab;
+use super::{Lab, inside};
 use crate::report::{Report, Row};
 use crate::rounds::Summary;
 
@@ -13,6 +13,8 @@ use crate::rounds::Summary;
 const MEM_MIB: u64 = 192;
 /// Boots of each VMM. The kernel counts guests' time in ticks of 4 ms: so many boots make some thousand ticks.
 const BOOTS: usize = 5;
+/// Restores.
+const RESTORES: usize = 9;
 /// As Firecracker's documents have it, and quiet.
 const BOOT_ARGS: &str = "console=ttyS0 quiet panic=-1 pci=off";
 
@@ -26,31 +28,46 @@ fn programs() -> [(&'static str, String); 2] {
     [("portcullis-vmm", ours), ("QEMU microvm", qemu)]
 }
 
-/// One field of every life.
-fn each(figures: &Value, field: &str) -> Vec<f64> {
+/// One field of every life, in units of so many nanoseconds or exits.
+fn each(figures: &Value, field: &str, unit: f64) -> Summary {
     let lives = figures["lives"].as_array().expect("lives");
-    lives.iter().map(|life| life[field].as_f64().expect("a number")).collect()
+    Summary::of(lives.iter().map(|life| life[field].as_f64().expect("a number") / unit).collect())
 }
 
 /// Measures every VMM.
 pub fn run(report: &mut Report, vmm: &Path) {
     let mut lab = Lab::boot(vmm, &[]);
-    let config = VmConfig::new("/tmp/vmlinuz").with_initrd("/tmp/initrd").with_mem_mib(MEM_MIB);
-    lab.write(
-        "/tmp/vm.json",
-        config.with_boot_args(format!("{BOOT_ARGS} reboot=k")).to_json().expect("a configuration").as_bytes(),
-    );
-    report.section("Cold boot of stock Linux, counted: a nanosecond is an instruction of the host");
+    for (name, then) in [("vm", ""), ("listen", "then=listen")] {
+        let config = VmConfig::new("/tmp/vmlinuz").with_initrd("/tmp/initrd").with_mem_mib(MEM_MIB);
+        let config = config.with_boot_args(format!("{BOOT_ARGS} reboot=k {then}"));
+        lab.write(&format!("/tmp/{name}.json"), config.to_json().expect("a configuration").as_bytes());
+    }
+    report.section("Cold boot of stock Linux, in milliseconds of a clock that counts instructions, a nanosecond each");
+    let mut cold = Vec::new();
     for (name, command) in programs() {
         // The first only warms up.
         lab.measure(&format!("lives 1 {command}"));
         let figures = lab.measure(&format!("lives {BOOTS} {command}"));
-        let millions = |field| Summary::of(each(&figures, field).iter().map(|value| value / 1e6).collect());
-        report.row(Row::figure("until the guest's init", name, millions("sign"), "ms"));
-        report.row(Row::figure("until the end", name, millions("end"), "ms"));
-        report.row(Row::figure("exits until the guest's init", name, Summary::of(each(&figures, "exits")), ""));
+        let init = each(&figures, "sign", 1e6);
+        report.row(Row::figure("until the guest's init", name, init, "ms"));
+        report.row(Row::figure("until the end", name, each(&figures, "end", 1e6), "ms"));
+        report.row(Row::figure("exits until the guest's init", name, each(&figures, "exits", 1.0), ""));
         let number = |field: &str| figures[field].as_f64().expect("a number");
         let share = 100.0 * (1.0 - number("guests") / number("cpu"));
-        report.row(Row::figure("the VMM's own share", name, Summary::of(vec![share]), "%"));
+        report.row(Row::figure("the VMM's own share of the processor", name, Summary::of(vec![share]), "%"));
+        cold.push(init);
     }
+    restores(report, &mut lab, cold.first().expect("a VMM"));
+}
+
+fn restores(report: &mut Report, lab: &mut Lab, cold: &Summary) {
+    report.section("The same guest restored from a snapshot, until it answers");
+    let program = format!("./portcullis-vmm --level Off --api-sock {}", inside::SOCKET);
+    lab.measure(&format!("snapshot {program} --config-file listen.json"));
+    lab.measure(&format!("restores 1 {program}"));
+    let figures = lab.measure(&format!("restores {RESTORES} {program}"));
+    report.row(Row::figure("until the API says it is loaded", "portcullis-vmm", each(&figures, "loaded", 1e6), "ms"));
+    report.row(Row::figure("until the guest's answer", "portcullis-vmm", each(&figures, "answer", 1e6), "ms"));
+    let share = each(&figures, "answer", 1e4 * cold.median);
+    report.row(Row::figure("of a cold boot until the guest's init", "portcullis-vmm", share, "%"));
 }

@@ -6,6 +6,9 @@ use portcullis_firmware_fixtures::lab::cpio::{Archive, Entry};
 /// What a guest says first.
 pub const SIGN: &str = "guest: init";
 
+/// What it says when it heard something.
+pub const ANSWER: &str = "guest: heard";
+
 /// `then`, from the kernel's command line, says what the guest does once it is up.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev

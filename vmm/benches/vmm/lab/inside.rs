@@ -1,7 +1,8 @@
 //! What runs on the host: this very program, started there with [`WORD`] before its arguments. Figures go to standard
 //! output, as JSON.
 
-use std::io::Read;
+use std::io::{Read, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,12 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use serde_json::{Value, json};
 
-use super::guest::SIGN;
+use super::guest::{ANSWER, SIGN};
+
+/// The API socket of a VMM that is told to have one.
+pub const SOCKET: &str = "api.sock";
+/// What it is asked for a snapshot, and to load it: the same files.
+const FILES: &str = r#""snapshot_path":"/tmp/state","#;
 
 /// The first argument of this program when it runs on the host.
 pub const WORD: &str = "on-the-host";
@@ -19,6 +25,8 @@ pub fn main(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let figures = match words.as_slice() {
         ["lives", times, program @ ..] => lives(times.parse().expect("a number"), program),
+        ["snapshot", program @ ..] => snapshot(program),
+        ["restores", times, program @ ..] => restores(times.parse().expect("a number"), program),
         _ => panic!("{arguments:?}: nobody asks for this"),
     };
     println!("{figures}");
@@ -89,4 +97,56 @@ fn lives(times: usize, program: &[&str]) -> Value {
     }
     // Only the sum is worth something: a tick is long against what the VMM uses in one life.
     json!({"lives": all, "cpu": of_children(), "guests": of_their_guests()})
+}
+
+/// One request to the VMM's API, which has to succeed.
+fn request(method: &str, path: &str, body: &str) {
+    let mut stream = loop {
+        // It is there some milliseconds after the VMM's start.
+        match UnixStream::connect(SOCKET) {
+            Ok(stream) => break stream,
+            Err(_) => std::thread::sleep(Duration::from_micros(100)),
+        }
+    };
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}").expect("the API's socket");
+    read_until(&mut stream, "HTTP/1.1 204");
+}
+
+/// Makes a snapshot of a guest that waits for what it hears. Its program has an API.
+fn snapshot(program: &[&str]) -> Value {
+    let mut child = start(program);
+    let mut output = child.stdout.take().expect("standard output is a pipe");
+    read_until(&mut output, SIGN);
+    // Its shell has some way to go until it listens.
+    std::thread::sleep(Duration::from_millis(100));
+    request("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    request("PUT", "/snapshot/create", &format!(r#"{{{FILES}"mem_file_path":"/tmp/memory"}}"#));
+    end(child);
+    json!({})
+}
+
+/// Restores of that snapshot: from the start of the VMM to the guest's answer.
+fn restores(times: usize, program: &[&str]) -> Value {
+    let body =
+        format!(r#"{{{FILES}"mem_backend":{{"backend_type":"File","backend_path":"/tmp/memory"}},"resume_vm":true}}"#);
+    let mut all = Vec::new();
+    for _ in 0..times {
+        let begin = Instant::now();
+        let mut child = start(program);
+        writeln!(child.stdin.as_mut().expect("standard input is a pipe"), "you").expect("a pipe");
+        request("PUT", "/snapshot/load", &body);
+        let loaded = begin.elapsed();
+        read_until(child.stdout.as_mut().expect("standard output is a pipe"), ANSWER);
+        all.push(json!({"answer": nanos(begin.elapsed()), "loaded": nanos(loaded)}));
+        end(child);
+    }
+    json!({"lives": all})
+}
+
+/// Ends a VMM with an API.
+fn end(mut child: Child) {
+    child.kill().expect("a child");
+    child.wait().expect("a child");
+    std::fs::remove_file(SOCKET).expect("the API's socket");
 }
