@@ -35,7 +35,12 @@ impl Row {
 
     /// And how many times as much as another one it cost.
     pub fn against(self, contender: &Contender<'_>, other: &Contender<'_>) -> Self {
-        Self { ratio: Some((other.name.to_owned(), contender.ratio(other))), ..self }
+        self.times(other.name, contender.ratio(other))
+    }
+
+    /// The same, of a ratio that somebody else took.
+    pub fn times(self, other: &str, ratio: Summary) -> Self {
+        Self { ratio: Some((other.to_owned(), ratio)), ..self }
     }
 }
 

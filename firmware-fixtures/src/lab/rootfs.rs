@@ -116,38 +116,14 @@ impl Tree {
         }
     }
 
-    /// Copies a program of this machine to `path`, without its debug information, with the libraries it needs.
+    /// Copies a program of this machine to `path`, see [`with_libraries`].
     ///
     /// # Errors
     /// When it is not there, or a library that it needs is not.
     pub fn program(&mut self, path: &str, source: &Path) -> Result<(), LabError> {
-        self.put(HostFile::program(path, stripped(source)?));
-        let libraries = libraries(source)?;
-        // The TSS library loads the module for /dev/tpmrm0 by name, so that the linker does not know.
-        let loads_tcti = libraries.iter().any(|library| library.to_string_lossy().contains("libtss2-tctildr"));
-        for library in &libraries {
-            self.library(library)?;
+        for file in with_libraries(path, source)? {
+            self.put(file);
         }
-        // glibc loads this one when a thread is cancelled.
-        for extra in ["libgcc_s.so.1", if loads_tcti { "libtss2-tcti-device.so.0" } else { "" }] {
-            let candidates = [Path::new(LIBRARIES).join(extra), Path::new("/usr").join(&LIBRARIES[1..]).join(extra)];
-            if !extra.is_empty()
-                && !libraries.is_empty()
-                && let Some(found) = candidates.iter().find(|path| path.exists())
-            {
-                self.library(found)?;
-                for needed in self::libraries(found)? {
-                    self.library(&needed)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn library(&mut self, source: &Path) -> Result<(), LabError> {
-        let name = source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let path = if name.starts_with("ld-linux") { format!("/lib64/{name}") } else { format!("{LIBRARIES}/{name}") };
-        self.put(HostFile::program(&path, read(source)?));
         Ok(())
     }
 
@@ -261,6 +237,41 @@ impl Tree {
         });
         debugfs(image, &script, staging)
     }
+}
+
+/// A program of this machine as a file at `path`, without its debug information, and the libraries it needs.
+///
+/// # Errors
+/// When it is not there, or a library that it needs is not.
+pub fn with_libraries(path: &str, source: &Path) -> Result<Vec<HostFile>, LabError> {
+    let mut files = vec![HostFile::program(path, stripped(source)?)];
+    let libraries = libraries(source)?;
+    // The TSS library loads the module for /dev/tpmrm0 by name, so that the linker does not know.
+    let loads_tcti = libraries.iter().any(|library| library.to_string_lossy().contains("libtss2-tctildr"));
+    for library in &libraries {
+        files.push(host_library(library)?);
+    }
+    // glibc loads this one when a thread is cancelled.
+    for extra in ["libgcc_s.so.1", if loads_tcti { "libtss2-tcti-device.so.0" } else { "" }] {
+        let candidates = [Path::new(LIBRARIES).join(extra), Path::new("/usr").join(&LIBRARIES[1..]).join(extra)];
+        if !extra.is_empty()
+            && !libraries.is_empty()
+            && let Some(found) = candidates.iter().find(|path| path.exists())
+        {
+            files.push(host_library(found)?);
+            for needed in self::libraries(found)? {
+                files.push(host_library(&needed)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A library at the place where a host's dynamic linker looks for it.
+fn host_library(source: &Path) -> Result<HostFile, LabError> {
+    let name = source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let path = if name.starts_with("ld-linux") { format!("/lib64/{name}") } else { format!("{LIBRARIES}/{name}") };
+    Ok(HostFile::program(&path, read(source)?))
 }
 
 /// Writes `files` into a root image; `tree` is what the image was made of. For the copy that belongs to one host.

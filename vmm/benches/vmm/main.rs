@@ -30,6 +30,9 @@ fn main() {
     if arguments.next_if(|first| first == lab::inside::WORD).is_some() {
         return lab::inside::main(&arguments.collect::<Vec<_>>());
     }
+    if arguments.next_if(|first| first == lab::load::WORD).is_some() {
+        return lab::load::main();
+    }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
         match argument.as_str() {
@@ -52,6 +55,7 @@ fn main() {
             "start" => start::run(&mut report, rounds, &programs),
             "memory" => memory::run(&mut report, &programs),
             "boot" => lab::boot::run(&mut report, &vmm),
+            "io" => lab::io::run(&mut report, &vmm),
             _ => panic!("no part is called {part}"),
         }
     }

@@ -36,7 +36,7 @@ fn each(figures: &Value, field: &str, unit: f64) -> Summary {
 
 /// Measures every VMM.
 pub fn run(report: &mut Report, vmm: &Path) {
-    let mut lab = Lab::boot(vmm, &[]);
+    let mut lab = Lab::boot(vmm);
     for (name, then) in [("vm", ""), ("listen", "then=listen")] {
         let config = VmConfig::new("/tmp/vmlinuz").with_initrd("/tmp/initrd").with_mem_mib(MEM_MIB);
         let config = config.with_boot_args(format!("{BOOT_ARGS} reboot=k {then}"));

@@ -4,6 +4,8 @@
 pub mod boot;
 mod guest;
 pub mod inside;
+pub mod io;
+pub mod load;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,20 +22,22 @@ const HOST_MIB: u32 = 2048;
 /// The most that one measurement takes, by the host's clock and by half of ours.
 const LIMIT: Duration = Duration::from_mins(30);
 
-/// A host with a KVM of its own, `portcullis-vmm` and QEMU, and `/tmp/vmlinuz` and `/tmp/initrd` for their guests.
+/// A host with a KVM of its own, `portcullis-vmm` and QEMU, and `/tmp/vmlinuz`, `/tmp/initrd` and
+/// `/tmp/loaded` for their guests.
 pub struct Lab {
     host: Host,
 }
 
 impl Lab {
     /// Boots it. `vmm` is the program that is measured.
-    pub fn boot(vmm: &Path, modules: &[&str]) -> Self {
+    pub fn boot(vmm: &Path) -> Self {
         let files = BootFiles::fetch().expect("the boot files of Debian");
         let me = std::env::current_exe().expect("this program");
         let program = |path: &str, source: PathBuf| Program { path: path.to_owned(), source };
         let kernel = std::fs::read(files.kernel()).expect("Debian's kernel");
         let mut guest_files = vec![HostFile::data("/srv/vmlinuz", kernel)];
         guest_files.push(HostFile::data("/srv/initrd", guest::small(&files)));
+        guest_files.push(HostFile::data("/srv/loaded", guest::loaded(&files)));
         for (folder, names) in QEMU_FILES {
             for name in *names {
                 let contents = std::fs::read(Path::new(folder).join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -47,7 +51,7 @@ impl Lab {
                 program("/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64".into()),
             ],
             files: guest_files,
-            modules: modules.iter().map(|name| (*name).to_owned()).collect(),
+            modules: vec!["vhost_net".to_owned()],
             ..ImageSpec::default()
         };
         let image = Image::build(&spec).unwrap_or_else(|error| panic!("{error}"));
