@@ -35,7 +35,7 @@ pub fn small(files: &BootFiles) -> Vec<u8> {
 /// One with drivers and this program, which puts loads on a disk and a network card.
 pub fn loaded(files: &BootFiles) -> Vec<u8> {
     let mut archive = archive(files);
-    let mut script = String::from("ip link set lo up\n");
+    let mut script = String::from("mount -t sysfs sys /sys\nip link set lo up\n");
     let modules =
         kmod::closure(&files.modules(), &["virtio_mmio", "virtio_blk", "virtio_net"]).expect("Debian's modules");
     for module in modules {
@@ -43,6 +43,7 @@ pub fn loaded(files: &BootFiles) -> Vec<u8> {
         archive.put(&format!("/{}.ko", module.name), Entry::File(0o644, module.contents));
     }
     script += &format!("ip address add {}/24 dev eth0 && ip link set eth0 up\n/measure {}\n", load::GUEST, load::WORD);
+    archive.put("/sys", Entry::Directory);
     archive.put("/load", Entry::File(0o755, script.into_bytes()));
     let me = std::env::current_exe().expect("this program");
     for file in rootfs::with_libraries("/measure", Path::new(&me)).expect("this program's libraries") {
