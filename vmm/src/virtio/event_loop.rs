@@ -2,14 +2,18 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::transport::Slot;
 use crate::jail::seccomp::Call;
 
-/// Events that are taken at once; the next turn takes the rest.
+/// Events of one turn, at most.
 const BATCH: usize = 32;
+/// Time after which a turn ends with the event that it is at: a guest must not keep signals and commands waiting for more
+/// than one of its requests.
+const TURN: Duration = Duration::from_millis(10);
 
 /// A descriptor that a device wants to hear of.
 #[derive(Clone, Copy, Debug)]
@@ -95,15 +99,23 @@ impl EventLoop {
         self.slots.iter().for_each(|slot| slot.settle());
     }
 
-    /// Serves what is ready, without waiting; one batch, so that others have their turn.
+    /// Serves what is ready, without waiting, until others should have their turn.
     pub fn serve(&self) -> std::io::Result<()> {
-        let mut ready = [EpollEvent::default(); BATCH];
-        let count = self.epoll.wait(0, &mut ready)?;
-        for event in ready.iter().take(count) {
+        let begin = Instant::now();
+        for _ in 0..BATCH {
+            // One by one: what is taken from the kernel has to be served, and the kernel sees to it that all have a turn.
+            let mut event = [EpollEvent::default()];
+            if self.epoll.wait(0, &mut event)? == 0 {
+                break;
+            }
+            let [event] = event;
             let (number, token) = (event.data() >> 32, event.data() & 0xffff_ffff);
             let slot = usize::try_from(number).ok().and_then(|number| self.slots.get(number));
             if let (Some(slot), Ok(number), Ok(token)) = (slot, u32::try_from(number), u32::try_from(token)) {
                 slot.serve(token, event.event_set(), Watch { epoll: &self.epoll, slot: number });
+            }
+            if begin.elapsed() >= TURN {
+                break;
             }
         }
         Ok(())

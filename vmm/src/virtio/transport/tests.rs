@@ -19,6 +19,8 @@ struct Calls {
     activated: AtomicU32,
     reset: AtomicU32,
     served: AtomicU32,
+    /// Milliseconds that serving takes.
+    slowness: AtomicU32,
 }
 
 impl VirtioDevice for Echo {
@@ -45,6 +47,7 @@ impl VirtioDevice for Echo {
     }
     fn serve_queue(&mut self, active: &mut Active, index: usize) -> Result<Progress, QueueError> {
         self.calls.served.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(self.calls.slowness.load(Ordering::SeqCst).into()));
         while let Some(chain) = active.queue(index)?.pop()? {
             active.queue(index)?.push(chain.head, 0)?;
         }
@@ -144,6 +147,26 @@ fn a_driver_starts_the_device_and_is_called_back() {
     bench.slot.doorbells[0].write(1).unwrap();
     bench.events.serve().unwrap();
     assert_eq!((bench.counts(), bench.used()), ((1, 1), 2));
+}
+
+#[test]
+fn slow_devices_take_turns_with_whatever_else_there_is() {
+    let (mut one, other) = (Bench::new(), Bench::new());
+    one.events.add(Arc::clone(&other.slot)).unwrap();
+    let served = || [&one, &other].map(|bench| bench.calls.served.load(Ordering::SeqCst)).iter().sum::<u32>();
+    for bench in [&one, &other] {
+        bench.start(0x1000);
+        bench.calls.slowness.store(20, Ordering::SeqCst);
+        bench.slot.wake.read().unwrap();
+    }
+    // Both are fresh: each is served once for the start and once for its doorbell.
+    for bench in [&one, &other] {
+        bench.slot.doorbells[0].write(1).unwrap();
+    }
+    one.events.serve().unwrap();
+    assert_eq!(served(), 2, "one event a turn");
+    one.events.serve().unwrap();
+    assert_eq!(served(), 4);
 }
 
 #[test]
