@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use portcullis_vmm::api::{Api, ApiError, Limits, Session, Socket, http};
 use portcullis_vmm::config::{ConfigError, LoggerConfig, MetricsConfig, VmConfig};
 use portcullis_vmm::jail;
@@ -40,9 +40,10 @@ Exit codes:
 /// Runs one virtual machine in one confined process.
 #[derive(Parser, Debug)]
 #[command(name = "portcullis-vmm", version, after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("work").required(true).multiple(true).args(["config_file", "api_sock", "describe_snapshot"]))]
 struct Args {
     /// Configuration of the VM, in Firecracker's JSON format. With --api-sock, the VM starts with it at once.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["api_sock", "describe_snapshot"])]
+    #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
     /// Serve Firecracker's API on a unix socket at this path. There must be no file yet.
     #[arg(long, value_name = "PATH", conflicts_with = "no_api")]

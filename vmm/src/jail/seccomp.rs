@@ -55,6 +55,8 @@ const COMMON: &[i64] = &[
     libc::SYS_gettid,
     libc::SYS_madvise,
     libc::SYS_munmap,
+    // To say something last, where nobody may be listening.
+    libc::SYS_poll,
     libc::SYS_restart_syscall,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
@@ -74,7 +76,6 @@ const MAIN: &[i64] = &[
     // The allocator, when something large grows: the state of many vCPUs.
     libc::SYS_mremap,
     libc::SYS_nanosleep,
-    libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_pwrite64,
     libc::SYS_read,
@@ -93,7 +94,6 @@ const API: &[i64] = &[
     // The allocator, when a large body grows.
     libc::SYS_mremap,
     libc::SYS_openat,
-    libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_read,
     libc::SYS_statx,
@@ -193,7 +193,7 @@ mod tests {
             compile(kind, &[]).unwrap();
         }
         // What is measured: distinct system calls a thread. Firecracker's vCPU threads have 27.
-        assert!(rules(ThreadKind::Vcpu, &[]).unwrap().len() <= 20);
+        assert!(rules(ThreadKind::Vcpu, &[]).unwrap().len() <= 21);
         assert!(rules(ThreadKind::Main, &[]).unwrap().len() <= 31);
         assert!(rules(ThreadKind::Api, &[]).unwrap().len() <= 32);
     }

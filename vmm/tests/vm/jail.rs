@@ -139,11 +139,17 @@ fn the_process_gives_up_files_dumps_and_capabilities() {
 
 #[test]
 fn a_panic_aborts() {
-    if std::env::var(PART).is_ok() {
+    let kinds = [("main", ThreadKind::Main), ("vcpu", ThreadKind::Vcpu), ("api", ThreadKind::Api)];
+    if let Ok(part) = std::env::var(PART) {
         portcullis_vmm::vm::abort_on_panic();
+        for (_, kind) in kinds.into_iter().filter(|(name, _)| *name == part) {
+            install(kind, &compile(kind, &[]).unwrap()).unwrap();
+        }
         panic!("on purpose");
     }
-    let (signal, _, text) = in_a_process("a_panic_aborts", "panic");
-    assert_eq!(signal, Some(libc::SIGABRT), "{text}");
-    assert!(text.contains("internal error, aborting"), "{text}");
+    for part in ["not confined", "main", "vcpu", "api"] {
+        let (signal, _, text) = in_a_process("a_panic_aborts", part);
+        assert_eq!(signal, Some(libc::SIGABRT), "{part}: {text}");
+        assert!(text.contains("internal error, aborting"), "{part}: {text}");
+    }
 }

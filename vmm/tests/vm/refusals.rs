@@ -27,7 +27,8 @@ fn config_text(text: &str) -> (tempfile::TempDir, Command) {
 
 #[test]
 fn bad_usage() {
-    expect(&mut program(), 2, &["--config-file"]);
+    expect(&mut program(), 2, &["--config-file", "--api-sock"]);
+    expect(program().arg("--no-api"), 2, &["--config-file"]);
     expect(program().arg("--api-sock"), 2, &["--api-sock"]);
     expect(program().args(["--config-file", "x", "--id", "a/b"]), 2, &["--id"]);
     expect(program().args(["--config-file", "x", "--level", "loud"]), 2, &["--level"]);
