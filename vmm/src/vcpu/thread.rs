@@ -143,7 +143,7 @@ impl Threads {
 
     /// Takes the vCPUs from the threads, in order of their numbers. What an instruction of the guest has begun with a
     /// device is finished: the state that can be read now is a whole one. `None` when a thread did not stop in time;
-    /// those that did run on.
+    /// those that did run on, and so do those that do it later ([`Threads::give_back_late`]).
     pub fn pause(&self) -> Option<Vec<VcpuFd>> {
         self.interrupt.store(true, Ordering::SeqCst);
         let limit = Instant::now() + STOP_LIMIT;
@@ -154,15 +154,25 @@ impl Threads {
                 Err(TryRecvError::Empty) if Instant::now() < limit => self.kick(&parked),
                 Err(_) => {
                     self.interrupt.store(false, Ordering::SeqCst);
-                    for (number, vcpu) in parked {
-                        let _ = self.gates.get(usize::from(number)).map(|gate| gate.send(vcpu));
-                    }
+                    self.give_back(parked);
                     return None;
                 }
             }
         }
         parked.sort_unstable_by_key(|(number, _)| *number);
         Some(parked.into_iter().map(|(_, vcpu)| vcpu).collect())
+    }
+
+    /// Lets vCPUs run on that have stopped only when [`Threads::pause`] had given up. Their threads ring the bell.
+    pub fn give_back_late(&self) {
+        self.give_back(self.parked.try_iter());
+    }
+
+    fn give_back(&self, parked: impl IntoIterator<Item = Parked>) {
+        for (number, vcpu) in parked {
+            // A gate holds one, and its thread has none.
+            let _ = self.gates.get(usize::from(number)).map(|gate| gate.send(vcpu));
+        }
     }
 
     /// What the vCPUs have counted since the last time, together.
@@ -215,6 +225,8 @@ fn thread(
         if let Err(unsent) = park.send((number, run(fd))) {
             std::mem::forget(unsent);
         }
+        // Nobody may be waiting for it any more.
+        let _ = context.wake.write(1);
     }
     gate
 }
@@ -321,5 +333,56 @@ impl Vcpu<'_> {
             other => return Next::Fail(FaultKind::Unhandled(format!("{other:?}"))),
         };
         action.map_or(Next::Run, Next::Do)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn a_vcpu_that_stops_too_late_runs_on() {
+        install_kick_handler().unwrap();
+        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+        let (messages, _inbox) = channel();
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let context = VcpuContext {
+            ports: Arc::default(),
+            mmio: Arc::default(),
+            clock: Clock::start(),
+            messages,
+            wake: Arc::clone(&wake),
+            filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[]).unwrap()),
+        };
+        let ((park, parked), (open, gate), (release, held)) = (channel(), sync_channel(1), channel());
+        let runs = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&runs);
+        let run = move |fd| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let _: Result<(), _> = held.recv();
+            fd
+        };
+        let handle = std::thread::spawn(move || thread(0, &context, gate, &park, run));
+        let interrupt = Arc::default();
+        let mut threads = Threads { handles: vec![handle], gates: vec![open], parked, interrupt, metrics: Vec::new() };
+        let wait_until = |what: &dyn Fn() -> bool| {
+            let limit = Instant::now() + Duration::from_mins(1);
+            while !what() {
+                assert!(Instant::now() < limit);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        threads.run(vec![vm.create_vcpu(0).unwrap()]);
+        wait_until(&|| runs.load(Ordering::SeqCst) == 1);
+        assert!(threads.pause().is_none());
+        while wake.read().is_ok() {}
+        release.send(()).unwrap();
+        wait_until(&|| wake.read().is_ok());
+        threads.give_back_late();
+        wait_until(&|| runs.load(Ordering::SeqCst) == 2);
+        release.send(()).unwrap();
+        assert!(threads.stop(None));
     }
 }

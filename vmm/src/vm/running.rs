@@ -94,6 +94,9 @@ impl Running {
         if let Some(end) = self.take_messages() {
             return Ok(Some(end));
         }
+        if self.paused.is_none() {
+            self.threads.give_back_late();
+        }
         if let Ok(command) = self.commands.inbox.try_recv() {
             self.obey(command);
             // One a turn: what happens meanwhile is seen before the next.
