@@ -78,9 +78,10 @@ fn random(disk: &File, write: bool, depth: u64) {
                     // Knuth's MMIX: its high bits are what is random.
                     number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let offset = (number >> 33) % (DISK_BYTES / BLOCK as u64) * BLOCK as u64;
-                    let done = match write {
-                        true => disk.write_all_at(&block.0, offset),
-                        false => disk.read_exact_at(&mut block.0, offset),
+                    let done = if write {
+                        disk.write_all_at(&block.0, offset)
+                    } else {
+                        disk.read_exact_at(&mut block.0, offset)
                     };
                     done.expect("a disk");
                 }
