@@ -53,6 +53,11 @@ impl BootFiles {
         Ok(files)
     }
 
+    /// The directory into which the packages were unpacked.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The shim that Microsoft signed.
     pub fn shim(&self) -> PathBuf {
         self.root.join("usr/lib/shim/shimx64.efi.signed")

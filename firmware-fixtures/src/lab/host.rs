@@ -455,7 +455,7 @@ fn console_since(dir: &Path, start: u64) -> String {
 }
 
 /// Copies an image, leaving out what is zero.
-fn copy_sparse(from: &Path, to: &Path) -> Result<(), LabError> {
+pub(super) fn copy_sparse(from: &Path, to: &Path) -> Result<(), LabError> {
     let mut copy = Command::new("cp");
     copy.args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to);
     run(copy).map(|_| ())

@@ -10,6 +10,7 @@
 pub mod boot_files;
 pub mod control;
 pub mod cpio;
+pub mod debian_root;
 pub mod esp;
 pub mod host;
 pub mod image;

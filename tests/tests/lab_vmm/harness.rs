@@ -13,10 +13,10 @@ use portcullis_tests::stage::tenant;
 use portcullis_vmm::config::VmConfig;
 use portcullis_vmm::log::{EndReason, Event, LogLine, MarkSource};
 
-/// One command on the host.
-const COMMAND: Duration = Duration::from_mins(1);
-/// One guest, from its start to its end. Ten seconds are usual.
-const GUEST: Duration = Duration::from_mins(3);
+/// One command on the host. Seconds are usual.
+const COMMAND: Duration = Duration::from_mins(5);
+/// One guest, from its start to its end. Ten seconds are usual, a minute with systemd.
+const GUEST: Duration = Duration::from_mins(10);
 
 /// The host, with the guests' files in `/mnt` and one directory a VM in `/run/vm`.
 pub struct Lab {

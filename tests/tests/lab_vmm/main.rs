@@ -4,6 +4,7 @@
 
 mod api;
 mod boot;
+mod debian;
 mod harness;
 mod network;
 mod stock_guest;

@@ -65,7 +65,8 @@ pub fn initrd(files: &BootFiles) -> Vec<u8> {
     let mut order = String::new();
     for module in kmod::closure(&files.modules(), &MODULES).unwrap() {
         let path = format!("/lib/modules/{}.ko", module.name);
-        order += &format!("{path}\n");
+        order += &path;
+        order.push('\n');
         tree.put(HostFile::data(&path, module.contents));
     }
     tree.put(HostFile::data("/etc/modules-in-order", order));
