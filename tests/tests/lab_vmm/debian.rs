@@ -17,15 +17,21 @@ use tempfile::TempDir;
 
 use crate::harness::{Check, Ended, Lab, LabSpec, all};
 
-/// Guest memory: what systemd needs, and room for files.
+/// Guest memory: what systemd and the files of the writers need.
 const MEM_MIB: u64 = 512;
 /// The root file system: a block device of the host.
 const ROOT: &str = "/dev/vdd";
 /// The data disk and the read-only one: files of the host.
 const DATA: &str = "/var/lib/data";
 const FIXED: &str = "/var/lib/fixed";
-/// The data disk's size.
+/// The data disk's size, and the part of each writer.
 const DATA_MIB: u64 = 64;
+const PART_MIB: u64 = 8;
+const WRITERS: u64 = 4;
+/// The writer whose part the guest gives up in the end.
+const DISCARDED: u64 = 1;
+/// So many blocks are written before the VMM is killed.
+const BLOCKS: usize = 8;
 
 /// A guest that does `then` when it is up.
 fn guest(then: &str) -> VmConfig {
@@ -64,12 +70,21 @@ fn expect_running(ended: &Ended) {
     }
 }
 
+/// What the root's superblock says of it, by `dumpe2fs -h`.
+fn superblock(lab: &mut Lab) -> String {
+    lab.must(&format!("dumpe2fs -h {ROOT} 2>&1"))
+}
+
 /// Asserts that the guest has unmounted its root, and left it without a fault.
 fn expect_clean_root(lab: &mut Lab) {
-    let superblock = lab.must(&format!("dumpe2fs -h {ROOT} 2>&1"));
+    let superblock = superblock(lab);
     assert!(superblock.contains("Filesystem state:         clean"), "{superblock}");
     assert!(!superblock.contains("needs_recovery"), "{superblock}");
     lab.must(&format!("e2fsck -f -n {ROOT}"));
+}
+
+fn sha256(lab: &mut Lab, command: &str) -> String {
+    lab.must(&format!("{command} | sha256sum | cut -d ' ' -f 1"))
 }
 
 /// The host, and the directory of its disk.
@@ -94,6 +109,40 @@ fn lab() -> (Lab, TempDir) {
     (lab, dir)
 }
 
+fn four_vcpus_write_to_disks(lab: &mut Lab) {
+    let fixed = sha256(lab, &format!("cat {FIXED}"));
+    let ended = lab.boot("load", &guest("load").with_vcpus(4));
+    ended.expect_clean(EndReason::PowerOff);
+    expect_running(&ended);
+    expect_clean_root(lab);
+    assert_eq!(said(&ended, "vcpus"), "0-3");
+    assert_eq!(said(&ended, "work"), "50000 0 50000 1 50000 2 50000 3");
+
+    for writer in 0..WRITERS {
+        let words: Vec<&str> = said(&ended, &format!("writer {writer}")).split(' ').collect();
+        let ["wrote", wrote, "read", read] = words[..] else { panic!("{ended:?}") };
+        assert_eq!(wrote, read, "writer {writer} in the guest");
+        let part = format!("dd if={DATA} bs=1M skip={} count={PART_MIB} 2>/dev/null", writer * PART_MIB);
+        let kept = sha256(lab, &part);
+        if writer == DISCARDED {
+            assert_eq!(kept, sha256(lab, &format!("dd if=/dev/zero bs=1M count={PART_MIB} 2>/dev/null")));
+        } else {
+            assert_eq!(wrote, kept, "writer {writer} on the host");
+        }
+    }
+    assert_eq!(said(&ended, "discarded a"), "writer's part");
+    assert_eq!(said(&ended, "zeros"), "0");
+    assert!(said(&ended, "trim").ends_with(" trimmed"), "{ended:?}");
+    // In units of 512 bytes; what was never written takes no room either.
+    let blocks: u64 = lab.must(&format!("stat -c %b {DATA}")).parse().unwrap();
+    assert!(blocks / 2048 < WRITERS * PART_MIB, "{blocks} blocks: the host still keeps what the guest gave up");
+
+    assert_eq!(said(&ended, "read-only"), format!("1 {fixed}"));
+    assert_eq!(said(&ended, "tried to"), "change the read-only disk");
+    assert!(!ended.console.contains("the read-only disk took"), "{ended:?}");
+    assert_eq!(sha256(lab, &format!("cat {FIXED}")), fixed);
+}
+
 fn ctrl_alt_del_restarts_it(lab: &mut Lab) {
     lab.start_with_api("keys", &guest("wait"));
     lab.wait_for("keys", "guest: waiting");
@@ -104,9 +153,37 @@ fn ctrl_alt_del_restarts_it(lab: &mut Lab) {
     expect_clean_root(lab);
 }
 
+fn what_was_written_outlives_a_kill(lab: &mut Lab) {
+    lab.start("killed", &guest("write").with_vcpus(2));
+    lab.wait_for("killed", &format!("guest: written {BLOCKS}."));
+    lab.signal("killed", "KILL");
+    let ended = lab.ended("killed");
+    assert_eq!(ended.code, 128 + 9);
+    lab.expect_nothing_left();
+    expect_running(&ended);
+    // The last line may have been cut.
+    let report = |line: &str| line.split_once("guest: written ")?.1.strip_suffix('.')?.parse().ok();
+    let written: usize = ended.console.lines().rev().find_map(report).unwrap();
+    assert!(written >= BLOCKS);
+    // It was in use, so that the checks of a clean one do check something.
+    let superblock = superblock(lab);
+    assert!(superblock.contains("needs_recovery"), "{superblock}");
+
+    let ended = lab.boot("after", &guest(&format!("check written={written}")));
+    ended.expect_clean(EndReason::Reset);
+    expect_running(&ended);
+    assert_eq!(said(&ended, "good blocks"), written.to_string());
+    expect_clean_root(lab);
+    lab.expect_nothing_left();
+}
+
 #[test]
 fn lab_vmm_runs_stock_debian() {
-    let checks: [Check; 1] = [("Ctrl-Alt-Del restarts it", ctrl_alt_del_restarts_it)];
+    let checks: [Check; 3] = [
+        ("Ctrl-Alt-Del restarts it", ctrl_alt_del_restarts_it),
+        ("what was written outlives a kill, reboot", what_was_written_outlives_a_kill),
+        ("four vCPUs write to disks, power-off", four_vcpus_write_to_disks),
+    ];
     let (mut lab, _dir) = lab();
     all(&mut lab, &checks);
 }
