@@ -37,6 +37,8 @@ struct Inner {
     reset: bool,
     /// The driver is ready, and the device does not know yet.
     fresh: bool,
+    /// The device knows of its driver, and its queues have not been looked at since.
+    unserved: bool,
     /// What the driver did wrong, and nobody was told of yet.
     broken: Option<QueueError>,
     errors: u64,
@@ -69,7 +71,8 @@ impl Slot {
         let doorbells = device.queue_sizes().iter().map(|_| counter()).collect::<Result<_, _>>()?;
         let id = device.kind() as u32;
         let registers = Registers::new(id, device.features(), device.queue_sizes());
-        let inner = Inner { registers, device, active: None, reset: false, fresh: false, broken: None, errors: 0 };
+        let (reset, fresh, unserved) = (false, false, false);
+        let inner = Inner { registers, device, active: None, reset, fresh, unserved, broken: None, errors: 0 };
         let interrupt = Arc::new(Interrupt::new(line));
         Ok(Arc::new(Self { inner: Mutex::new(inner), ram, interrupt, doorbells, wake: counter()? }))
     }
@@ -170,6 +173,15 @@ impl Slot {
         let _ = self.wake.write(1);
     }
 
+    /// The driver has put something into queue `index`. Once it is connected ([`Slot::connect`]) KVM rings the doorbells
+    /// itself; what comes here then names a queue that does not exist, as often as the guest likes, and is not logged.
+    fn notify(&self, index: u32) {
+        if let Some(doorbell) = usize::try_from(index).ok().and_then(|index| self.doorbells.get(index)) {
+            // Full only if it says so already.
+            let _ = doorbell.write(1);
+        }
+    }
+
     /// See [`VirtioDevice::system_calls`].
     pub(super) fn system_calls(&self) -> &'static [Call] {
         self.lock().device.system_calls()
@@ -191,9 +203,8 @@ impl Slot {
     /// Something that the event loop watches for this slot is ready.
     pub(super) fn serve(&self, token: u32, set: EventSet, watch: Watch<'_>) {
         let inner = &mut *self.lock();
-        let was_fresh = inner.fresh;
         inner.catch_up();
-        if was_fresh {
+        if std::mem::take(&mut inner.unserved) {
             // What came before the device knew of its driver.
             (0..self.doorbells.len()).for_each(|index| self.ring(inner, index));
         }
@@ -238,6 +249,7 @@ impl Inner {
             && let Some(active) = self.active.as_mut()
         {
             self.device.activate(active);
+            self.unserved = true;
         }
     }
 
@@ -302,9 +314,7 @@ impl Device for MmioTransport {
         match at {
             _ if !at.is_multiple_of(4) => {}
             offset::INTERRUPT_ACK => self.slot.interrupt.acknowledge(value),
-            // KVM rings the doorbells itself. What comes here names a queue that does not exist, and as often as the
-            // guest likes: it is not logged.
-            offset::QUEUE_NOTIFY => {}
+            offset::QUEUE_NOTIFY => self.slot.notify(value),
             _ => self.slot.write_register(at, value),
         }
         None

@@ -141,7 +141,7 @@ impl Driver {
         let offered = ring.offered;
         self.put(base + 0x1004 + 2 * slot, place * PER_CHAIN);
         self.put(base + 0x1002, offered);
-        self.slot.doorbells[queue].write(1).unwrap();
+        self.set(offset::QUEUE_NOTIFY, u32::try_from(queue).unwrap());
         place
     }
 

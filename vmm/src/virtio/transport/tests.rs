@@ -144,7 +144,7 @@ fn a_driver_starts_the_device_and_is_called_back() {
     bench.set(offset::INTERRUPT_ACK, 1);
     assert_eq!(bench.get(offset::INTERRUPT_STATUS), 0);
     bench.offer(2, 0x8000);
-    bench.slot.doorbells[0].write(1).unwrap();
+    bench.set(offset::QUEUE_NOTIFY, 0);
     bench.events.serve().unwrap();
     assert_eq!((bench.counts(), bench.used()), ((1, 1), 2));
 }
@@ -170,12 +170,40 @@ fn slow_devices_take_turns_with_whatever_else_there_is() {
 }
 
 #[test]
+fn a_control_command_before_the_first_turn_loses_nothing() {
+    let bench = Bench::new();
+    bench.start(0x1000);
+    bench.offer(1, 0x8000);
+    bench.slot.control(|_, active| (assert!(active.is_some()), false));
+    assert_eq!(bench.counts().0, 1);
+    bench.events.serve().unwrap();
+    assert_eq!((bench.counts().0, bench.used()), (1, 1));
+}
+
+#[test]
+fn a_notification_of_a_queue_that_is_not_there_is_lost() {
+    let bench = Bench::new();
+    bench.start(0x1000);
+    bench.events.serve().unwrap();
+    let served = bench.calls.served.load(Ordering::SeqCst);
+    bench.offer(1, 0x8000);
+    for queue in [2, u32::MAX] {
+        bench.set(offset::QUEUE_NOTIFY, queue);
+        bench.events.serve().unwrap();
+    }
+    assert_eq!((bench.calls.served.load(Ordering::SeqCst), bench.used()), (served, 0));
+    bench.set(offset::QUEUE_NOTIFY, 0);
+    bench.events.serve().unwrap();
+    assert_eq!(bench.used(), 1);
+}
+
+#[test]
 fn a_reset_device_touches_no_memory() {
     let bench = Bench::new();
     bench.start(0x1000);
     bench.events.serve().unwrap();
     bench.offer(1, 0x8000);
-    bench.slot.doorbells[0].write(1).unwrap();
+    bench.set(offset::QUEUE_NOTIFY, 0);
     bench.set(offset::STATUS, 0);
     bench.events.serve().unwrap();
     assert_eq!((bench.used(), bench.get(offset::STATUS)), (0, 0));
@@ -197,7 +225,7 @@ fn a_queue_outside_memory_or_a_bad_chain_stops_the_device_until_its_reset() {
     bench.events.serve().unwrap();
     assert_eq!(bench.get(offset::STATUS), READY | NEEDS_RESET);
     let served = bench.calls.served.load(Ordering::SeqCst);
-    bench.slot.doorbells[0].write(1).unwrap();
+    bench.set(offset::QUEUE_NOTIFY, 0);
     bench.events.serve().unwrap();
     assert_eq!(bench.calls.served.load(Ordering::SeqCst), served);
 
@@ -237,7 +265,7 @@ fn a_saved_slot_goes_on_in_another() {
     other.events.serve().unwrap();
     assert_eq!(other.counts().0, 1);
     other.offer(2, 0x8000);
-    other.slot.doorbells[0].write(1).unwrap();
+    other.set(offset::QUEUE_NOTIFY, 0);
     other.events.serve().unwrap();
     assert_eq!((other.used(), other.get(offset::STATUS)), (2, READY));
 }
