@@ -132,7 +132,7 @@ pub fn parse(bytes: &[u8]) -> Result<State, FormatError> {
 }
 
 /// The bytes of a whole file.
-pub fn write(state: &State) -> Result<Vec<u8>, FormatError> {
+pub fn encode(state: &State) -> Result<Vec<u8>, FormatError> {
     let payload = postcard::to_allocvec(state).map_err(|e| FormatError::State(e.to_string()))?;
     let mut file = Vec::with_capacity(HEAD + payload.len());
     file.extend(MAGIC);

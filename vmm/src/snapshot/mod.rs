@@ -20,7 +20,7 @@ use crate::memory::GuestRam;
 pub use config::{
     MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
 };
-pub use format::{FormatError, MAX_FILE, VERSION, parse};
+pub use format::{FormatError, MAX_FILE, VERSION, encode, parse};
 pub use kvm::KvmState;
 pub use state::State;
 
@@ -107,7 +107,7 @@ pub fn write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result
 
 fn try_write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result<(), SnapshotError> {
     let step = |what| move |source| SnapshotError::Write { what, source };
-    let bytes = format::write(state)?;
+    let bytes = encode(state)?;
     // What an earlier snapshot has left must not meet the new memory.
     files.state.set_len(0).map_err(step("state"))?;
     files.memory.set_len(0).map_err(step("memory"))?;

@@ -159,14 +159,26 @@ pub struct Controller {
     shared: Arc<Shared>,
 }
 
-/// The main thread's end.
-pub(super) struct Commands {
+/// The end that carries commands out: the main thread's.
+pub struct Commands {
     pub(super) inbox: Receiver<Command>,
     pub(super) shared: Arc<Shared>,
 }
 
+impl Commands {
+    /// Waits for the next command; `None` when nobody is left who could send one.
+    pub fn wait(&self) -> Option<Command> {
+        self.inbox.recv().ok()
+    }
+
+    /// Says what the VM does from now on.
+    pub fn set_state(&self, state: VmState) {
+        self.shared.set_state(state);
+    }
+}
+
 /// A pair of ends; `bell` is written with each command.
-pub(super) fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
+pub fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
     let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
     let shared =
         Arc::new(Shared { state: AtomicU8::new(VmState::NotStarted as u8), bell, ended, metrics: Metrics::default() });

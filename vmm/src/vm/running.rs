@@ -198,7 +198,7 @@ impl Running {
     }
 
     pub(super) fn set_state(&self, state: VmState) {
-        self.commands.shared.set_state(state);
+        self.commands.set_state(state);
     }
 
     fn pause(&mut self) -> Result<(), ControlError> {

@@ -97,8 +97,19 @@ pub struct Net {
 impl Net {
     /// Opens the tap of `config`. With `metadata`, the metadata service is a neighbour of the card.
     pub fn open(config: &NetworkInterface, metadata: Option<(&MmdsConfig, &SharedMmds)>) -> Result<Self, DeviceError> {
+        let tap = Tap::open(&config.host_dev_name).map_err(std::io::Error::other).map_err(|source| {
+            DeviceError::Host { device: Self::name_of(&config.iface_id), step: "open its tap", source }
+        })?;
+        Self::on(tap, config, metadata)
+    }
+
+    /// The card of `config` on a tap that is open already.
+    pub fn on(
+        tap: Tap,
+        config: &NetworkInterface,
+        metadata: Option<(&MmdsConfig, &SharedMmds)>,
+    ) -> Result<Self, DeviceError> {
         let host = |step| move |source| DeviceError::Host { device: Self::name_of(&config.iface_id), step, source };
-        let tap = Tap::open(&config.host_dev_name).map_err(std::io::Error::other).map_err(host("open its tap"))?;
         let limiter = |config: &Option<_>| RateLimiter::new(config.as_ref()).map_err(host("make a timer"));
         let service = |(config, mmds): (&MmdsConfig, &SharedMmds)| Metadata::new(config, Arc::clone(mmds));
         Ok(Self {

@@ -139,6 +139,14 @@ impl Tap {
     }
 }
 
+impl From<File> for Tap {
+    /// A tap that somebody has opened and set up, or what keeps frames and their headers apart as one does: a socket of
+    /// datagrams. It does not wait (`O_NONBLOCK`).
+    fn from(file: File) -> Self {
+        Self { file, offload: 0 }
+    }
+}
+
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()

@@ -4,7 +4,7 @@ use super::*;
 use crate::snapshot::tests::state;
 
 fn file() -> Vec<u8> {
-    write(&state()).unwrap()
+    encode(&state()).unwrap()
 }
 
 /// Puts the right checksum over whatever the file says.
@@ -24,7 +24,7 @@ fn refused(bytes: &[u8]) -> FormatError {
 #[test]
 fn what_is_written_is_read_back() {
     let bytes = file();
-    assert_eq!(write(&parse(&bytes).unwrap()).unwrap(), bytes);
+    assert_eq!(encode(&parse(&bytes).unwrap()).unwrap(), bytes);
     assert_eq!(describe(&bytes[..HEAD]), Ok(VERSION));
 }
 
