@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::appraisal::APPRAISE_EVENT_LOG.run(bytes);
+    portcullis_fuzz::attest::appraisal::APPRAISE_EVENT_LOG.run(bytes);
 });

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::release::CERTIFIED_PARENT.run(bytes);
+    portcullis_fuzz::attest::release::CERTIFIED_PARENT.run(bytes);
 });

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::endorsement::EK_CHAIN.run(bytes);
+    portcullis_fuzz::attest::endorsement::EK_CHAIN.run(bytes);
 });

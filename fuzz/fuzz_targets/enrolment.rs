@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::statements::ENROLMENT.run(bytes);
+    portcullis_fuzz::attest::statements::ENROLMENT.run(bytes);
 });

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::eventlog::EVENT_LOG.run(bytes);
+    portcullis_fuzz::attest::eventlog::EVENT_LOG.run(bytes);
 });

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::ima::IMA_BINARY.run(bytes);
+    portcullis_fuzz::attest::ima::IMA_BINARY.run(bytes);
 });

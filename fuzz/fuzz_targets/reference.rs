@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::documents::REFERENCE.run(bytes);
+    portcullis_fuzz::attest::documents::REFERENCE.run(bytes);
 });

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::statements::REFERENCE_SIGNATURE.run(bytes);
+    portcullis_fuzz::attest::statements::REFERENCE_SIGNATURE.run(bytes);
 });

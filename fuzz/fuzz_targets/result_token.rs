@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::statements::RESULT_TOKEN.run(bytes);
+    portcullis_fuzz::attest::statements::RESULT_TOKEN.run(bytes);
 });

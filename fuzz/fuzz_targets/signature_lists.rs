@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    portcullis_fuzz::eventlog::SIGNATURE_LISTS.run(bytes);
+    portcullis_fuzz::attest::eventlog::SIGNATURE_LISTS.run(bytes);
 });

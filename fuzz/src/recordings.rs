@@ -1,16 +1,12 @@
-//! Genuine inputs to begin with: the project's recorded boots, and a folder of other machines' logs where there is one.
+//! Genuine inputs to begin with, from outside: the project's own boots, and a folder of other machines' logs where there
+//! is one. The rooms have further ones.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
-
-/// The recorded boots of the project's own lab.
-pub const BOOTS: [RecordedBoot; 5] =
-    [recorded::SECURE_BOOT, recorded::TAMPERED, recorded::SECURE_BOOT_OFF, recorded::DIRECT, recorded::SEABIOS];
-
 /// What machines really gave.
+#[derive(Debug, Default)]
 pub struct Recordings {
     /// Firmware event logs.
     pub event_logs: Vec<Vec<u8>>,
@@ -21,20 +17,6 @@ pub struct Recordings {
 }
 
 impl Recordings {
-    /// The recorded boots of the project's own lab.
-    pub fn of_the_lab() -> Self {
-        Self {
-            event_logs: BOOTS
-                .iter()
-                .map(|boot| boot.event_log)
-                .chain([recorded::UKI_EVENT_LOG])
-                .map(<[_]>::to_vec)
-                .collect(),
-            ima_binary: BOOTS.iter().map(|boot| boot.ima.to_vec()).collect(),
-            ima_ascii: Vec::new(),
-        }
-    }
-
     /// Adds what a folder has: `eventlogs/*` and `ima/*.ascii`.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::exit;
 use std::{env, fs, io};
 
-use portcullis_fuzz::TARGETS;
 use portcullis_fuzz::recordings::Recordings;
+use portcullis_fuzz::{attest, vmm};
 
 libfuzzer_sys::fuzz_target!(init: write_and_exit(), |_bytes: &[u8]| {});
 
@@ -29,7 +29,7 @@ fn write() -> io::Result<()> {
     if let Some(more) = arguments.next() {
         recordings.add_folder(Path::new(&more))?;
     }
-    for target in TARGETS {
+    for target in attest::TARGETS.iter().chain(vmm::TARGETS) {
         let folder = Path::new(&folder).join(target.name);
         fs::create_dir_all(&folder)?;
         for (seed, number) in target.short_seeds(&recordings).into_iter().zip(1_usize..) {

@@ -30,7 +30,7 @@ fn evidences() -> Vec<Vec<u8>> {
     let mut small = TPM.evidence(&BINDING, &pcrs());
     small.eventlog = vec![0; 40];
     small.ima = vec![0; 40];
-    let example = include_bytes!("../../attest/schemas/examples/evidence-1.json").to_vec();
+    let example = include_bytes!("../../../attest/schemas/examples/evidence-1.json").to_vec();
     vec![example, small.to_json().expect("evidence can be written")]
 }
 
@@ -42,7 +42,7 @@ fn policy(bytes: &[u8]) -> bool {
 }
 
 fn policies() -> Vec<Vec<u8>> {
-    let mut seeds = vec![Vec::new(), include_bytes!("../../attest/schemas/examples/policy-1.toml").to_vec()];
+    let mut seeds = vec![Vec::new(), include_bytes!("../../../attest/schemas/examples/policy-1.toml").to_vec()];
     seeds.extend(appraisal::POLICIES.iter().map(|policy| policy.as_bytes().to_vec()));
     seeds
 }
@@ -113,7 +113,7 @@ fn reference(bytes: &[u8]) -> bool {
 
 /// The example, and the first tables of what is made from each recorded log.
 fn references(recordings: &Recordings) -> Vec<Vec<u8>> {
-    let mut seeds = vec![include_bytes!("../../attest/schemas/examples/reference-1.toml").to_vec()];
+    let mut seeds = vec![include_bytes!("../../../attest/schemas/examples/reference-1.toml").to_vec()];
     for log in &recordings.event_logs {
         let Some(text) = appraisal::reference_of(log).and_then(|values| values.to_toml().ok()) else { continue };
         let tables: Vec<&str> = text.split("\n\n").collect();
@@ -161,7 +161,7 @@ fn stored(bytes: &[u8]) -> bool {
 
 fn stored_documents() -> Vec<Vec<u8>> {
     let judged = appraisal::judged();
-    let result = include_bytes!("../../attest/schemas/examples/result-1.json");
+    let result = include_bytes!("../../../attest/schemas/examples/result-1.json");
     let key = br#"{"public":"AAECAw==","duplicate":"AAECAw==","seed":"AAECAw=="}"#;
     vec![
         [&[0], serde_json::to_vec(&judged).expect("what was judged can be written").as_slice()].concat(),

@@ -11,8 +11,8 @@ use portcullis_attest::reference::signature::SignerKey;
 use portcullis_firmware_fixtures::recorded::NONCE;
 
 use super::Target;
+use super::boots::BOOTS;
 use super::documents::pem;
-use super::recordings::BOOTS;
 use super::software_tpm::{self, SoftTpm, binding, pcrs};
 
 /// The TPM whose attestation key is enrolled. It signs what a target wants signed.

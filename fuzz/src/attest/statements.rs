@@ -103,5 +103,5 @@ pub const RESULT_TOKEN: Target = Target {
     name: "result_token",
     body: |bytes| AttestationResult::from_token(&jws(TYP, bytes), &VERIFIER).is_ok(),
     max_len: 2048,
-    seeds: |_| vec![include_bytes!("../../attest/schemas/examples/result-1.json").to_vec()],
+    seeds: |_| vec![include_bytes!("../../../attest/schemas/examples/result-1.json").to_vec()],
 };

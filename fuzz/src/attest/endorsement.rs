@@ -8,9 +8,9 @@ use portcullis_attest::endorsement::{EkCertificate, EkRoots, EndorsementKey, Rev
 use portcullis_attest::key::PublicArea;
 
 use super::Target;
+use super::boots::BOOTS;
 use super::documents::pem;
 use super::keys::TPM;
-use super::recordings::BOOTS;
 use super::software_ca::{
     Authority, Certificate, ECDSA_SHA256, KEY_CERT_SIGN, KEY_ENCIPHERMENT, ek_certificate, key_usage, name, oid, seq,
     tlv,

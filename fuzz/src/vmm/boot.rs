@@ -1,0 +1,118 @@
+//! Kernels and initrds: whatever their headers say, they lie where the guest finds them, or nothing is booted.
+
+use std::fs;
+use std::path::Path;
+
+use portcullis_vmm::boot::{BootFiles, Entry};
+use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::memory::{self, layout};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::Target;
+use super::files::MemoryFile;
+
+/// A flag, and a kernel's file: bzImage, ELF, or ELF with a PVH note.
+pub const KERNEL: Target = Target { name: "kernel", body: kernel, max_len: 4096, seeds: |_| seeds() };
+
+const MIB: u64 = 4;
+const INITRD: [u8; 5000] = [0x1d; 5000];
+
+fn kernel(bytes: &[u8]) -> bool {
+    let Some((flags, image)) = bytes.split_first() else { return false };
+    let image = MemoryFile::new(image);
+    let initrd = (flags & 1 != 0).then(|| MemoryFile::new(&INITRD));
+    let mut config = VmConfig::new(image.path()).with_mem_mib(MIB).with_boot_args("console=ttyS0");
+    if let Some(initrd) = &initrd {
+        config = config.with_initrd(initrd.path());
+    }
+    let ram = memory::reserve(MIB).expect("some memory");
+    let files = BootFiles::open(&config).expect("the files are there");
+    let Ok(entry) = files.load(&ram, &config, &[]) else { return false };
+    let first = match entry {
+        Entry::Long { rip } => rip,
+        Entry::Pvh { eip } => u64::from(eip),
+    };
+    assert!(first >= layout::HIGH_RAM, "it begins in the boot structures, at {first:#x}");
+    assert!(ram.check_range(GuestAddress(first), 1), "it begins outside memory, at {first:#x}");
+    let mut cmdline = [0; 14];
+    ram.read_slice(&mut cmdline, GuestAddress(layout::CMDLINE)).expect("low memory");
+    assert_eq!(&cmdline, b"console=ttyS0\0");
+    let (start, len) = initrd_place(&ram, entry);
+    assert_eq!(len, if initrd.is_some() { 5000 } else { 0 });
+    if len > 0 {
+        let mut found = INITRD.map(|_| 0);
+        ram.read_slice(&mut found, GuestAddress(start)).expect("the initrd lies in memory");
+        assert!(found == INITRD && start >= layout::HIGH_RAM, "the initrd is not what the guest is told of");
+    }
+    true
+}
+
+/// Where the guest is told that its initrd lies.
+fn initrd_place(ram: &memory::GuestRam, entry: Entry) -> (u64, u64) {
+    let word = |at| u64::from(ram.read_obj::<u32>(GuestAddress(at)).expect("low memory"));
+    match entry {
+        Entry::Long { .. } => (word(layout::BOOT_PARAMS + 0x218), word(layout::BOOT_PARAMS + 0x21c)),
+        Entry::Pvh { .. } if word(layout::PVH_START_INFO + 12) == 0 => (0, 0),
+        Entry::Pvh { .. } => {
+            let modules = word(layout::PVH_START_INFO + 16);
+            (word(modules), word(modules + 8))
+        }
+    }
+}
+
+/// Puts numbers into an image, little endian.
+fn put(image: &mut [u8], values: &[(usize, &[u8])]) {
+    for (at, value) in values {
+        image[*at..*at + value.len()].copy_from_slice(value);
+    }
+}
+
+fn bzimage() -> Vec<u8> {
+    let mut image = vec![0; 0x400 + 0x300];
+    let address = 0x10_0000u64.to_le_bytes();
+    let fields: [(usize, &[u8]); 9] = [
+        (0x1f1, &[1]),
+        (0x1fe, &[0x55, 0xaa]),
+        (0x201, &[0x6a]),
+        (0x202, b"HdrS"),
+        (0x206, &[0x0f, 0x02]),
+        (0x211, &[1]),
+        (0x22c, &[0xff, 0xff, 0xff, 0x7f]),
+        (0x236, &[1]),
+        (0x260, &[0, 0x20, 0, 0]),
+    ];
+    put(&mut image, &fields);
+    put(&mut image, &[(0x258, &address)]);
+    image
+}
+
+/// An ELF image of one segment, and with a note that has the entry point of PVH.
+fn elf(pvh: bool) -> Vec<u8> {
+    let mut image = vec![0; 0x300];
+    let entry = 0x10_0010u64.to_le_bytes();
+    let segment = |kind: u32, offset: u64, len: u64| {
+        let head = [kind.to_le_bytes(), 5u32.to_le_bytes()].concat();
+        let numbers = [offset, 0x10_0000, 0x10_0000, len, len, 4].map(u64::to_le_bytes).concat();
+        [head, numbers].concat()
+    };
+    put(&mut image, &[(0, b"\x7fELF\x02\x01\x01"), (16, &[2]), (18, &[62]), (24, &entry), (32, &[64]), (54, &[56])]);
+    put(&mut image, &[(56, &[1 + u8::from(pvh)]), (64, &segment(1, 0x200, 0x100)), (120, &segment(4, 0x180, 20))]);
+    let note = [4u32.to_le_bytes(), 4u32.to_le_bytes(), 18u32.to_le_bytes(), *b"Xen\0", 0x10_0020u32.to_le_bytes()];
+    put(&mut image, &[(0x180, &note.concat())]);
+    image
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let images = [bzimage(), elf(false), elf(true)];
+    let mut seeds: Vec<_> =
+        images.iter().flat_map(|image| [0, 1].map(|flags| [&[flags], image.as_slice()].concat())).collect();
+    // The begin of a real one, where this machine has any.
+    for entry in fs::read_dir(Path::new("/boot")).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("vmlinuz") {
+            let image = fs::read(entry.path()).unwrap_or_default();
+            seeds.push([&[0], image.get(..0x800).unwrap_or_default()].concat());
+        }
+    }
+    seeds
+}

@@ -1,0 +1,43 @@
+//! The configuration's file, in Firecracker's JSON.
+
+use portcullis_vmm::config::{MAX_CMDLINE, MAX_VCPUS, VmConfig};
+
+use super::Target;
+use super::files::MemoryFile;
+
+/// What is accepted is the same when it is written and read again, and within the bounds that the VMM has.
+pub const VM_CONFIG: Target = Target { name: "vm_config", body: config, max_len: 2048, seeds: |_| configurations() };
+
+fn config(bytes: &[u8]) -> bool {
+    let file = MemoryFile::new(bytes);
+    let Ok(config) = VmConfig::from_file(&file.path()) else { return false };
+    assert!((1..=MAX_VCPUS).contains(&config.machine_config.vcpu_count));
+    let cmdline = config.cmdline();
+    assert!(cmdline.len() <= MAX_CMDLINE && !cmdline.contains('\0'));
+    let text = config.to_json().expect("it can be written");
+    let again: VmConfig = serde_json::from_str(&text).expect("what was written can be read");
+    again.check().expect("what was accepted is accepted again");
+    assert_eq!(again, config);
+    true
+}
+
+/// Each part once, and a small one.
+pub fn configurations() -> Vec<Vec<u8>> {
+    let whole = r#"{
+        "boot-source": {"kernel_image_path": "vmlinux", "initrd_path": "initrd", "boot_args": "console=ttyS0 -- -x"},
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false},
+        "drives": [{"drive_id": "rootfs", "path_on_host": "disk", "is_root_device": true, "partuuid": "0eaa91a0-01",
+            "is_read_only": false, "cache_type": "Writeback", "io_engine": "Sync", "tenant": "a", "offset": 512,
+            "rate_limiter": {"bandwidth": {"size": 1000, "one_time_burst": 5, "refill_time": 100}, "ops": null}}],
+        "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:AC:10:00:02",
+            "mtu": 1500, "rx_rate_limiter": {"ops": {"size": 1, "refill_time": 1}}}],
+        "vsock": {"guest_cid": 3, "uds_path": "v.sock"},
+        "entropy": {}, "cpu-config": null, "pmem": [], "memory-hotplug": null,
+        "balloon": {"amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 1},
+        "mmds-config": {"version": "V2", "network_interfaces": ["eth0"], "ipv4_address": "169.254.170.2"},
+        "logger": {"log_path": "log", "level": "Info"}, "metrics": {"metrics_path": "metrics"},
+        "serial": {"serial_out_path": "serial"}
+    }"#;
+    let small = r#"{"boot-source": {"kernel_image_path": "vmlinux"}}"#;
+    [whole, small].map(|text| text.as_bytes().to_vec()).to_vec()
+}
