@@ -21,15 +21,8 @@ impl BootFiles {
     /// # Errors
     /// When they cannot be downloaded, or a package does not have the file it should have.
     pub fn fetch() -> Result<Self, LabError> {
-        let cache = workdir::cache_dir().map_err(io_error("cannot make the lab's cache directory"))?;
-        let _lock = CacheLock::take_in(&cache, "boot-files").map_err(io_error("cannot lock the lab's cache"))?;
+        let cache = cached("boot-files", "stamp", "--boot-files")?;
         let stamp = cache.join("boot-files/stamp");
-        if !stamp.exists() {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install-packages");
-            let mut command = Command::new(script);
-            command.arg("--boot-files").env("PORTCULLIS_LAB_CACHE", &cache);
-            run(command)?;
-        }
         let versions = fs::read_to_string(&stamp).map_err(io_error(format!("cannot read {}", stamp.display())))?;
         let root = cache.join("boot-files/root");
         let modules = root.join("lib/modules");
@@ -110,4 +103,26 @@ impl BootFiles {
     pub fn versions(&self) -> &str {
         &self.versions
     }
+}
+
+/// The kernel that Debian builds for machines of all kinds: with drivers built in that the cloud kernel lacks, such as
+/// that of the VM generation ID. Downloaded when it is not in the cache.
+///
+/// # Errors
+/// When it cannot be downloaded.
+pub fn generic_kernel() -> Result<PathBuf, LabError> {
+    Ok(cached("generic-kernel", "vmlinuz", "--generic-kernel")?.join("generic-kernel/vmlinuz"))
+}
+
+/// The cache, with a directory in it that has a file `complete`; else `scripts/install-packages` makes it.
+fn cached(directory: &str, complete: &str, option: &str) -> Result<PathBuf, LabError> {
+    let cache = workdir::cache_dir().map_err(io_error("cannot make the lab's cache directory"))?;
+    let _lock = CacheLock::take_in(&cache, directory).map_err(io_error("cannot lock the lab's cache"))?;
+    if !cache.join(directory).join(complete).exists() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install-packages");
+        let mut command = Command::new(script);
+        command.arg(option).env("PORTCULLIS_LAB_CACHE", &cache);
+        run(command)?;
+    }
+    Ok(cache)
 }

@@ -1,6 +1,6 @@
 //! The VMM's API, asked on the host through its socket.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::Lab;
 
@@ -32,9 +32,26 @@ impl Lab {
         assert_eq!(status, 204, "VM {name}: {method} {path} {body}: {answer}");
     }
 
+    /// A request that has to be refused; gives what the fault says.
+    pub fn refused(&mut self, name: &str, method: &str, path: &str, body: &Value) -> String {
+        let (status, answer) = self.request(name, method, path, Some(body));
+        assert_eq!(status, 400, "VM {name}: {method} {path} {body}: {answer}");
+        answer["fault_message"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn pause(&mut self, name: &str) {
+        self.change(name, "PATCH", "/vm", &json!({ "state": "Paused" }));
+        assert_eq!(self.get(name, "/")["state"], "Paused");
+    }
+
+    pub fn resume(&mut self, name: &str) {
+        self.change(name, "PATCH", "/vm", &json!({ "state": "Resumed" }));
+        assert_eq!(self.get(name, "/")["state"], "Running");
+    }
+
     /// What the VMM has counted since its start.
     pub fn counted(&mut self, name: &str, group: &str, counter: &str) -> u64 {
-        self.change(name, "PUT", "/actions", &serde_json::json!({ "action_type": "FlushMetrics" }));
+        self.change(name, "PUT", "/actions", &json!({ "action_type": "FlushMetrics" }));
         let lines = self.must(&format!("cat /run/vm/{name}/metrics"));
         let count = |line: &str| {
             let line: Value = serde_json::from_str(line).expect(line);

@@ -21,7 +21,7 @@ const GUEST: Duration = Duration::from_mins(10);
 /// The host, with the guests' files in `/mnt` and one directory a VM in `/run/vm`.
 pub struct Lab {
     pub host: Host,
-    /// Commands that guests were given.
+    /// Commands that guests were given or that were left running.
     pub commands: u32,
 }
 
@@ -119,8 +119,23 @@ impl Lab {
         self.launch(name, "--api-sock api --metrics-path metrics --config-file vm.json");
     }
 
+    /// Starts a VMM that has an API and no VM yet. The VM's directory may be there already.
+    pub fn start_empty(&mut self, name: &str) {
+        self.must(&format!("mkdir -p /run/vm/{name}"));
+        self.launch(name, "--api-sock api --metrics-path metrics");
+        self.wait_until(name, &format!("test -S /run/vm/{name}/api"));
+    }
+
+    /// Leaves a shell command running on the host.
+    pub fn background(&mut self, command: &str) {
+        self.commands += 1;
+        let script = format!("/run/background-{}", self.commands);
+        self.host.write_file(&script, command.as_bytes()).unwrap();
+        self.must(&format!("setsid sh {script} </dev/null >/dev/null 2>&1 &"));
+    }
+
     fn prepare(&mut self, name: &str, config: &VmConfig) {
-        self.must(&format!("mkdir /run/vm/{name}"));
+        self.must(&format!("mkdir -p /run/vm/{name}"));
         self.host.write_file(&format!("/run/vm/{name}/vm.json"), config.to_json().unwrap().as_bytes()).unwrap();
     }
 
@@ -132,8 +147,7 @@ impl Lab {
              --log-path log <in >console 2>errors & pid=$!; echo $pid >pid.new; mv pid.new pid; wait $pid; \
              echo $? >code.new; mv code.new code"
         );
-        self.host.write_file(&format!("/run/vm/{name}/run"), script.as_bytes()).unwrap();
-        self.must(&format!("setsid sh /run/vm/{name}/run </dev/null >/dev/null 2>&1 &"));
+        self.background(&script);
         self.wait_until(name, &format!("test -s /run/vm/{name}/pid"));
     }
 
