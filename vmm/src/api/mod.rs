@@ -33,7 +33,7 @@ pub use socket::{Socket, SocketError};
 use crate::jail::landlock::Domain;
 use crate::jail::seccomp::{self, ThreadKind};
 use crate::jail::{self, JailError};
-use crate::vm::Controller;
+use crate::vm::{Controller, STACK};
 
 /// How long the thread may take to end after the VM has. It never waits for a client then.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -76,7 +76,8 @@ impl Api {
             }
             drop(socket);
         };
-        let thread = std::thread::Builder::new().name("api".to_owned()).spawn(serve).map_err(ApiError::Thread)?;
+        let thread = std::thread::Builder::new().name("api".to_owned()).stack_size(STACK);
+        let thread = thread.spawn(serve).map_err(ApiError::Thread)?;
         wait_confined(&confined)?;
         Ok(Self { thread })
     }

@@ -18,7 +18,7 @@ use crate::jail::JailError;
 use crate::jail::seccomp::{self, ThreadKind};
 use crate::log::{EndReason, Mark};
 use crate::metrics;
-use crate::vm::Clock;
+use crate::vm::{Clock, STACK};
 
 /// Interrupts `KVM_RUN` of the thread that gets it.
 const KICK: Signal = Signal::SIGUSR1;
@@ -96,6 +96,7 @@ impl Threads {
             all.metrics.push(Arc::clone(&counters));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{number}"))
+                .stack_size(STACK)
                 .spawn(move || {
                     let run = |fd| {
                         let mut vcpu =

@@ -26,7 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use clock::Clock;
 pub use control::{Command, ControlError, Controller, Reply, VmState};
 pub use end::VmError;
-pub use heap::share_heap;
+pub use heap::{STACK, share_heap};
 pub use kvm::KvmError;
 pub use panic::abort_on_panic;
 
