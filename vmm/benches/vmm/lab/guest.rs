@@ -35,16 +35,17 @@ pub fn small(files: &BootFiles) -> Vec<u8> {
 /// One with drivers and this program, which puts loads on a disk and a network card.
 pub fn loaded(files: &BootFiles) -> Vec<u8> {
     let mut archive = archive(files);
-    let mut script = String::from("mount -t sysfs sys /sys\nip link set lo up\n");
+    let mut script = vec!["mount -t sysfs sys /sys".to_owned(), "ip link set lo up".to_owned()];
     let modules =
         kmod::closure(&files.modules(), &["virtio_mmio", "virtio_blk", "virtio_net"]).expect("Debian's modules");
     for module in modules {
-        script += &format!("insmod /{}.ko\n", module.name);
+        script.push(format!("insmod /{}.ko", module.name));
         archive.put(&format!("/{}.ko", module.name), Entry::File(0o644, module.contents));
     }
-    script += &format!("ip address add {}/24 dev eth0 && ip link set eth0 up\n/measure {}\n", load::GUEST, load::WORD);
+    script.push(format!("ip address add {}/24 dev eth0 && ip link set eth0 up", load::GUEST));
+    script.push(format!("/measure {}\n", load::WORD));
     archive.put("/sys", Entry::Directory);
-    archive.put("/load", Entry::File(0o755, script.into_bytes()));
+    archive.put("/load", Entry::File(0o755, script.join("\n").into_bytes()));
     let me = std::env::current_exe().expect("this program");
     for file in rootfs::with_libraries("/measure", Path::new(&me)).expect("this program's libraries") {
         archive.put(&file.path, Entry::File(file.mode, file.contents));

@@ -159,7 +159,7 @@ fn loads(program: &[&str]) -> Value {
     serve();
     let mut child = start(program);
     let output = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
-    let (mut all, mut said, mut before) = (Vec::new(), String::new(), 0);
+    let (mut all, mut said, mut before) = (Vec::new(), Vec::new(), 0);
     for line in output.lines() {
         let line = line.expect("text");
         match line.split_whitespace().collect::<Vec<_>>().as_slice() {
@@ -169,11 +169,11 @@ fn loads(program: &[&str]) -> Value {
                 let exits = exits() - before;
                 all.push(json!({"name": name, "amount": number(amount), "nanos": number(nanos), "exits": exits}));
             }
-            _ => said += &format!("{line}\n"),
+            _ => said.push(line),
         }
     }
     let status = child.wait().expect("a child");
-    assert!(status.success() && !all.is_empty(), "{status}: {said}");
+    assert!(status.success() && !all.is_empty(), "{status}: {said:#?}");
     json!({"loads": all})
 }
 

@@ -107,7 +107,7 @@ fn round_trips() {
 
 fn send() {
     let mut stream = TcpStream::connect(at(SINK)).expect("the host");
-    let block = [0; 64 << 10];
+    let block = vec![0; 64 << 10];
     for _ in 0..STREAM_BYTES / block.len() as u64 {
         stream.write_all(&block).expect("the host");
     }
