@@ -20,7 +20,8 @@ Examples:
   portcullis-vmm --config-file vm.json
   portcullis-vmm --id web-1 --no-api --config-file vm.json --log-path vm.log --boot-timer
   portcullis-vmm --id web-1 --api-sock /run/web-1.sock
-  curl --unix-socket /run/web-1.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
+  curl --unix-socket /run/web-1.sock -X PUT http://localhost/actions \\
+    -d '{\"action_type\": \"InstanceStart\"}'
 
 A configuration (Firecracker's format):
   {

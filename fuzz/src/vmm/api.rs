@@ -63,7 +63,7 @@ fn work(inbox: &Receiver<Job>) {
     confine(&folder);
     let (sessions, commands) = channel();
     // It inherits what this thread may reach.
-    std::thread::spawn(move || commands.iter().for_each(obey));
+    std::thread::spawn(move || commands.iter().for_each(|commands| obey(&commands)));
     while let Ok(job) = inbox.recv() {
         furnish(&folder);
         let result = in_proportion(job.bytes.len(), || talk(&job.bytes, &sessions));
@@ -182,7 +182,7 @@ fn faulty(response: &Response) {
 }
 
 /// Carries out the commands of one session, as the main thread does, without vCPUs.
-fn obey(commands: Commands) {
+fn obey(commands: &Commands) {
     let mut events: Option<EventLoop> = None;
     while let Some(command) = commands.wait() {
         match command {

@@ -85,7 +85,7 @@ impl Ledger {
         let any = |these: &[Range<u64>], those: &[Range<u64>]| {
             these.iter().any(|this| those.iter().any(|that| overlap(this, that)))
         };
-        let between_rings = used.iter().enumerate().any(|(number, ring)| any(&used[number + 1..], &[ring.clone()]));
+        let between_rings = used.iter().enumerate().any(|(number, ring)| any(&used[number + 1..], std::slice::from_ref(ring)));
         between_rings || any(&written, &read) || any(&used, &read) || any(&written, &used)
     }
 
@@ -101,7 +101,7 @@ impl Ledger {
             return;
         }
         assert_eq!(self.queues.len(), queues.len(), "a driver that is ready stays so");
-        let pairs: Vec<_> = self.queues.iter().cloned().zip(queues).enumerate().collect();
+        let pairs: Vec<_> = self.queues.iter().copied().zip(queues).enumerate().collect();
         for (index, (old, new)) in &pairs {
             if let (Some(old), Some(new)) = (old, new) {
                 let moved = QueueState { next_available: new.next_available, next_used: new.next_used, ..*old };
@@ -149,8 +149,8 @@ impl Ledger {
         for ahead in 0..count {
             let head = model::head(old, &self.before, ahead).expect("the ring is in memory");
             let chain = model::chain(old, &self.before, head).expect("a chain that breaks the rules is not taken");
-            let taken = takes(queue, &gather(&self.before, &chain.readable));
-            self.held.push(Held { queue, at: old.next_available.wrapping_add(ahead), head, chain, taken });
+            let also = takes(queue, &gather(&self.before, &chain.readable));
+            self.held.push(Held { queue, at: old.next_available.wrapping_add(ahead), head, chain, taken: also });
         }
     }
 
@@ -167,8 +167,8 @@ impl Ledger {
             let entry = self.after.number::<8>(old.used + 4 + 8 * slot).expect("the ring is in memory");
             let (head, written) = (entry & 0xffff_ffff, entry >> 32);
             let found = self.held.iter().position(|held| held.queue == queue && u64::from(held.head) == head);
-            let held = self.held.remove(found.unwrap_or_else(|| panic!("chain {head} was given back, and not taken")));
-            let room = model::bytes(&held.chain.writable);
+            let found = found.unwrap_or_else(|| panic!("chain {head} was given back, and not taken"));
+            let room = model::bytes(&self.held.remove(found).chain.writable);
             assert!(written <= room, "{written} bytes were written to {room}");
         }
         assert!(told || !self.wants_to_know(old, new, count), "{count} chains were given back and nobody was told");

@@ -52,8 +52,9 @@ impl Image {
     }
 
     /// Whether all of a range is memory.
-    pub fn has(&self, range: &Range<u64>) -> bool {
-        range.is_empty() || contains(&[0..0x1_0000], range) || contains(&[HIGH..HIGH + 0x2000], range)
+    pub fn has(range: &Range<u64>) -> bool {
+        let within = |from: u64, to: u64| from <= range.start && range.end <= to;
+        range.is_empty() || within(0, 0x1_0000) || within(HIGH, HIGH + 0x2000)
     }
 
     /// The addresses at which two images differ, as ranges in order.

@@ -31,9 +31,9 @@ pub fn parts(state: &QueueState) -> [Range<u64>; 3] {
 }
 
 /// Whether a queue can lie there.
-pub fn is_sound(state: &QueueState, image: &Image) -> bool {
-    let aligned = state.descriptors % 16 == 0 && state.available % 2 == 0 && state.used % 4 == 0;
-    aligned && state.size.is_power_of_two() && parts(state).iter().all(|part| part.end < u64::MAX && image.has(part))
+pub fn is_sound(state: &QueueState) -> bool {
+    let aligned = state.descriptors.is_multiple_of(16) && state.available.is_multiple_of(2) && state.used.is_multiple_of(4);
+    aligned && state.size.is_power_of_two() && parts(state).iter().all(|part| part.end < u64::MAX && Image::has(part))
 }
 
 /// Entries of the available ring that the device has not taken; `None` if there are more than a queue holds.
@@ -64,7 +64,7 @@ pub fn chain(state: &QueueState, image: &Image, head: u16) -> Option<Chain> {
         let flags = image.number::<2>(at.checked_add(12)?)?;
         let (next, write, indirect) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
         if indirect {
-            let odd = len == 0 || len % 16 != 0 || len / 16 > u64::from(u16::MAX);
+            let odd = len == 0 || !len.is_multiple_of(16) || len / 16 > u64::from(u16::MAX);
             if chain.table.is_some() || !state.indirect || next || write || odd {
                 return None;
             }
@@ -75,7 +75,7 @@ pub fn chain(state: &QueueState, image: &Image, head: u16) -> Option<Chain> {
         (count, total) = (count + 1, total + len);
         let range = address..address.checked_add(len)?;
         let back = !write && !chain.writable.is_empty();
-        if count > state.size.min(1024) || total > 1 << 30 || back || !image.has(&range) {
+        if count > state.size.min(1024) || total > 1 << 30 || back || !Image::has(&range) {
             return None;
         }
         let side = if write { &mut chain.writable } else { &mut chain.readable };

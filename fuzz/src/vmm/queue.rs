@@ -30,7 +30,7 @@ fn queue(bytes: &[u8]) -> bool {
     let ram = memory::reserve();
     let state = state(&mut input);
     let image = Image::of(&ram);
-    let sound = model::is_sound(&state, &image);
+    let sound = model::is_sound(&state);
     let queue = Queue::new(ram.clone(), state);
     assert_eq!(queue.is_ok(), sound, "{state:?}");
     let Ok(queue) = queue else { return false };

@@ -11,8 +11,9 @@ use crate::config::ConfigError;
 pub const MIN_CID: u32 = 3;
 /// Highest address of a guest: all ones means "any".
 pub const MAX_CID: u32 = u32::MAX - 1;
-/// Most bytes of a socket's path: what `sockaddr_un` holds beside its final NUL.
-const MAX_PATH: usize = 107;
+/// Most bytes of the socket's path: with `_` and the longest port, 11 bytes, it is as long as `sockaddr_un` can hold
+/// beside its final NUL.
+const MAX_PATH: usize = 107 - 11;
 
 /// Sockets between guest and host.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
