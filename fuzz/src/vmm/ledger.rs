@@ -85,7 +85,8 @@ impl Ledger {
         let any = |these: &[Range<u64>], those: &[Range<u64>]| {
             these.iter().any(|this| those.iter().any(|that| overlap(this, that)))
         };
-        let between_rings = used.iter().enumerate().any(|(number, ring)| any(&used[number + 1..], std::slice::from_ref(ring)));
+        let between_rings =
+            used.iter().enumerate().any(|(number, ring)| any(&used[number + 1..], std::slice::from_ref(ring)));
         between_rings || any(&written, &read) || any(&used, &read) || any(&written, &used)
     }
 

@@ -32,7 +32,8 @@ pub fn parts(state: &QueueState) -> [Range<u64>; 3] {
 
 /// Whether a queue can lie there.
 pub fn is_sound(state: &QueueState) -> bool {
-    let aligned = state.descriptors.is_multiple_of(16) && state.available.is_multiple_of(2) && state.used.is_multiple_of(4);
+    let aligned =
+        state.descriptors.is_multiple_of(16) && state.available.is_multiple_of(2) && state.used.is_multiple_of(4);
     aligned && state.size.is_power_of_two() && parts(state).iter().all(|part| part.end < u64::MAX && Image::has(part))
 }
 
