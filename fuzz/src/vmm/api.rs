@@ -200,8 +200,8 @@ fn obey(commands: &Commands) {
             Command::CreateSnapshot { reply, .. } => {
                 reply.send(if events.is_some() { Ok(()) } else { Err(ControlError::NotStarted) });
             }
-            Command::Pause(reply) => reply.send(change(&commands, events.is_some(), VmState::Paused)),
-            Command::Resume(reply) => reply.send(change(&commands, events.is_some(), VmState::Running)),
+            Command::Pause(reply) => reply.send(change(commands, events.is_some(), VmState::Paused)),
+            Command::Resume(reply) => reply.send(change(commands, events.is_some(), VmState::Running)),
             Command::Device(work) => work(events.as_ref()),
             Command::SendCtrlAltDel(reply) | Command::FlushMetrics(reply) => reply.send(Ok(())),
         }
