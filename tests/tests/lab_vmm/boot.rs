@@ -166,7 +166,7 @@ fn kill_9_leaves_nothing(lab: &mut Lab) {
     assert_eq!(ended.code, 128 + 9);
     assert!(!ended.events.iter().any(|e| matches!(e, Event::End { .. })), "{ended:?}");
     lab.expect_nothing_left();
-    assert_eq!(lab.must("ls /run/vm/killed | sort | tr '\\n' ' '"), "code console errors in log pid run vm.json");
+    assert_eq!(lab.must("ls /run/vm/killed | sort | tr '\\n' ' '"), "code console errors in log pid vm.json");
 }
 
 fn two_vms_at_once_do_not_meet(lab: &mut Lab) {
