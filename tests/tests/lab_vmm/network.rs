@@ -135,12 +135,13 @@ fn datagrams_of_several_frames_and_their_answers(lab: &mut Lab) {
     lab.must("head -c 8000 /run/bulk >/run/datagram");
     lab.background("socat -b 9000 UDP4-RECVFROM:6002,reuseaddr SYSTEM:cat; touch /run/datagram.done");
     lab.wait_until(VM, "netstat -uln | grep -q :6002");
-    // The server answers one datagram with the same, and the guest's program ends when it has all of it.
+    // The server answers one datagram with the same, and the guest's program ends when it has all of it. One write is one
+    // datagram.
     let back = lab.guest(
         VM,
         &format!(
             "head -c 8000 /run/bulk >/run/datagram; rm -f /run/answer; \
-             socat -b 9000 -t 50 UDP4:{HOST}:6002 SYSTEM:\"cat /run/datagram; head -c 8000 >/run/answer\"; \
+             socat -b 9000 -t 50 UDP4:{HOST}:6002 SYSTEM:\"dd if=/run/datagram bs=8000 2>/dev/null; head -c 8000 >/run/answer\"; \
              cmp /run/datagram /run/answer; sha256sum /run/answer"
         ),
     );
