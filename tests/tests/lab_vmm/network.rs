@@ -234,7 +234,9 @@ fn a_reset_with_traffic_in_flight(lab: &mut Lab) {
     lab.guest_background(VM, &format!("socat -u TCP:{HOST}:6003,retry=100,interval=0.1 CREATE:/dev/null"));
     let before = carried(lab, "rx").0;
     while carried(lab, "rx").0 < before + (1 << 20) {}
-    lab.must(&format!("echo '0 {}' >/run/vm/{VM}/in", hex::encode("reboot -f")));
+    // At once, in the middle of whatever is under way. Linux 6.1.192 would not always come to an orderly end: its
+    // `virtio_dev_shutdown` breaks the queues, and `virtnet_poll` then waits for ever for what the card has given back.
+    lab.must(&format!("echo '0 {}' >/run/vm/{VM}/in", hex::encode("echo b >/proc/sysrq-trigger")));
     lab.ended(VM).expect_clean(EndReason::Reset);
     // Nobody holds it: it can be taken away.
     lab.must("tunctl -d tap0");
