@@ -1,5 +1,5 @@
 # What the guest does once systemd has started it. A word of the kernel's command line says what after its report:
-# then=load|wait|write|check, the last with written=N.
+# then=load|write|check, the last with written=N.
 
 # The console is opened for each line: getty hangs it up when it starts.
 say() { echo "guest: $*" >/dev/console; }
@@ -89,8 +89,7 @@ done
 for word in $(cat /proc/cmdline); do
     case $word in
     then=load) work && load && discard && refused && systemctl poweroff ;;
-    then=wait) say "waiting" ;;
     then=write) write ;;
-    then=check) check "$written" && systemctl reboot ;;
+    then=check) check "$written" ;;
     esac
 done
