@@ -73,6 +73,11 @@ impl Console {
         Self { input, output: Some(output), limit: outlet.limit(), outlet }
     }
 
+    /// Where input comes from, until its end.
+    pub fn input(&self) -> Option<RawFd> {
+        self.input
+    }
+
     /// Whether there may be input to wait for now.
     fn wants_input(&self, serial: &Serial) -> bool {
         self.input.is_some() && serial.input_room() > 0

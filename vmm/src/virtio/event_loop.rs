@@ -1,4 +1,4 @@
-//! The main thread's event loop over all virtio devices: one epoll instance, which the VM's own loop polls.
+//! The main thread's event loop over all virtio devices: one epoll instance, in which the thread waits while the VM runs.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -14,6 +14,8 @@ const BATCH: usize = 32;
 /// Time after which a turn ends with the event that it is at: a guest must not keep signals and commands waiting for more
 /// than one of its requests.
 const TURN: Duration = Duration::from_millis(10);
+/// What the kernel says of descriptors that belong to no device.
+const OTHER: u64 = u64::MAX;
 
 /// A descriptor that a device wants to hear of.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +71,17 @@ pub struct EventLoop {
     slots: Vec<Arc<Slot>>,
 }
 
+/// What [`EventLoop::wait`] has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A device had something, and was served.
+    Device,
+    /// There is something of what is no device's.
+    Other,
+    /// Time has passed.
+    Nothing,
+}
+
 impl EventLoop {
     /// A loop without devices.
     pub fn new() -> std::io::Result<Self> {
@@ -99,22 +112,39 @@ impl EventLoop {
         self.slots.iter().for_each(|slot| slot.settle());
     }
 
+    /// Hears also of a descriptor that is no device's, each time that there is something new to be read.
+    pub fn hear_of(&self, fd: RawFd) -> std::io::Result<()> {
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(edges, OTHER))
+    }
+
+    /// Waits for one event, so many milliseconds at most (-1: for ever), and serves it if it is a device's.
+    ///
+    /// One by one: what is taken from the kernel has to be served, and the kernel sees to it that all have a turn.
+    pub fn wait(&self, timeout_ms: i32) -> std::io::Result<Heard> {
+        let mut event = [EpollEvent::default()];
+        match self.epoll.wait(timeout_ms, &mut event) {
+            Ok(0) => return Ok(Heard::Nothing),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(Heard::Nothing),
+            result => result?,
+        };
+        let [event] = event;
+        if event.data() == OTHER {
+            return Ok(Heard::Other);
+        }
+        let (number, token) = (event.data() >> 32, event.data() & 0xffff_ffff);
+        let slot = usize::try_from(number).ok().and_then(|number| self.slots.get(number));
+        if let (Some(slot), Ok(number), Ok(token)) = (slot, u32::try_from(number), u32::try_from(token)) {
+            slot.serve(token, event.event_set(), Watch { epoll: &self.epoll, slot: number });
+        }
+        Ok(Heard::Device)
+    }
+
     /// Serves what is ready, without waiting, until others should have their turn.
     pub fn serve(&self) -> std::io::Result<()> {
         let begin = Instant::now();
         for _ in 0..BATCH {
-            // One by one: what is taken from the kernel has to be served, and the kernel sees to it that all have a turn.
-            let mut event = [EpollEvent::default()];
-            if self.epoll.wait(0, &mut event)? == 0 {
-                break;
-            }
-            let [event] = event;
-            let (number, token) = (event.data() >> 32, event.data() & 0xffff_ffff);
-            let slot = usize::try_from(number).ok().and_then(|number| self.slots.get(number));
-            if let (Some(slot), Ok(number), Ok(token)) = (slot, u32::try_from(number), u32::try_from(token)) {
-                slot.serve(token, event.event_set(), Watch { epoll: &self.epoll, slot: number });
-            }
-            if begin.elapsed() >= TURN {
+            if self.wait(0)? == Heard::Nothing || begin.elapsed() >= TURN {
                 break;
             }
         }
@@ -123,7 +153,7 @@ impl EventLoop {
 }
 
 impl AsRawFd for EventLoop {
-    /// Readable when [`EventLoop::serve`] has something to do.
+    /// Readable when the kernel has something for [`EventLoop::serve`].
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }

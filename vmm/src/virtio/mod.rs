@@ -21,7 +21,7 @@ pub mod transport;
 
 pub use buffers::{Buffers, IoVec};
 pub use device::{Active, DeviceKind, Progress, VirtioDevice};
-pub use event_loop::{EventLoop, Source, Watch};
+pub use event_loop::{EventLoop, Heard, Source, Watch};
 pub use interrupt::Interrupt;
 pub use queue::{Chain, Queue, QueueError, QueueState};
 pub use transport::{MmioTransport, Slot, SlotState};

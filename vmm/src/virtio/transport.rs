@@ -196,7 +196,9 @@ impl Slot {
     pub(super) fn sources(&self) -> Vec<Source> {
         let doorbells = (QUEUE_TOKENS..).zip(&self.doorbells).map(|(token, doorbell)| (doorbell, token));
         let own = doorbells.chain([(&self.wake, WAKE_TOKEN)]);
-        let own = own.map(|(fd, token)| Source { fd: fd.as_raw_fd(), token, set: EventSet::IN });
+        // By edges: each write to a counter is told once, and nobody has to read it.
+        let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let own = own.map(|(fd, token)| Source { fd: fd.as_raw_fd(), token, set });
         own.chain(self.lock().device.sources()).collect()
     }
 
@@ -208,10 +210,8 @@ impl Slot {
             // What came before the device knew of its driver.
             (0..self.doorbells.len()).for_each(|index| self.ring(inner, index));
         }
-        if token == WAKE_TOKEN {
-            let _ = self.wake.read();
-        } else if let Some(index) = token.checked_sub(QUEUE_TOKENS).and_then(|index| usize::try_from(index).ok()) {
-            let _ = self.doorbells.get(index).map(EventFd::read);
+        if let Some(index) = token.checked_sub(QUEUE_TOKENS).and_then(|index| usize::try_from(index).ok()) {
+            // The token of `wake` is no queue's.
             self.ring(inner, index);
         } else {
             let active = inner.active.as_mut().filter(|_| inner.registers.is_live());

@@ -239,6 +239,14 @@ impl Supervisor {
             filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
         };
         let console = Console::open(std::mem::take(&mut machine.outlet));
+        let fixed = [self.signals.as_fd().as_raw_fd(), self.wake.as_raw_fd()];
+        for fd in fixed.into_iter().chain(console.input()) {
+            match machine.devices.hear_of(fd) {
+                // A file is always ready, which `poll` says until its end.
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+                result => result.map_err(VmError::Devices)?,
+            }
+        }
         // From here on there are no files to be opened and nothing more to be gained.
         let landlock = jail::restrict_process()?;
         machine.devices.settle();
@@ -256,6 +264,7 @@ impl Supervisor {
         }
         Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
         Ok(Running {
+            calm: false,
             machine,
             threads,
             paused: Some(vcpus),

@@ -22,6 +22,7 @@ use crate::metrics::{self, Output};
 use crate::mmds::{self, SharedMmds};
 use crate::snapshot::{self, Files};
 use crate::vcpu::{Message, Threads};
+use crate::virtio::Heard;
 
 /// Descriptors that the main thread always waits for: signals, its own event counter, the devices.
 const FIXED: usize = 3;
@@ -47,6 +48,9 @@ pub(super) struct Running {
     pub(super) metadata: SharedMmds,
     /// When metrics are due, whether anybody asks or not.
     pub(super) metrics_due: Instant,
+    /// Whether all that the main thread waits for tells the devices' event loop: nothing of what only `poll` knows (files
+    /// as the console, output that its reader does not take) is under way.
+    pub(super) calm: bool,
     /// When the process began, until the vCPUs run for the first time.
     pub(super) began: Option<Clock>,
 }
@@ -63,23 +67,33 @@ impl Running {
 
     /// Waits for anything to happen and serves it; gives how the VM ended, once it has.
     fn wait_and_serve(&mut self) -> Result<Option<End>, VmError> {
+        let mut timeout = self.timeout();
+        if self.calm && self.paused.is_none() {
+            let heard = self.machine.devices.wait(timeout.map_or(-1, i32::from)).map_err(VmError::Devices)?;
+            if heard == Heard::Device {
+                return Ok(None);
+            }
+            timeout = Some(0);
+        }
         let serial = Arc::clone(&self.machine.fixed.serial);
         let console = self.console.poll_set(&serial);
-        let timeout = self.timeout();
         // Devices stand still with the vCPUs: what is in their queues and descriptors stays there.
         let devices = if self.paused.is_none() { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut set = Vec::with_capacity(FIXED + console.len());
         set.extend([self.signals.as_fd(), borrow(&*self.wake)].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         set.push(PollFd::new(borrow(&self.machine.devices), devices));
         set.extend(console);
-        match poll(&mut set, timeout) {
+        match poll(&mut set, timeout.map_or(PollTimeout::NONE, PollTimeout::from)) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(None),
             Err(source) => return Err(VmError::Poll(source)),
         }
         let ready = |entry: Option<&PollFd<'_>>| entry.and_then(PollFd::any).unwrap_or(false);
         let (signalled, woken, devices) = (ready(set.first()), ready(set.get(1)), ready(set.get(2)));
-        self.console.serve(&serial, set.get(FIXED..).unwrap_or_default());
+        let console = set.get(FIXED..).unwrap_or_default();
+        let waits = |entry: &PollFd<'_>| entry.events().contains(PollFlags::POLLOUT) || ready(Some(entry));
+        self.calm = !signalled && !woken && !console.iter().any(waits);
+        self.console.serve(&serial, console);
         drop(set);
         if woken {
             // Reading sets the counter back; the queues say what it was about.
@@ -105,17 +119,14 @@ impl Running {
         Ok((signalled && self.signals.take()).then_some(Ok(EndReason::Killed)))
     }
 
-    /// How long to wait at most: until the console may write again, or metrics are due.
-    fn timeout(&mut self) -> PollTimeout {
+    /// Milliseconds to wait at most: until the console may write again, or metrics are due.
+    fn timeout(&mut self) -> Option<u16> {
         let console = self.console.wait_ms(&self.machine.fixed.serial).filter(|ms| *ms > 0);
         let console = console.map(|ms| Duration::from_millis(ms.into()));
         let metrics = self.metrics.as_ref().map(|_| self.metrics_due.saturating_duration_since(Instant::now()));
         let shortest = console.into_iter().chain(metrics).min();
         // Rounded up, so that the time has come when the wait is over.
-        shortest.map_or(PollTimeout::NONE, |wait| {
-            let ms = wait.as_micros().div_ceil(1000);
-            PollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX))
-        })
+        shortest.map(|wait| u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX))
     }
 
     /// Writes a line of metrics, if they go anywhere. An error loses this line; the next may go.

@@ -5,6 +5,8 @@ use super::mac::MacAddress;
 
 /// Bytes before each frame, in queues and on the tap: `virtio_net_hdr_v1` (virtio 1.2, section 5.1.6).
 pub(super) const HEADER: usize = 12;
+/// [`HEADER`], as a size of guest memory.
+pub(super) const HEADER_BYTES: u64 = HEADER as u64;
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET: usize = 14;
 /// Largest frame with its header: a packet of 64 KiB.

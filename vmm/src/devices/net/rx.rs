@@ -1,12 +1,12 @@
 //! From the tap to the guest.
 
 use std::collections::VecDeque;
+use std::io;
 
 use super::features::Features;
-use super::frame::{BUFFER_COUNT, ETHERNET, HEADER, LARGEST};
+use super::frame::{BUFFER_COUNT, ETHERNET, HEADER, HEADER_BYTES, LARGEST};
 use super::metadata::Metadata;
-use super::{Net, RX};
-use crate::memory::GuestRam;
+use super::{Net, RX, Tap};
 use crate::virtio::{Active, Chain, IoVec, Progress, QueueError};
 
 /// Most vectors of one `readv` (`IOV_MAX` of Linux).
@@ -25,7 +25,9 @@ enum Place {
 
 /// Buffers of the driver that were taken from the queue, and the frame that is on its way.
 pub(super) struct Rx {
-    held: VecDeque<Chain>,
+    held: VecDeque<Held>,
+    /// The vectors of all that are held, one after the other.
+    vectors: Vectors,
     /// Bytes of all that are held.
     room: u64,
     /// A frame that waits: for more buffers, or for the limiter.
@@ -33,6 +35,26 @@ pub(super) struct Rx {
     /// A frame for which the driver's buffers may be too small. One byte more than the largest.
     own: Vec<u8>,
 }
+
+/// A buffer of the driver that was taken from the queue.
+struct Held {
+    chain: Chain,
+    /// How many of [`Rx::vectors`] it has.
+    vectors: usize,
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        usize::try_from(self.chain.writable.len()).unwrap_or(usize::MAX)
+    }
+}
+
+/// Vectors that are kept from one frame to the next: a frame uses up few of those that it may need.
+#[derive(Default)]
+struct Vectors(VecDeque<IoVec>);
+
+// SAFETY: a vector is an address that belongs to no thread.
+unsafe impl Send for Vectors {}
 
 /// What came of an attempt to receive one frame.
 enum Step {
@@ -44,18 +66,16 @@ enum Step {
     NoRoom,
 }
 
-fn bytes(chain: &Chain) -> usize {
-    usize::try_from(chain.writable.len()).unwrap_or(usize::MAX)
-}
-
 impl Rx {
     pub(super) fn new() -> Self {
-        Self { held: VecDeque::new(), room: 0, waiting: None, own: vec![0; LARGEST + 1] }
+        Self { held: VecDeque::new(), vectors: Vectors::default(), room: 0, waiting: None, own: vec![0; LARGEST + 1] }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        (self.held, self.room, self.waiting) = (VecDeque::new(), 0, None);
+        self.held.clear();
+        self.vectors.0.clear();
+        (self.room, self.waiting) = (0, None);
     }
 
     /// Puts the buffers back into the queue. A frame that waits is lost, as on any wire.
@@ -86,35 +106,47 @@ impl Rx {
             if !chain.readable.is_empty() {
                 return Err(QueueError::BadRequest("a buffer to receive into that is not the device's to write"));
             }
-            if bytes(&chain) < HEADER {
+            let len = chain.writable.len();
+            if len < HEADER_BYTES {
                 return Err(QueueError::BadRequest("a buffer to receive into that holds no header"));
             }
-            self.room = self.room.saturating_add(chain.writable.len());
-            self.held.push_back(chain);
+            let vectors = chain.writable.io_vecs(&active.ram)?;
+            self.room = self.room.saturating_add(len);
+            self.held.push_back(Held { chain, vectors: vectors.len() });
+            self.vectors.0.extend(vectors);
         }
         Ok(!self.held.is_empty())
-    }
-
-    /// The vectors of the buffers that one frame may fill, and at last the VMM's own: what lands there did not fit.
-    fn vectors(&mut self, ram: &GuestRam) -> Result<Vec<IoVec>, QueueError> {
-        let mut vectors = Vec::with_capacity(self.held.len() + 1);
-        for chain in &self.held {
-            vectors.extend(chain.writable.io_vecs(ram)?);
-        }
-        vectors.push(self.own_vector());
-        Ok(vectors)
     }
 
     fn own_vector(&mut self) -> IoVec {
         IoVec { iov_base: self.own.as_mut_ptr().cast(), iov_len: self.own.len() }
     }
 
+    /// Reads a frame into the buffers that are held, and at last into [`Rx::own`]: what lands there did not fit.
+    fn read(&mut self, tap: &Tap) -> io::Result<Option<usize>> {
+        let own = self.own_vector();
+        let vectors = &mut self.vectors.0;
+        vectors.push_back(own);
+        // SAFETY: the vectors are checked ranges of guest memory, which stays mapped and to which nobody has a
+        // reference, and the VMM's own buffer, which nobody else uses meanwhile.
+        let result = unsafe { tap.read(vectors.make_contiguous()) };
+        vectors.pop_back();
+        result
+    }
+
+    /// Reads a frame into [`Rx::own`].
+    fn read_own(&mut self, tap: &Tap) -> io::Result<Option<usize>> {
+        let vector = self.own_vector();
+        // SAFETY: the VMM's own buffer, which nobody else uses meanwhile.
+        unsafe { tap.read(&[vector]) }
+    }
+
     /// How many buffers a frame of `len` bytes fills; `None` if they do not hold it.
     fn buffers_for(&self, len: usize, features: Features) -> Option<usize> {
         let most = if features.mergeable() { self.held.len() } else { 1 };
         let mut left = len;
-        for (index, chain) in self.held.iter().take(most).enumerate() {
-            left = left.saturating_sub(bytes(chain));
+        for (index, held) in self.held.iter().take(most).enumerate() {
+            left = left.saturating_sub(held.bytes());
             if left == 0 {
                 return Some(index + 1);
             }
@@ -126,10 +158,12 @@ impl Rx {
     fn deliver(&mut self, active: &mut Active, len: usize, place: Place, count: usize) -> Result<(), QueueError> {
         let mut used = Vec::with_capacity(count);
         let mut done = 0usize;
-        for (index, chain) in self.held.drain(..count).enumerate() {
-            self.room = self.room.saturating_sub(chain.writable.len());
-            let part = bytes(&chain).min(len.saturating_sub(done));
+        for (index, held) in self.held.drain(..count).enumerate() {
+            let part = held.bytes().min(len.saturating_sub(done));
+            let Held { chain, vectors } = held;
             let mut buffers = chain.writable;
+            self.room = self.room.saturating_sub(buffers.len());
+            self.vectors.0.drain(..vectors);
             if matches!(place, Place::Own) {
                 let bytes = self.own.get(done..done.saturating_add(part)).unwrap_or_default();
                 buffers.clone().write(&active.ram, bytes)?;
@@ -181,8 +215,7 @@ impl Net {
         if !self.rx.refill(active, self.features)? {
             return Ok(Step::NoRoom);
         }
-        let Some((len, place)) = self.rx.waiting.take().map_or_else(|| self.fetch(active), |frame| Ok(Some(frame)))?
-        else {
+        let Some((len, place)) = self.rx.waiting.take().or_else(|| self.fetch()) else {
             return Ok(Step::Wait);
         };
         let Some(count) = self.rx.buffers_for(len, self.features) else {
@@ -211,27 +244,25 @@ impl Net {
 
     /// Takes the next frame: the metadata service's, or the tap's, straight into the guest's buffers if they hold any
     /// that may come.
-    fn fetch(&mut self, active: &Active) -> Result<Option<(usize, Place)>, QueueError> {
+    fn fetch(&mut self) -> Option<(usize, Place)> {
         if let Some(len) = self.metadata.as_mut().and_then(|metadata| metadata.next_frame(&mut self.rx.own)) {
-            return Ok(Some((len, Place::Own)));
+            return Some((len, Place::Own));
         }
         let roomy = self.rx.room >= Rx::enough(self.features, self.mtu);
-        let (vectors, place) = match self.rx.vectors(&active.ram)? {
-            vectors if roomy && vectors.len() <= MAX_VECTORS => (vectors, Place::Guest),
-            _ => (vec![self.rx.own_vector()], Place::Own),
+        let (result, place) = match self.rx.vectors.0.len() {
+            count if roomy && count < MAX_VECTORS => (self.rx.read(&self.tap), Place::Guest),
+            _ => (self.rx.read_own(&self.tap), Place::Own),
         };
-        // SAFETY: the vectors are checked ranges of guest memory, which stays mapped and to which nobody has a
-        // reference, and the VMM's own buffer, which nobody else uses meanwhile.
-        match unsafe { self.tap.read(&vectors) } {
+        match result {
             Ok(Some(len)) if len > HEADER => {
                 self.metrics.rx_count.inc();
-                Ok(Some((len, place)))
+                Some((len, place))
             }
-            Ok(_) => Ok(None),
+            Ok(_) => None,
             Err(error) => {
                 self.metrics.tap_read_fails.inc();
                 self.complain("read", &error);
-                Ok(None)
+                None
             }
         }
     }
@@ -239,9 +270,7 @@ impl Net {
     /// Throws away what the tap has: frames of an agreement that does not hold any more.
     pub(super) fn drain(&mut self) {
         for _ in 0..super::TAP_BACKLOG {
-            let vector = self.rx.own_vector();
-            // SAFETY: the VMM's own buffer, which nobody else uses meanwhile.
-            if !matches!(unsafe { self.tap.read(&[vector]) }, Ok(Some(_))) {
+            if !matches!(self.rx.read_own(&self.tap), Ok(Some(_))) {
                 return;
             }
         }

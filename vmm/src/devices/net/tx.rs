@@ -1,11 +1,8 @@
 //! From the guest to the tap.
 
-use super::frame::{self, HEAD, HEADER, Verdict};
+use super::frame::{self, HEAD, HEADER, HEADER_BYTES, Verdict};
 use super::{Net, TX};
 use crate::virtio::{Active, Buffers, IoVec, Progress, QueueError};
-
-/// [`HEADER`], as a size of guest memory.
-const HEADER_BYTES: u64 = HEADER as u64;
 
 impl Net {
     /// Sends what the guest has put into the queue: as many frames as it has entries, at most.
