@@ -4,7 +4,7 @@ use std::fs;
 
 use portcullis_firmware_fixtures::lab::boot_files::BootFiles;
 use portcullis_firmware_fixtures::lab::cpio::{Archive, Entry};
-use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::config::{HugePages, VmConfig};
 use portcullis_vmm::log::{EndReason, Event};
 
 use crate::harness::{Check, Lab, all};
@@ -104,6 +104,36 @@ fn boots_a_kernel(lab: &mut Lab, name: &str, kernel: &str) {
     let ended = lab.boot(name, &config);
     ended.expect_clean(EndReason::PowerOff);
     ended.expect_booted(1);
+}
+
+/// Pages of the host's pool that no VM has touched.
+fn free_huge_pages(lab: &mut Lab) -> u64 {
+    lab.must("sed -n 's/^HugePages_Free: *//p' /proc/meminfo").parse().unwrap()
+}
+
+fn its_memory_is_of_huge_pages(lab: &mut Lab) {
+    let mut config = guest("listen");
+    config.machine_config.huge_pages = HugePages::TwoMib;
+    let all = MEM_MIB / 2;
+    // One less than it takes.
+    lab.must(&format!("echo {} >/proc/sys/vm/nr_hugepages", all - 1));
+    let (code, errors) = refused(lab, &config.to_json().unwrap());
+    assert_eq!(code, 3, "{errors}");
+    assert!(errors.contains("no 192 MiB of huge pages") && errors.contains("vm.nr_hugepages"), "{errors}");
+    lab.must(&format!("echo {all} >/proc/sys/vm/nr_hugepages"));
+    assert_eq!(free_huge_pages(lab), all);
+    lab.start("huge", &config);
+    lab.wait_for("huge", "guest: init");
+    let free = free_huge_pages(lab);
+    assert!(free < all, "the guest has none of the {all}");
+    // All of them are its own, whether it has touched them or not.
+    let (code, errors) = refused(lab, &config.with_mem_mib(2).to_json().unwrap());
+    assert!(code == 3 && errors.contains("huge pages"), "{code}: {errors}");
+    lab.must("echo x >/run/vm/huge/in; echo x >/run/vm/huge/in");
+    lab.ended("huge").expect_clean(EndReason::PowerOff);
+    lab.expect_nothing_left();
+    assert_eq!(free_huge_pages(lab), all);
+    lab.must("echo 0 >/proc/sys/vm/nr_hugepages");
 }
 
 fn resets_through_the_i8042(lab: &mut Lab) {
@@ -240,11 +270,12 @@ fn without_kvm_it_is_3_and_says_what_to_load(lab: &mut Lab) {
 
 #[test]
 fn lab_vmm_runs_debians_kernel() {
-    let checks: [Check; 15] = [
+    let checks: [Check; 16] = [
         ("boots with one vCPU and powers off", boots_with_one_vcpu_and_powers_off),
         ("boots with two vCPUs that both run", boots_with_two_vcpus_that_both_run),
         ("boots an ELF kernel by its PVH note", boots_an_elf_kernel_by_its_pvh_note),
         ("boots an ELF kernel without such a note", boots_an_elf_kernel_without_such_a_note),
+        ("its memory is of huge pages", its_memory_is_of_huge_pages),
         ("resets through the i8042", resets_through_the_i8042),
         ("resets as Linux chooses", resets_as_linux_chooses),
         ("a panic with a timeout is a reset", a_panic_with_a_timeout_is_a_reset),

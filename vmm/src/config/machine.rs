@@ -1,6 +1,6 @@
 //! `machine-config`: vCPUs and memory.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, Unsupported};
 
@@ -10,6 +10,18 @@ pub const MAX_VCPUS: u8 = 32;
 pub const MIN_MEM_MIB: u64 = 2;
 /// Most memory of one VM, in MiB (1 TiB).
 pub const MAX_MEM_MIB: u64 = 1 << 20;
+
+/// The host's pages behind a guest's memory.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// Whatever the host gives when the guest first touches them; huge ones where it makes them by itself.
+    #[default]
+    None,
+    /// Of 2 MiB, from the host's pool (hugetlbfs): the VM gets all of them at its start, or does not start. The memory of
+    /// a VM that is restored is the snapshot's file, whatever stands here.
+    #[serde(rename = "2M")]
+    TwoMib,
+}
 
 /// How big the VM is.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -25,9 +37,9 @@ pub struct MachineConfig {
     /// Dirty-page tracking for snapshots: only `false` for now.
     #[serde(default)]
     pub track_dirty_pages: bool,
-    /// Huge pages behind guest memory: only `"None"` for now.
-    #[serde(default, serialize_with = "as_name", deserialize_with = "from_name")]
-    pub huge_pages: Option<String>,
+    /// Huge pages behind guest memory.
+    #[serde(default, deserialize_with = "or_none")]
+    pub huge_pages: HugePages,
     /// CPU templates: only `"None"` for now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_template: Option<String>,
@@ -36,14 +48,9 @@ pub struct MachineConfig {
     pub gdb_socket_path: Unsupported,
 }
 
-/// Firecracker writes what was not given too.
-#[allow(clippy::ref_option)] // serde's signature
-fn as_name<S: Serializer>(name: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(name.as_deref().unwrap_or("None"))
-}
-
-fn from_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    Ok(Option::deserialize(deserializer)?.filter(|name| name != "None"))
+/// Firecracker's clients also write `null` for what they do not ask for.
+fn or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HugePages, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Default for MachineConfig {
@@ -54,7 +61,7 @@ impl Default for MachineConfig {
             mem_size_mib: 128,
             smt: false,
             track_dirty_pages: false,
-            huge_pages: None,
+            huge_pages: HugePages::None,
             cpu_template: None,
             gdb_socket_path: Unsupported::default(),
         }
@@ -78,11 +85,17 @@ impl MachineConfig {
                 allowed: format!("{MIN_MEM_MIB} to {MAX_MEM_MIB}"),
             });
         }
+        if self.huge_pages == HugePages::TwoMib && !self.mem_size_mib.is_multiple_of(2) {
+            return Err(ConfigError::OutOfRange {
+                field: "machine-config.mem_size_mib",
+                found: self.mem_size_mib.to_string(),
+                allowed: "a multiple of 2, with huge_pages 2M".to_owned(),
+            });
+        }
         let none = |value: &Option<String>| value.as_deref().is_none_or(|v| v == "None");
         match () {
             () if self.smt => Err(ConfigError::NotSupported("machine-config.smt")),
             () if self.track_dirty_pages => Err(ConfigError::NotSupported("machine-config.track_dirty_pages")),
-            () if !none(&self.huge_pages) => Err(ConfigError::NotSupported("machine-config.huge_pages")),
             () if !none(&self.cpu_template) => Err(ConfigError::NotSupported("machine-config.cpu_template")),
             () if !self.gdb_socket_path.is_absent() => Err(ConfigError::NotSupported("machine-config.gdb_socket_path")),
             () => Ok(()),

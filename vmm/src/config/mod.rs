@@ -25,7 +25,7 @@ pub use crate::devices::vsock::VsockConfig;
 use crate::memory::layout;
 pub use crate::mmds::MmdsConfig;
 pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
-pub use machine::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
+pub use machine::{HugePages, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
 pub use source::{BootSource, MAX_CMDLINE};
 pub use unsupported::Unsupported;
@@ -204,6 +204,10 @@ impl VmConfig {
             return Err(ConfigError::NotSupported(part));
         }
         self.machine_config.check()?;
+        if self.balloon.is_some() && self.machine_config.huge_pages != HugePages::None {
+            // The guest gives up pages of 4 KiB, and the host takes back none that is a part of a huge one.
+            return Err(ConfigError::NotSupported("balloon beside machine-config.huge_pages"));
+        }
         NetworkInterface::check_all(&self.network_interfaces)?;
         self.mmds_config.as_ref().map_or(Ok(()), |mmds| mmds.check(&self.network_interfaces))?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.check(self.machine_config.mem_size_mib))?;

@@ -50,6 +50,30 @@ fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
+fn huge_pages_are_asked_for_as_firecracker_has_it() {
+    let with = |machine: &str, more: &str| {
+        parse(&format!(
+            r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "machine-config": {{"vcpu_count": 1, {machine}}}{more}}}"#
+        ))
+    };
+    let pages = |machine| with(machine, "").unwrap().machine_config.huge_pages;
+    assert_eq!(pages(r#""mem_size_mib": 64, "huge_pages": "2M""#), HugePages::TwoMib);
+    assert_eq!(pages(r#""mem_size_mib": 65, "huge_pages": null"#), HugePages::None);
+    for (machine, more, named) in [
+        (r#""mem_size_mib": 65, "huge_pages": "2M""#, "", "mem_size_mib"),
+        (r#""mem_size_mib": 64, "huge_pages": "1G""#, "", "1G"),
+        (
+            r#""mem_size_mib": 64, "huge_pages": "2M""#,
+            r#", "balloon": {"amount_mib": 0, "deflate_on_oom": false}"#,
+            "balloon",
+        ),
+    ] {
+        let error = with(machine, more).unwrap_err().to_string();
+        assert!(error.contains(named), "{machine}: {error}");
+    }
+}
+
+#[test]
 fn unknown_duplicate_and_misplaced_fields_are_refused() {
     for text in [
         r#"{"boot-source": {"kernel_image_path": "/k"}, "drive": []}"#,

@@ -25,6 +25,17 @@ pub enum MemoryError {
         /// What the system said.
         reason: String,
     },
+    /// The host's pool of huge pages is too small.
+    #[error(
+        "the host has no {mib} MiB of huge pages to give: {reason}; make more of them, \
+         sysctl vm.nr_hugepages, or do without huge_pages"
+    )]
+    Pool {
+        /// What was asked for.
+        mib: u64,
+        /// What the system said.
+        reason: String,
+    },
     /// The memory could not be kept out of core dumps.
     #[error("cannot keep guest memory out of core dumps: {0}")]
     DontDump(std::io::Error),
@@ -60,15 +71,31 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Pages are private and anonymous: the host gives them when the guest first touches them, and the kernel clears them
 /// before anyone else gets them. They are kept out of core dumps.
 pub fn reserve(mib: u64) -> Result<GuestRam, MemoryError> {
+    let reserve = |e: MmapRegionError| MemoryError::Reserve { mib, reason: e.to_string() };
+    from_mappings(mib, anonymous(mib, libc::MAP_NORESERVE)?, reserve)
+}
+
+/// The same of pages of 2 MiB from the host's pool (hugetlbfs). They are the guest's from now on, so that none is missing
+/// later.
+pub fn reserve_huge(mib: u64) -> Result<GuestRam, MemoryError> {
+    let pool = |e: MmapRegionError| MemoryError::Pool { mib, reason: e.to_string() };
+    from_mappings(mib, anonymous(mib, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)?, pool)
+}
+
+/// A mapping, if there is one, and the guest address at which it begins.
+type Mapping = (Result<MmapRegion, MmapRegionError>, u64);
+
+/// Private and anonymous mappings of `mib` MiB with further flags.
+fn anonymous(mib: u64, flags: libc::c_int) -> Result<Vec<Mapping>, MemoryError> {
     let bytes = mib.checked_mul(1 << 20).ok_or(MemoryError::Size(mib))?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
     let mut regions = Vec::new();
     for (start, len) in layout::ram_ranges(bytes) {
         let len = usize::try_from(len).map_err(|_| MemoryError::Size(mib))?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let map = || MmapRegion::build(None, len, libc::PROT_READ | libc::PROT_WRITE, flags);
         regions.push((aligned(len, map), start));
     }
-    from_mappings(mib, regions)
+    Ok(regions)
 }
 
 /// Lets `map` make a mapping of `len` bytes where a huge page begins: KVM gives a guest's memory to it in huge pages
@@ -98,12 +125,16 @@ fn aligned<T>(len: usize, map: impl FnOnce() -> T) -> T {
     made
 }
 
-/// Guest memory of mappings and the guest addresses at which they begin.
-fn from_mappings(mib: u64, mappings: Vec<(Result<MmapRegion, MmapRegionError>, u64)>) -> Result<GuestRam, MemoryError> {
+/// Guest memory of mappings. `failed` says what it means that one could not be made.
+fn from_mappings(
+    mib: u64,
+    mappings: Vec<Mapping>,
+    failed: impl Fn(MmapRegionError) -> MemoryError,
+) -> Result<GuestRam, MemoryError> {
     let reserve = |reason: String| MemoryError::Reserve { mib, reason };
     let mut regions = Vec::new();
     for (mapping, start) in mappings {
-        let region = GuestRegionMmap::new(mapping.map_err(|e| reserve(e.to_string()))?, GuestAddress(start));
+        let region = GuestRegionMmap::new(mapping.map_err(&failed)?, GuestAddress(start));
         regions.push(region.ok_or_else(|| reserve("it does not fit into the address space".to_owned()))?);
     }
     let ram = GuestRam::from_regions(regions).map_err(|e| reserve(e.to_string()))?;
@@ -142,7 +173,7 @@ pub fn map(mib: u64, file: &File) -> Result<GuestRam, MemoryError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
         regions.push((MmapRegion::build(Some(part), len, libc::PROT_READ | libc::PROT_WRITE, flags), start));
     }
-    from_mappings(mib, regions)
+    from_mappings(mib, regions, |e| MemoryError::Reserve { mib, reason: e.to_string() })
 }
 
 /// Tells KVM about every region of guest memory.
@@ -192,6 +223,8 @@ mod tests {
     fn absurd_sizes_are_an_error() {
         assert!(matches!(reserve(u64::MAX), Err(MemoryError::Size(_))));
         assert!(reserve(1 << 40).is_err());
+        // More than any machine keeps in a pool.
+        assert!(matches!(reserve_huge(1 << 25), Err(MemoryError::Pool { .. })));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::VmError;
 use super::kvm::{self, KvmError};
 use crate::boot::{BootFiles, Entry};
-use crate::config::VmConfig;
+use crate::config::{HugePages, VmConfig};
 use crate::console::Outlet;
 use crate::devices::Bus;
 use crate::devices::acpi_power::{self, AcpiPower};
@@ -68,7 +68,11 @@ impl Machine {
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
-        let ram = memory::reserve(config.machine_config.mem_size_mib)?;
+        let mib = config.machine_config.mem_size_mib;
+        let ram = match config.machine_config.huge_pages {
+            HugePages::None => memory::reserve(mib),
+            HugePages::TwoMib => memory::reserve_huge(mib),
+        }?;
         let Board { kvm, mut machine, places } = Self::assemble(ram, virtio, boot_timer, wake)?;
         let entry = files.load(&machine.ram, config, &places)?;
         vm_generation::renew(&machine.ram).map_err(VmError::Random)?;

@@ -103,7 +103,7 @@ fn a_request_that_is_refused_changes_nothing() {
         json!({"vcpu_count": 0}),
         json!({"vcpu_count": 2, "mem_size_mib": 0}),
         json!({"vcpu_count": 2, "smt": true}),
-        json!({"vcpu_count": 2, "huge_pages": "2M"}),
+        json!({"vcpu_count": 2, "huge_pages": "1G"}),
         json!({"vcpu_count": 2, "colour": 1}),
         json!({}),
     ] {
