@@ -48,11 +48,16 @@ impl Interrupt {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
+    /// Whether these can be the bits of [`Interrupt::status`].
+    pub fn is_status(bits: u32) -> bool {
+        bits & !(USED_BUFFERS | CONFIG_CHANGED) == 0
+    }
+
     /// Puts the bits back that a snapshot has kept, and the edge that may have been lost with it.
     pub fn restore(&self, bits: u32) {
         self.status.store(0, Ordering::SeqCst);
         if bits != 0 {
-            self.raise(bits & (USED_BUFFERS | CONFIG_CHANGED));
+            self.raise(bits);
         }
     }
 

@@ -30,6 +30,17 @@ pub mod status {
     pub const FAILED: u32 = 128;
 }
 
+/// The driver's way, one step after the other: from which status to which.
+const STEPS: [(u32, u32); 4] = {
+    use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
+    [
+        (0, ACKNOWLEDGE),
+        (ACKNOWLEDGE, ACKNOWLEDGE | DRIVER),
+        (ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK),
+        (ACKNOWLEDGE | DRIVER | FEATURES_OK, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK),
+    ]
+};
+
 /// Offsets of the registers.
 pub mod offset {
     #![allow(missing_docs)] // each is the register of that name in the standard
@@ -78,6 +89,13 @@ pub struct QueueRegisters {
     device: u64,
 }
 
+impl QueueRegisters {
+    /// A queue of at most `max` entries that no driver has touched.
+    fn new(max: u16) -> Self {
+        Self { max, size: 0, ready: false, descriptors: 0, driver: 0, device: 0 }
+    }
+}
+
 /// All registers but the interrupt's.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Registers {
@@ -106,7 +124,6 @@ pub enum Change {
 impl Registers {
     /// After power-on: a device that offers `features`, with queues of at most these sizes.
     pub fn new(device_id: u32, features: u64, queue_sizes: &[u16]) -> Self {
-        let queue = |&max: &u16| QueueRegisters { max, size: 0, ready: false, descriptors: 0, driver: 0, device: 0 };
         Self {
             device_id,
             offered: features | COMMON_FEATURES,
@@ -115,17 +132,43 @@ impl Registers {
             device_features_sel: 0,
             driver_features_sel: 0,
             queue_sel: 0,
-            queues: queue_sizes.iter().map(queue).collect(),
+            queues: queue_sizes.iter().map(|max| QueueRegisters::new(*max)).collect(),
             generation: 0,
         }
     }
 
-    /// Whether these are registers of the same device: what a snapshot's must be before they are taken over.
+    /// Whether these are registers of the same device, as a driver can have left them: what a snapshot's must be before
+    /// they are taken over. The selectors and the generation may be anything.
     pub fn fit(&self, other: &Self) -> bool {
         let sizes = |registers: &Self| registers.queues.iter().map(|queue| queue.max).collect::<Vec<_>>();
         (self.device_id, self.offered) == (other.device_id, other.offered)
             && sizes(self) == sizes(other)
-            && other.accepted & !other.offered == 0
+            && other.can_be()
+    }
+
+    /// Whether [`Registers::write`] and [`Registers::set_needs_reset`] can lead here.
+    fn can_be(&self) -> bool {
+        use status::{DRIVER, FAILED, FEATURES_OK, NEEDS_RESET};
+        let status = self.status & !(NEEDS_RESET | FAILED);
+        let accepted = match status {
+            _ if status & FEATURES_OK != 0 => !self.features_are_bad(),
+            // What is not offered is found out with the next step.
+            _ if status & DRIVER != 0 => true,
+            _ => self.accepted == 0,
+        };
+        let untouched = |queue: &QueueRegisters| *queue == QueueRegisters::new(queue.max);
+        let set_up = |queue: &QueueRegisters| {
+            let size = queue.size == 0 || queue.size.is_power_of_two() && queue.size <= queue.max;
+            size && !(queue.ready && queue.size == 0)
+        };
+        let queues =
+            self.queues.iter().all(|queue| if status & FEATURES_OK == 0 { untouched(queue) } else { set_up(queue) });
+        (status == 0 || STEPS.iter().any(|(_, step)| *step == status)) && accepted && queues
+    }
+
+    /// Whether the driver wants what is not offered, or leaves out what must be.
+    fn features_are_bad(&self) -> bool {
+        self.accepted & !self.offered != 0 || self.accepted & (1 << VERSION_1) == 0
     }
 
     /// Reads a register. `None` for what is no register of this file.
@@ -202,7 +245,7 @@ impl Registers {
 
     /// The driver goes one step on, gives up, or resets.
     fn set_status(&mut self, value: u32) -> Change {
-        use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
+        use status::{DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
         if value == 0 {
             let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max).collect();
             let generation = self.generation;
@@ -215,18 +258,11 @@ impl Registers {
         }
         // NEEDS_RESET is the device's; a driver that writes back what it read means the rest.
         let (now, wanted) = (self.status & !NEEDS_RESET, value & !NEEDS_RESET);
-        let steps = [
-            (0, ACKNOWLEDGE),
-            (ACKNOWLEDGE, ACKNOWLEDGE | DRIVER),
-            (ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK),
-            (ACKNOWLEDGE | DRIVER | FEATURES_OK, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK),
-        ];
-        if !steps.contains(&(now, wanted)) {
+        if !STEPS.contains(&(now, wanted)) {
             return Change::None;
         }
         let step = wanted & !now;
-        let features_bad = self.accepted & !self.offered != 0 || self.accepted & (1 << VERSION_1) == 0;
-        if step == FEATURES_OK && features_bad {
+        if step == FEATURES_OK && self.features_are_bad() {
             return Change::None;
         }
         self.status |= step;
@@ -389,6 +425,50 @@ mod tests {
         assert_eq!(r.read(offset::STATUS), Some(FAILED));
     }
 
+    #[test]
+    fn registers_that_no_driver_can_leave_are_not_taken_over() {
+        type Bend = fn(&mut Registers);
+        let wrong: [(&str, Bend); 16] = [
+            ("another device", |r| r.device_id = 3),
+            ("another offer", |r| r.offered ^= 1),
+            ("another number of queues", |r| r.queues.truncate(1)),
+            ("another largest size", |r| r.queues[0].max = 128),
+            ("a status out of order", |r| r.status = DRIVER_OK),
+            ("a status that there is not", |r| r.status |= 16),
+            ("a feature that is not offered", |r| r.accepted |= 2),
+            ("no VERSION_1", |r| r.accepted = 1 << 9),
+            ("features before there is a driver", |r| (r.status, r.queues) = (ACKNOWLEDGE, device().queues)),
+            ("queues before the features", |r| r.status = ACKNOWLEDGE | DRIVER),
+            ("a queue that is too large", |r| r.queues[0].size = 512),
+            ("a size that is no power of two", |r| r.queues[0].size = 3),
+            ("a ready queue without a size", |r| r.queues[0].size = 0),
+            ("a small queue that is too large", |r| r.queues[1].size = 128),
+            ("an address before the features", |r| {
+                (r.status, r.queues) = (ACKNOWLEDGE | DRIVER, device().queues);
+                r.queues[1].device = 0x1000;
+            }),
+            ("a size after a reset", |r| (r.status, r.accepted) = (0, 0)),
+        ];
+        let mut good = negotiated();
+        good.write(offset::QUEUE_NUM, 128);
+        good.write(offset::QUEUE_READY, 1);
+        // Also where the driver never came to its end.
+        for live in [false, true] {
+            if live {
+                assert_eq!(good.write(offset::STATUS, READY), Change::Activate);
+            }
+            assert!(device().fit(&good) && good.is_live() == live);
+            for (what, bend) in wrong {
+                let mut bad = good.clone();
+                bend(&mut bad);
+                assert!(!device().fit(&bad), "{what}: {bad:?}");
+            }
+        }
+        let anything =
+            Registers { queue_sel: 99, device_features_sel: 7, driver_features_sel: 8, generation: 5, ..good };
+        assert!(device().fit(&anything));
+    }
+
     proptest! {
         #[test]
         fn whatever_is_written_queues_and_features_stay_within_the_offer(
@@ -412,7 +492,12 @@ mod tests {
                         prop_assert!(queue.size.is_power_of_two() && queue.size <= max);
                     }
                 }
-                prop_assert!(r.fit(&device()) && device().fit(&r) || !r.is_live());
+                // A snapshot may be made at any time.
+                prop_assert!(device().fit(&r), "{r:?}");
+                if wild % 16 == 0 {
+                    r.set_needs_reset();
+                    prop_assert!(device().fit(&r), "{r:?}");
+                }
             }
         }
     }

@@ -122,22 +122,20 @@ impl Slot {
     /// Puts a device, which was just made, into the state of a snapshot. The text says what does not fit.
     pub fn restore(&self, state: SlotState) -> Result<(), String> {
         let inner = &mut *self.lock();
-        if !inner.registers.fit(&state.registers) {
+        if !inner.registers.fit(&state.registers) || !Interrupt::is_status(state.interrupt) {
             return Err(format!("{}: the snapshot was made with another device", inner.device.name()));
         }
-        let live = state.registers.is_live();
-        inner.registers = state.registers;
         inner.device.restore(&state.device)?;
-        if let (true, Some(queues)) = (live, state.queues) {
-            let sizes = inner.device.queue_sizes();
-            if queues.len() != sizes.len() || queues.iter().flatten().zip(sizes).any(|(queue, max)| queue.size > *max) {
-                return Err(format!("{}: the snapshot's queues are not this device's", inner.device.name()));
-            }
-            let features = inner.registers.features();
-            let active = self.make_queues(queues, features).map_err(|e| format!("{}: {e}", inner.device.name()))?;
-            inner.active = Some(active);
+        // Of a device whose driver is not ready nothing is served: what is kept of its queues concerns nobody.
+        if state.registers.is_live() {
+            let queues = state.queues.filter(|queues| same_places(queues, &state.registers.queues()));
+            let queues = queues
+                .ok_or_else(|| format!("{}: the snapshot's queues are not this device's", inner.device.name()))?;
+            let active = self.make_queues(queues, state.registers.features());
+            inner.active = Some(active.map_err(|e| format!("{}: {e}", inner.device.name()))?);
             inner.fresh = true;
         }
+        inner.registers = state.registers;
         self.interrupt.restore(state.interrupt);
         // Whatever the driver has put in since the last doorbell, or was left in the queues, is looked at once.
         let _ = self.wake.write(1);
@@ -237,6 +235,12 @@ impl Slot {
             Err(error) => inner.give_up(error, &self.interrupt),
         }
     }
+}
+
+/// Whether queues lie where, and are as, the registers say. How far they were served is the queues' own.
+fn same_places(queues: &[Option<QueueState>], registers: &[Option<QueueState>]) -> bool {
+    let place = |queue: &Option<QueueState>| queue.map(|queue| QueueState { next_available: 0, next_used: 0, ..queue });
+    queues.iter().map(place).eq(registers.iter().map(place))
 }
 
 impl Inner {

@@ -48,7 +48,8 @@ impl Driver {
         Self::over(device, memory::reserve(8).unwrap())
     }
 
-    fn over(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
+    /// The same, over this memory.
+    pub(crate) fn over(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
         let rings = vec![Ring::default(); device.queue_sizes().len()];
         let slot = Slot::new(device, ram.clone(), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap();
         let mut events = EventLoop::new().unwrap();

@@ -281,15 +281,57 @@ fn a_state_that_does_not_fit_is_refused() {
         Bench::over(bench.ram.clone()).slot.restore(state)
     };
     assert_eq!(other(|_| {}), Ok(()));
-    let bad: [fn(&mut SlotState); 6] = [
+    let bad: [fn(&mut SlotState); 14] = [
+        |state| state.interrupt = 4,
         |state| state.device.clear(),
         |state| state.registers = Registers::new(4, 0, &[4]),
         |state| state.registers = Registers::new(2, 0, &[4, 4]),
+        |state| state.queues = None,
         |state| state.queues.as_mut().unwrap().truncate(1),
-        |state| state.queues.as_mut().unwrap()[0].as_mut().unwrap().size = 8,
-        |state| state.queues.as_mut().unwrap()[0].as_mut().unwrap().used = 1 << 40,
+        |state| state.queues.as_mut().unwrap()[0] = None,
+        |state| state.queues.as_mut().unwrap()[1] = state.queues.as_ref().unwrap()[0],
+        |state| queue(state).size = 8,
+        // It would be a queue, but not the one that the driver was promised.
+        |state| queue(state).size = 2,
+        |state| queue(state).used += 0x100,
+        |state| queue(state).used = 1 << 40,
+        |state| queue(state).event_idx ^= true,
+        |state| queue(state).indirect ^= true,
     ];
-    for bad in bad {
-        other(bad).unwrap_err();
+    for (number, bad) in bad.into_iter().enumerate() {
+        assert!(other(bad).is_err(), "{number}");
     }
+    // How far it is served is the queue's alone.
+    assert_eq!(other(|state| (queue(state).next_available, queue(state).next_used) = (9, 8)), Ok(()));
+}
+
+fn queue(state: &mut SlotState) -> &mut QueueState {
+    state.queues.as_mut().unwrap()[0].as_mut().unwrap()
+}
+
+#[test]
+fn a_device_whose_driver_was_not_ready_is_restored_and_judged_all_the_same() {
+    let bench = Bench::new();
+    let state = |status: u32| {
+        let mut state = bench.slot.save();
+        assert!(state.queues.is_none());
+        for step in [1, 3] {
+            state.registers.write(offset::STATUS, step);
+        }
+        state.registers.write(offset::DRIVER_FEATURES_SEL, 1);
+        state.registers.write(offset::DRIVER_FEATURES, 1);
+        state.registers.write(offset::STATUS, status);
+        state.registers.write(offset::QUEUE_NUM, 4);
+        state
+    };
+    // Between the features and the end, with a queue that is set up; and before.
+    for status in [11, 3] {
+        let other = Bench::over(bench.ram.clone());
+        other.slot.restore(state(status)).unwrap();
+        assert_eq!((other.get(offset::STATUS), other.counts().0), (status, 0));
+    }
+    // What is kept of queues that are not served is not looked at.
+    let mut bent = state(11);
+    bent.queues = Some(Vec::new());
+    assert_eq!(Bench::over(bench.ram.clone()).slot.restore(bent), Ok(()));
 }
