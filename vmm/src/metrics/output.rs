@@ -5,24 +5,29 @@ use std::io::{ErrorKind, Write};
 
 /// A file or FIFO, opened so that it never blocks. What nobody reads waits: one line at most, until the next.
 #[derive(Debug)]
-pub struct Output {
-    file: File,
+pub struct Output<W = File> {
+    file: W,
     /// The rest of a line that did not fit.
     waiting: Vec<u8>,
+    /// The last byte that was written ends no line.
+    unfinished: bool,
 }
 
-impl Output {
+impl<W: Write> Output<W> {
     /// Writes to `file` from now on.
-    pub fn new(file: File) -> Self {
-        Self { file, waiting: Vec::new() }
+    pub fn new(file: W) -> Self {
+        Self { file, waiting: Vec::new(), unfinished: false }
     }
 
     /// Writes the line that `make` makes, unless the one before still waits: then nothing is made, and what was counted
-    /// stays for the next. An error loses the line.
+    /// stays for the next. An error loses the line; what is there of it already stays a line of its own.
     pub fn write(&mut self, make: impl FnOnce() -> Vec<u8>) -> std::io::Result<()> {
         self.drain()?;
         if self.waiting.is_empty() {
             self.waiting = make();
+            if self.unfinished {
+                self.waiting.insert(0, b'\n');
+            }
             self.drain()?;
         }
         Ok(())
@@ -32,7 +37,10 @@ impl Output {
         while !self.waiting.is_empty() {
             match self.file.write(&self.waiting) {
                 Ok(0) => return Ok(()),
-                Ok(count) => drop(self.waiting.drain(..count.min(self.waiting.len()))),
+                Ok(count) => {
+                    let last = self.waiting.drain(..count.min(self.waiting.len())).next_back();
+                    self.unfinished = last != Some(b'\n');
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
@@ -89,5 +97,49 @@ mod tests {
             assert_eq!(output.write(|| b"line\n".to_vec()).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         }
         assert!(output.waiting.is_empty());
+    }
+
+    /// A disk with room for so many bytes.
+    struct Disk {
+        room: usize,
+        written: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.room == 0 {
+                return Err(std::io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            let count = bytes.len().min(self.room);
+            self.room -= count;
+            self.written.extend(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_does_not_run_into_the_next() {
+        // Room for the first line and a part of the second, up to all of it but its end.
+        for part in 0..=6 {
+            let mut output = Output::new(Disk { room: 6 + part, written: Vec::new() });
+            output.write(|| b"first\n".to_vec()).unwrap();
+            output.write(|| b"second\n".to_vec()).unwrap_err();
+            // Still full, then with room for one byte: what ends the piece, where there is one.
+            output.write(|| b"third\n".to_vec()).unwrap_err();
+            output.file.room = 1;
+            output.write(|| b"\x1e".to_vec()).unwrap_or_default();
+            output.file.room = 100;
+            output.write(|| b"fourth\n".to_vec()).unwrap();
+            output.write(|| b"fifth\n".to_vec()).unwrap();
+            let text = String::from_utf8(output.file.written).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(text.ends_with("\nfourth\nfifth\n"), "{part}: {text:?}");
+            let piece = if part == 0 { "\x1e" } else { &"second"[..part] };
+            assert_eq!(lines, ["first", piece, "fourth", "fifth"], "{part}");
+        }
     }
 }
