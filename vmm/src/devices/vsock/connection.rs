@@ -35,6 +35,8 @@ pub struct Context<'a> {
     pub metrics: &'a Metrics,
     /// The time.
     pub now: Instant,
+    /// Bytes that all outboxes together may still take.
+    pub room: usize,
 }
 
 /// What becomes of a connection.
@@ -152,7 +154,6 @@ impl Connection {
     }
 
     /// Bytes of the guest that wait for the host's program.
-    #[cfg(test)]
     pub fn kept(&self) -> usize {
         self.outbox.len()
     }
@@ -242,7 +243,12 @@ impl Connection {
             return Ok(Verdict::Keep);
         }
         // At most BUFFER bytes, see above.
-        let mut rest = vec![0; usize::try_from(payload.len()).unwrap_or(0)];
+        let len = usize::try_from(payload.len()).unwrap_or(usize::MAX);
+        if len > on.room {
+            on.metrics.tx_write_fails.inc();
+            return Ok(Verdict::Reset);
+        }
+        let mut rest = vec![0; len];
         payload.read(on.ram, &mut rest)?;
         self.outbox.extend(rest);
         Ok(Verdict::Keep)

@@ -1,7 +1,8 @@
 //! All connections: which there are, who gets the next turn, and what the host's programs begin.
 //!
 //! Everything is bounded: connections by [`MAX_CONNECTIONS`] and by the descriptors that the process may have, what
-//! each keeps by its buffer, resets that wait for the guest by [`MAX_RESETS`]. Connections take turns, a packet each.
+//! each keeps by its buffer, what all keep by [`MAX_KEPT`], resets that wait for the guest by [`MAX_RESETS`]. Connections
+//! take turns, a packet each.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -26,6 +27,9 @@ use crate::virtio::{Buffers, QueueError};
 
 /// Most connections at a time, those that are being made included.
 pub const MAX_CONNECTIONS: usize = 1023;
+/// Bytes of the guest that wait for programs of the host, of all connections together. Who sends more than that, to a
+/// program that does not read, loses its connection: a quarter of all can be full, and the others go on.
+pub const MAX_KEPT: usize = 16 << 20;
 /// Resets that wait for the guest; the guest's packets are not looked at while there are so many.
 pub const MAX_RESETS: usize = 256;
 /// Descriptors of the process that connections leave alone.
@@ -47,6 +51,9 @@ pub struct Muxer {
     /// Whether the driver is ready, so that there is a guest to connect to.
     live: bool,
     pub(super) limit: usize,
+    /// Bytes in all outboxes, and how many there may be.
+    kept: usize,
+    pub(super) kept_limit: usize,
     greetings: BTreeMap<u32, Greeting>,
     connections: BTreeMap<u32, Connection>,
     by_ports: BTreeMap<Ports, u32>,
@@ -75,6 +82,8 @@ impl Muxer {
             listening: false,
             live: false,
             limit: limit.min(MAX_CONNECTIONS),
+            kept: 0,
+            kept_limit: MAX_KEPT,
             greetings: BTreeMap::new(),
             connections: BTreeMap::new(),
             by_ports: BTreeMap::new(),
@@ -113,6 +122,7 @@ impl Muxer {
         self.metrics.conns_removed.add(u64::try_from(gone).unwrap_or(0));
         self.greetings.clear();
         self.connections.clear();
+        self.kept = 0;
         self.by_ports.clear();
         self.ready.clear();
         self.resets.clear();
@@ -148,12 +158,26 @@ impl Muxer {
                 Happened::Listener => self.take_connections(),
                 Happened::Stream(token, _) if self.greetings.contains_key(&token) => self.hear(token),
                 Happened::Stream(token, set) => {
-                    let on = Context { ram, metrics: &self.metrics, now: Instant::now() };
-                    let verdict = self.connections.get_mut(&token).map(|connection| connection.event(set, on));
+                    let verdict = self.with(token, ram, |connection, on| connection.event(set, on));
                     self.settle(token, verdict.unwrap_or(Verdict::Keep));
                 }
             }
         }
+    }
+
+    /// Does `work` with a connection, if it is still there.
+    fn with<T>(
+        &mut self,
+        token: u32,
+        ram: &GuestRam,
+        work: impl FnOnce(&mut Connection, Context<'_>) -> T,
+    ) -> Option<T> {
+        let connection = self.connections.get_mut(&token)?;
+        let others = self.kept.saturating_sub(connection.kept());
+        let room = self.kept_limit.saturating_sub(self.kept);
+        let done = work(connection, Context { ram, metrics: &self.metrics, now: Instant::now(), room });
+        self.kept = others.saturating_add(connection.kept());
+        Some(done)
     }
 
     fn is_full(&self) -> bool {
@@ -250,6 +274,7 @@ impl Muxer {
         let (ports, known) = (connection.ports(), connection.is_known());
         self.ready.remove(&token);
         self.by_ports.remove(&ports);
+        self.kept = self.kept.saturating_sub(connection.kept());
         self.connections.remove(&token);
         self.metrics.conns_removed.inc();
         if verdict == Verdict::Reset && known {
@@ -284,10 +309,8 @@ impl Muxer {
             (None, Op::Reset) => {}
             (None, _) => self.refuse(packet.ports),
             (Some(token), _) => {
-                let on = Context { ram, metrics: &self.metrics, now: Instant::now() };
-                if let Some(connection) = self.connections.get_mut(&token) {
-                    let verdict = connection.receive(packet, payload, on)?;
-                    self.settle(token, verdict);
+                if let Some(verdict) = self.with(token, ram, |connection, on| connection.receive(packet, payload, on)) {
+                    self.settle(token, verdict?);
                 }
             }
         }
@@ -327,7 +350,8 @@ impl Muxer {
     /// Bytes of the guest that wait for programs of the host.
     #[cfg(test)]
     pub fn kept(&self) -> usize {
-        self.connections.values().map(Connection::kept).sum()
+        assert_eq!(self.kept, self.connections.values().map(Connection::kept).sum::<usize>());
+        self.kept
     }
 
     /// Resets that wait for the guest.
@@ -350,8 +374,7 @@ impl Muxer {
         let behind = (Bound::Excluded(self.turn), Bound::Unbounded);
         while let Some(token) = self.ready.range(behind).next().or_else(|| self.ready.first()).copied() {
             self.turn = token;
-            let on = Context { ram, metrics: &self.metrics, now: Instant::now() };
-            let next = self.connections.get_mut(&token).map(|connection| connection.next(room, on)).transpose()?;
+            let next = self.with(token, ram, |connection, on| connection.next(room, on)).transpose()?;
             let verdict = if next == Some(Next::Over) { Verdict::Reset } else { Verdict::Keep };
             self.settle(token, verdict);
             match next {

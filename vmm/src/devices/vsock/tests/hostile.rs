@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::super::muxer::MAX_RESETS;
 use super::*;
+use crate::virtio::registers::offset;
 
 #[test]
 fn headers_of_others_are_dropped_and_unknown_ones_answered() {
@@ -64,6 +65,82 @@ fn packets_out_of_turn_end_only_their_connection() {
     assert_eq!((guest.poll(), count(&guest.driver)), (None, 1));
     bystander.write_all(b"fine").unwrap();
     assert_eq!(guest.expect(Op::Data(4)).bytes, b"fine");
+}
+
+#[test]
+fn what_waits_for_programs_that_do_not_read_is_bounded_over_all_connections() {
+    let mut guest = Guest::ready();
+    // Less than two connections may keep by themselves.
+    let limit = BUFFER as usize + 10_000;
+    guest.vsock(|vsock| vsock.muxer.kept_limit = limit);
+    let kept = |guest: &Guest| guest.vsock(|vsock| vsock.muxer.kept());
+    let take_news = |guest: &mut Guest| {
+        guest.driver.settle();
+        while let Some(got) = guest.poll() {
+            assert_eq!(got.op, Op::CreditUpdate);
+            guest.give_buffer();
+        }
+    };
+    // As much as one connection may keep, which is whole as long as there is room.
+    let fill = |guest: &mut Guest, ports: Ports| {
+        while kept(guest) < BUFFER as usize {
+            let len = (BUFFER as usize - kept(guest)).min(4096);
+            guest.data(ports, &pattern(0, len));
+            take_news(guest);
+        }
+    };
+    let until_empty = |guest: &mut Guest| {
+        guest.driver.until("nothing waits any more", |driver| {
+            let empty = |vsock: &mut Vsock| vsock.muxer.kept() == 0;
+            driver.slot.control(|device, _| (empty(device.as_any().downcast_mut().unwrap()), false)).then_some(())
+        });
+        take_news(guest);
+    };
+    let (first, mut slow) = guest.connected(7, WINDOW);
+    fill(&mut guest, first);
+    // The second has a window of its own, and the device no room for all of it.
+    let (second, _unread) = guest.connected(8, WINDOW);
+    let reset = loop {
+        guest.data(second, &pattern(0, 4096));
+        guest.driver.settle();
+        assert!(kept(&guest) <= limit);
+        if let Some(got) = guest.poll() {
+            guest.give_buffer();
+            if got.op == Op::Reset {
+                break got.ports;
+            }
+        }
+    };
+    assert_eq!((reset, kept(&guest)), (second, BUFFER as usize));
+    // Who is read from goes on.
+    let (third, mut quick) = guest.connected(9, WINDOW);
+    let mut bytes = vec![0; 4096];
+    for _ in 0..100 {
+        guest.data(third, &pattern(0, 4096));
+        quick.read_exact(&mut bytes).unwrap();
+        assert!(bytes == pattern(0, 4096));
+        take_news(&mut guest);
+    }
+    // Once the slow one reads there is room again; what a connection kept goes with it.
+    let reader = std::thread::spawn(move || slow.read_to_end(&mut Vec::new()).unwrap());
+    until_empty(&mut guest);
+    let (fourth, unread) = guest.connected(10, WINDOW);
+    fill(&mut guest, fourth);
+    drop(unread);
+    guest.driver.until("the end is told", |driver| {
+        let empty = |vsock: &mut Vsock| vsock.muxer.kept() == 0;
+        driver.slot.control(|device, _| (empty(device.as_any().downcast_mut().unwrap()), false)).then_some(())
+    });
+    // And with the driver.
+    let mut again = Guest::ready();
+    let (only, _unread) = again.connected(11, WINDOW);
+    fill(&mut again, only);
+    for guest in [&mut guest, &mut again] {
+        guest.driver.set(offset::STATUS, 0);
+        guest.driver.settle();
+        assert_eq!(kept(guest), 0);
+    }
+    assert!(reader.join().unwrap() > BUFFER as usize);
 }
 
 #[test]
