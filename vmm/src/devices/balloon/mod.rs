@@ -4,16 +4,21 @@
 //! How big it should be is the host's wish; how big it is, is what the guest makes of it. A page that was given reads
 //! as zeros when the guest touches it again, and costs the host memory again. Page numbers are checked against guest
 //! memory: a guest can throw away what is its own, and nothing else.
+//!
+//! Of a restored guest, whose memory is mapped from a file, at most 16,384 ranges are taken in its life: each takes a
+//! mapping, of which a process has not many. What comes after those is not taken, unless it was taken before.
 
 mod config;
 mod metrics;
 mod pages;
 mod statistics;
 
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -75,6 +80,10 @@ pub struct Balloon {
     /// The guest's buffer for statistics, which it gets back when new ones are wanted.
     held: Option<u16>,
     statistics: GuestStatistics,
+    /// What was taken of a snapshot's memory.
+    replaced: pages::Replaced,
+    /// The log says already that pages cannot be taken.
+    told: bool,
     metrics: Metrics,
 }
 
@@ -108,6 +117,8 @@ impl Balloon {
             timer: TimerFd::new().map_err(host)?,
             held: None,
             statistics: GuestStatistics::default(),
+            replaced: pages::Replaced::default(),
+            told: false,
             metrics: Metrics::default(),
         })
     }
@@ -163,11 +174,23 @@ impl Balloon {
         }
     }
 
+    /// Gives a range back to the host. Where that cannot be it stays the guest's, who is not told: nothing of the
+    /// protocol says how. A guest may bring that about as often as it likes, and the log hears of it once.
+    fn discard(&mut self, active: &Active, range: &Range<u64>) -> bool {
+        let Err(error) = pages::discard(&active.ram, range, &mut self.replaced) else {
+            return true;
+        };
+        if !std::mem::replace(&mut self.told, true) {
+            warn!(device = "balloon", %error, "memory that the guest gives cannot be taken, and costs the host as before");
+        }
+        false
+    }
+
     /// Takes pages; gives how many.
-    fn inflate(&self, active: &Active, readable: Buffers) -> Result<u64, QueueError> {
+    fn inflate(&mut self, active: &Active, readable: Buffers) -> Result<u64, QueueError> {
         let ranges = pages::read_ranges(readable, &active.ram)?;
         for range in &ranges {
-            if pages::discard(&active.ram, range).is_err() {
+            if !self.discard(active, range) {
                 self.metrics.event_fails.inc();
             }
         }
@@ -175,7 +198,7 @@ impl Balloon {
     }
 
     /// Takes pages that the guest has no use for at the moment; gives how many.
-    fn take_reported(&self, active: &Active, writable: &Buffers) -> u64 {
+    fn take_reported(&mut self, active: &Active, writable: &Buffers) -> u64 {
         let mut taken = 0;
         for range in writable.ranges() {
             let range = pages::whole_pages(range);
@@ -183,12 +206,11 @@ impl Balloon {
             if bytes == 0 {
                 continue;
             }
-            match pages::discard(&active.ram, &range) {
-                Ok(()) => {
-                    self.metrics.free_page_report_freed.add(bytes);
-                    taken += bytes / pages::PAGE;
-                }
-                Err(_) => self.metrics.free_page_report_fails.inc(),
+            if self.discard(active, &range) {
+                self.metrics.free_page_report_freed.add(bytes);
+                taken += bytes / pages::PAGE;
+            } else {
+                self.metrics.free_page_report_fails.inc();
             }
         }
         taken

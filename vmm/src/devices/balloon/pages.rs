@@ -12,6 +12,53 @@ pub const PAGE: u64 = 4096;
 /// Most page numbers of one request. Linux sends 256, Windows 1024.
 pub const MAX_NUMBERS: usize = 1024;
 
+/// Mappings that may be put into the place of a file's. Each splits one in two or three, a process has no more than
+/// 65,530 (`vm.max_map_count`), and at that limit its allocator gets no memory either.
+const MAX_REPLACED: u32 = 16_384;
+
+/// What of guest memory is a file's no more. A guest that gives every second page takes a mapping for each.
+pub struct Replaced {
+    /// A bit for each page.
+    pages: Vec<u64>,
+    /// Mappings that may still be made.
+    left: u32,
+}
+
+impl Default for Replaced {
+    fn default() -> Self {
+        Self::with_limit(MAX_REPLACED)
+    }
+}
+
+impl Replaced {
+    /// For so many mappings.
+    pub fn with_limit(left: u32) -> Self {
+        Self { pages: Vec::new(), left }
+    }
+
+    /// Words and bits of the pages of a range.
+    fn bits(range: &Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+        (range.start / PAGE..range.end / PAGE)
+            .map(|page| (usize::try_from(page / 64).unwrap_or(usize::MAX), 1 << (page % 64)))
+    }
+
+    fn has(&self, range: &Range<u64>) -> bool {
+        Self::bits(range).all(|(word, bit)| self.pages.get(word).is_some_and(|bits| bits & bit != 0))
+    }
+
+    /// Notes a range inside guest memory.
+    fn add(&mut self, range: &Range<u64>) {
+        for (word, bit) in Self::bits(range) {
+            if word >= self.pages.len() {
+                self.pages.resize(word + 1, 0);
+            }
+            if let Some(bits) = self.pages.get_mut(word) {
+                *bits |= bit;
+            }
+        }
+    }
+}
+
 /// Reads the page numbers of a request; gives the ranges of guest memory that they make up, in order, none of which
 /// touch.
 pub fn read_ranges(mut buffers: Buffers, ram: &GuestRam) -> Result<Vec<Range<u64>>, QueueError> {
@@ -53,14 +100,18 @@ pub fn whole_pages(range: &Range<u64>) -> Range<u64> {
 }
 
 /// Gives the memory behind a range of whole pages back to the host. The guest then reads zeros there.
-pub fn discard(ram: &GuestRam, range: &Range<u64>) -> std::io::Result<()> {
+pub fn discard(ram: &GuestRam, range: &Range<u64>, replaced: &mut Replaced) -> std::io::Result<()> {
     let outside = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
     let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(|_| outside())?;
+    let region = ram.find_region(GuestAddress(range.start)).ok_or_else(outside)?;
+    let of_file = region.file_offset().is_some() && !replaced.has(range);
+    if of_file && replaced.left == 0 {
+        return Err(std::io::Error::other("its memory is in too many pieces"));
+    }
     for slice in ram.get_slices(GuestAddress(range.start), len) {
         let slice = slice.map_err(|_| outside())?;
         let start: *mut libc::c_void = slice.ptr_guard_mut().as_ptr().cast();
-        let region = ram.find_region(GuestAddress(range.start)).ok_or_else(outside)?;
-        let done = if region.file_offset().is_some() {
+        let done = if of_file {
             replace(start, slice.len())
         } else {
             // SAFETY: the range is whole pages of guest memory, to which this process holds no references.
@@ -69,6 +120,10 @@ pub fn discard(ram: &GuestRam, range: &Range<u64>) -> std::io::Result<()> {
         if done != 0 {
             return Err(std::io::Error::last_os_error());
         }
+    }
+    if of_file {
+        replaced.left -= 1;
+        replaced.add(range);
     }
     Ok(())
 }
@@ -118,6 +173,17 @@ mod tests {
         }
 
         #[test]
+        fn what_was_replaced_is_known_page_by_page(ranges in proptest::collection::vec((0u64..300, 1u64..90), 0..20), at in 0u64..400) {
+            let mut replaced = Replaced::default();
+            let pages: BTreeSet<u64> = ranges.iter().flat_map(|(start, len)| *start..start + len).collect();
+            for (start, len) in ranges {
+                replaced.add(&(start * PAGE..(start + len) * PAGE));
+            }
+            prop_assert_eq!(replaced.has(&(at * PAGE..(at + 1) * PAGE)), pages.contains(&at));
+            prop_assert_eq!(replaced.has(&(at * PAGE..(at + 3) * PAGE)), (at..at + 3).all(|page| pages.contains(&page)));
+        }
+
+        #[test]
         fn whole_pages_lie_inside(start in 0u64..1 << 40, len in 0u64..1 << 30) {
             let inner = whole_pages(&(start..start + len));
             prop_assert!(inner.start.is_multiple_of(PAGE) && inner.end.is_multiple_of(PAGE) && inner.start <= inner.end);
@@ -133,13 +199,17 @@ mod tests {
         let from_file = GuestRam::from_ranges_with_files([(GuestAddress(0), 4 * 4096, Some(FileOffset::new(file, 0)))]);
         for ram in [memory::reserve(2).unwrap(), from_file.unwrap()] {
             ram.write_slice(&[9; 4 * 4096], GuestAddress(0)).unwrap();
-            discard(&ram, &(PAGE..3 * PAGE)).unwrap();
+            let mut replaced = Replaced::default();
+            discard(&ram, &(PAGE..3 * PAGE), &mut replaced).unwrap();
             let bytes = |page: u64| ram.read_obj::<[u8; 4]>(GuestAddress(page * PAGE)).unwrap();
             assert_eq!([bytes(0), bytes(1), bytes(2), bytes(3)], [[9; 4], [0; 4], [0; 4], [9; 4]]);
             // They are memory as before.
             ram.write_obj(5u32, GuestAddress(PAGE)).unwrap();
             assert_eq!(ram.read_obj::<u32>(GuestAddress(PAGE)).unwrap(), 5);
+            discard(&ram, &(PAGE..2 * PAGE), &mut replaced).unwrap();
+            assert_eq!([bytes(0), bytes(1), bytes(2), bytes(3)], [[9; 4], [0; 4], [0; 4], [9; 4]]);
         }
-        assert!(discard(&memory::reserve(2).unwrap(), &(0..4 << 20)).is_err(), "outside");
+        let outside = discard(&memory::reserve(2).unwrap(), &(0..4 << 20), &mut Replaced::default());
+        assert!(outside.is_err());
     }
 }

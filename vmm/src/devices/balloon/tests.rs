@@ -1,7 +1,8 @@
 use super::*;
+use crate::memory::GuestRam;
 use crate::virtio::registers::offset;
 use crate::virtio::transport::driver::{Driver, FREE};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 const ALL: u32 = (1 << FEATURE_STATISTICS) | (1 << FEATURE_DEFLATE_ON_OOM) | (1 << FEATURE_REPORTING);
 const STATISTICS: usize = 2;
@@ -87,6 +88,35 @@ fn statistics_come_in_and_live_on_in_a_snapshot_as_far_as_they_must() {
     restored.offer(STATISTICS, &[(FREE, 20, false)]);
     restored.offer(STATISTICS, &[(FREE, 20, false)]);
     assert_eq!(restored.until("the older comes back", |driver| driver.used(STATISTICS)), (1, 0));
+}
+
+#[test]
+fn a_restored_guest_that_gives_every_second_page_finds_a_limit_and_goes_on() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8 << 20).unwrap();
+    let ram = GuestRam::from_ranges_with_files([(GuestAddress(0), 8 << 20, Some(FileOffset::new(file, 0)))]).unwrap();
+    let mut device = balloon(&BalloonConfig { free_page_reporting: true, ..BalloonConfig::default() });
+    device.replaced = pages::Replaced::with_limit(3);
+    let mut driver = Driver::over(device, ram);
+    driver.start(1 << FEATURE_REPORTING);
+    let page = |number: u64| FREE + 2 * number * 4096;
+    let inflate = |driver: &mut Driver, number: u64| {
+        driver.ram.write_slice(&[9; 4096], GuestAddress(page(number))).unwrap();
+        driver.ram.write_obj(u32::try_from(page(number) / 4096).unwrap(), GuestAddress(0x8000)).unwrap();
+        driver.offer(INFLATE, &[(0x8000, 4, false)]);
+        driver.until("the request completes", |driver| driver.used(INFLATE));
+        driver.ram.read_obj::<u8>(GuestAddress(page(number))).unwrap()
+    };
+    let taken: Vec<u8> = (0..5).map(|number| inflate(&mut driver, number)).collect();
+    // Beyond the limit pages keep what is in them; those that were taken once can be taken again.
+    assert_eq!(taken, [0, 0, 0, 9, 9]);
+    assert_eq!(inflate(&mut driver, 1), 0);
+    // Reported pages count as well, and the driver gets its buffer back.
+    driver.offer(DEFLATE + 1, &[(page(7), 4096, true)]);
+    driver.until("the report completes", |driver| driver.used(DEFLATE + 1));
+    let counters = driver.slot.metrics().remove(0).1;
+    assert_eq!((&counters["event_fails"], &counters["free_page_report_fails"]), (&2.into(), &1.into()));
+    assert!(!driver.is_given_up() && control(&driver, |balloon| (balloon.told, false)));
 }
 
 #[test]
