@@ -76,7 +76,10 @@ from firecracker.exceptions import APIError
 socket, kernel, disk = sys.argv[1:]
 api = Api(socket)
 assert api.describe.get().json()["state"] == "Not started"
-assert api.version.get().json()["firecracker_version"]
+# What clients compare before they use what came with Firecracker 1.16.
+version = api.version.get().json()["firecracker_version"]
+assert [int(part) for part in version.split(".")] >= [1, 16, 0], version
+assert api.describe.get().json()["vmm_version"] != version
 try:
     api.actions.put(action_type="InstanceStart")
     sys.exit("started without a kernel")
