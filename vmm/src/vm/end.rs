@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use crate::boot::BootError;
+use crate::config::ConfigError;
 use crate::devices::DeviceError;
 use crate::jail::JailError;
-use crate::memory::{MemoryError, layout};
+use crate::memory::MemoryError;
 use crate::snapshot::SnapshotError;
 use crate::vcpu::{Fault, VcpuError};
 
@@ -41,9 +42,9 @@ pub enum VmError {
     /// A device could not be made from what the configuration says.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// More virtio devices than there are interrupts.
-    #[error("the configuration asks for more than {} virtio devices; leave some out", layout::VIRTIO_GSIS.len())]
-    TooManyDevices,
+    /// The configuration is not one that [`VmConfig::check`](crate::config::VmConfig::check) lets pass.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A snapshot could not be loaded.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -83,7 +84,7 @@ impl VmError {
             Self::Device(_) => "device",
             Self::Snapshot(_) => "snapshot",
             Self::Metrics { .. } => "metrics",
-            Self::TooManyDevices => "too-many-devices",
+            Self::Config(_) => "configuration",
             Self::Guest(fault) => fault.kind.code(),
             Self::Signals(_) | Self::EventFd(_) | Self::Random(_) | Self::Poll(_) | Self::Devices(_) => "system",
         }
@@ -93,7 +94,7 @@ impl VmError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 1,
-            Self::Boot(_) | Self::TooManyDevices | Self::Snapshot(_) | Self::Metrics { .. } => 2,
+            Self::Boot(_) | Self::Config(_) | Self::Snapshot(_) | Self::Metrics { .. } => 2,
             Self::Device(error) => error.exit_code(),
             _ => 3,
         }

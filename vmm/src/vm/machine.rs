@@ -222,7 +222,8 @@ impl Fixed {
     }
 }
 
-/// Puts the devices into their places on the bus, in KVM and in the event loop.
+/// Puts the devices into their places on the bus, in KVM and in the event loop. A configuration that was checked has no
+/// more of them than there are places.
 fn place_devices(
     virtio: Vec<Box<dyn VirtioDevice>>,
     vm: &VmFd,
@@ -230,10 +231,8 @@ fn place_devices(
     mmio: &mut Bus,
     devices: &mut EventLoop,
 ) -> Result<Vec<VirtioPlace>, VmError> {
-    let mut places = layout::virtio_places();
     let mut taken = Vec::with_capacity(virtio.len());
-    for device in virtio {
-        let place = places.next().ok_or(VmError::TooManyDevices)?;
+    for (device, place) in virtio.into_iter().zip(layout::virtio_places()) {
         let slot = Slot::new(device, ram.clone(), event_fd()?).map_err(VmError::EventFd)?;
         slot.connect(vm, place.base, u32::from(place.gsi))
             .map_err(|source| KvmError::Step { step: "connect a device's interrupt and doorbells", source })?;

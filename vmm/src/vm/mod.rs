@@ -193,6 +193,7 @@ impl Supervisor {
     /// Opens what the configuration names and puts the VM together. It can be dropped again without a trace.
     fn build(&self, config: &VmConfig) -> Result<Machine, VmError> {
         self.announce(config);
+        config.check()?;
         let files = BootFiles::open(config)?;
         let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(config, &self.options.metadata)?;
@@ -308,4 +309,26 @@ fn refuse_early(command: Command) {
 fn borrow(of: &impl AsRawFd) -> BorrowedFd<'_> {
     // SAFETY: `of` owns the descriptor and lives as long as this borrow.
     unsafe { BorrowedFd::borrow_raw(of.as_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DriveConfig;
+    use crate::mmds::Mmds;
+
+    #[test]
+    fn a_configuration_that_nobody_has_checked_is_checked() {
+        let options = Options { id: "x".to_owned(), boot_timer: false, metadata: Mmds::new(100).into_shared() };
+        let (supervisor, _controller) = Supervisor::new(options, Clock::start()).unwrap();
+        let drives = |count: usize| {
+            let drive = |i: usize| DriveConfig::new(format!("d{i}"), "/absent");
+            (0..count).map(drive).fold(VmConfig::new("/absent"), VmConfig::with_drive)
+        };
+        // As many as there are places come as far as the kernel.
+        assert!(matches!(supervisor.build(&drives(16)), Err(VmError::Boot(_))));
+        let error = supervisor.build(&drives(17)).err().unwrap();
+        assert!(matches!(error, VmError::Config(_)), "{error}");
+        assert_eq!((error.code(), error.exit_code()), ("configuration", 2));
+    }
 }
