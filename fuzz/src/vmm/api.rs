@@ -197,8 +197,8 @@ fn obey(commands: &Commands) {
                 let state = snapshot::read(&files.state).and_then(|state| state.config(&request));
                 reply.send(state.map(Box::new).map_err(|error| ControlError::Failed(error.to_string())));
             }
-            Command::CreateSnapshot { reply, .. } => {
-                reply.send(if events.is_some() { Ok(()) } else { Err(ControlError::NotStarted) });
+            Command::CreateSnapshot { files, reply, .. } => {
+                reply.send(if events.is_some() { Ok(files) } else { Err(ControlError::NotStarted) });
             }
             Command::Pause(reply) => reply.send(change(commands, events.is_some(), VmState::Paused)),
             Command::Resume(reply) => reply.send(change(commands, events.is_some(), VmState::Running)),

@@ -1,12 +1,19 @@
 //! Files that requests name. They are opened here, on the API's thread, and handed over open: once a guest runs, the
 //! main thread can open none.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use super::fault::Fault;
 use crate::snapshot::{Files, SnapshotCreate, SnapshotLoad};
+
+/// Who may read what holds a guest's memory: its owner.
+const PRIVATE: u32 = 0o600;
 
 /// A regular file that was opened with `options`; anything else is refused, as reading or writing it might never end.
 fn open_regular(options: &mut OpenOptions, what: &str, path: &Path) -> Result<File, Fault> {
@@ -27,18 +34,117 @@ fn locked(error: TryLockError, path: &Path, why: &str) -> Fault {
     }
 }
 
-/// The files of a new snapshot, emptied.
+/// Where a file of a new snapshot comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// It was there before.
+    Replaced,
+    /// It has no name until the snapshot is whole: whatever happens before, nothing is left of it.
+    Nameless,
+    /// Made under its name, where there are no files without one. Removed again if the snapshot fails, as far as this
+    /// thread may: in the folder of the API's socket. Elsewhere it stays, empty.
+    Made,
+}
+
+/// The name of a file of a new snapshot.
+#[derive(Debug)]
+struct Name {
+    path: PathBuf,
+    origin: Origin,
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if self.origin == Origin::Made {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Name {
+    /// Opens the file of this name, or makes one.
+    fn open(path: &Path) -> Result<(Self, File), Fault> {
+        let name = |origin| Self { path: path.to_owned(), origin };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(PRIVATE);
+        match options.clone().custom_flags(libc::O_NONBLOCK).open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            _ => return Ok((name(Origin::Replaced), open_regular(&mut options, "create", path)?)),
+        }
+        if std::fs::symlink_metadata(path).is_ok() {
+            return Err(Fault::new(format!("{} is a link to what is not there", path.display())));
+        }
+        match options.clone().custom_flags(libc::O_TMPFILE).open(folder(path)) {
+            Ok(file) if link(&file).exists() => Ok((name(Origin::Nameless), file)),
+            // Not every file system has them, nor every jail what is needed to name them.
+            _ => {
+                let file = open_regular(options.create_new(true), "create", path)?;
+                Ok((name(Origin::Made), file))
+            }
+        }
+    }
+
+    /// What tells two names that are not there yet apart.
+    fn place(&self) -> Option<(u64, u64, &std::ffi::OsStr)> {
+        let data = std::fs::metadata(folder(&self.path)).ok()?;
+        (self.origin == Origin::Nameless).then_some((data.dev(), data.ino(), self.path.file_name()?))
+    }
+
+    /// Gives the finished file its name.
+    fn publish(&mut self, file: &File) -> Result<(), Fault> {
+        if self.origin == Origin::Nameless {
+            let linked = nix::unistd::linkat(AT_FDCWD, &link(file), AT_FDCWD, &self.path, AtFlags::AT_SYMLINK_FOLLOW);
+            linked.map_err(|errno| failed("name", &self.path, &errno.into()))?;
+            self.origin = Origin::Made;
+        }
+        Ok(())
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The way to an open file that may have no name.
+fn link(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The names of the files of a new snapshot. Dropped, what was made is gone again.
+#[derive(Debug)]
+pub(super) struct Names {
+    state: Name,
+    memory: Name,
+}
+
+impl Names {
+    /// The snapshot is whole: its files get their names, and keep them. If `sync`, the names are on disk too.
+    pub(super) fn publish(mut self, files: &Files, sync: bool) -> Result<(), Fault> {
+        self.memory.publish(&files.memory)?;
+        self.state.publish(&files.state)?;
+        for (name, file) in [(&self.memory, &files.memory), (&self.state, &files.state)] {
+            if sync && name.origin == Origin::Made {
+                // A folder that may not be read: most file systems put the name on disk with the file.
+                let synced = File::open(folder(&name.path)).and_then(|folder| folder.sync_all());
+                let synced = synced.or_else(|_| file.sync_all());
+                synced.map_err(|error| failed("put on disk", &name.path, &error))?;
+            }
+        }
+        (self.memory.origin, self.state.origin) = (Origin::Replaced, Origin::Replaced);
+        Ok(())
+    }
+}
+
+/// The files of a new snapshot, emptied, and their names, which they may not have before [`Names::publish`].
 ///
 /// They are locked (`flock`) until they are closed: a file that is a disk of a VM, or that the memory of one is mapped
-/// from, is another's, and losing it would be the end of that VM.
-pub(super) fn create(request: &SnapshotCreate) -> Result<Files, Fault> {
-    let open = |path: &Path| {
-        let mut options = OpenOptions::new();
-        open_regular(options.read(true).write(true).create(true).truncate(false).mode(0o600), "create", path)
-    };
-    let (state, memory) = (open(&request.snapshot_path)?, open(&request.mem_file_path)?);
+/// from, is another's, and losing it would be the end of that VM. A file that is replaced is its owner's alone from now on;
+/// who has it open already goes on reading it.
+pub(super) fn create(request: &SnapshotCreate) -> Result<(Files, Names), Fault> {
+    let (state_name, state) = Name::open(&request.snapshot_path)?;
+    let (memory_name, memory) = Name::open(&request.mem_file_path)?;
     let id = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
-    if id(&state) == id(&memory) {
+    if id(&state) == id(&memory) || state_name.place().is_some_and(|place| Some(place) == memory_name.place()) {
         return Err(Fault::new("snapshot_path and mem_file_path are the same file"));
     }
     let both = [(&state, &request.snapshot_path), (&memory, &request.mem_file_path)];
@@ -47,9 +153,16 @@ pub(super) fn create(request: &SnapshotCreate) -> Result<Files, Fault> {
         file.try_lock().map_err(|error| locked(error, path, why))?;
     }
     for (file, path) in both {
+        let mode = file.metadata().map_err(|error| failed("look at", path, &error))?.mode();
+        if mode & 0o7777 & !PRIVATE != 0 {
+            let made_private = file.set_permissions(Permissions::from_mode(PRIVATE));
+            made_private.map_err(|error| failed("keep others from reading", path, &error))?;
+        }
+    }
+    for (file, path) in both {
         file.set_len(0).map_err(|error| failed("empty", path, &error))?;
     }
-    Ok(Files { state, memory })
+    Ok((Files { state, memory }, Names { state: state_name, memory: memory_name }))
 }
 
 /// The files of a snapshot that is there. The lock on the memory's lasts as long as the VM whose memory it is.
@@ -77,13 +190,67 @@ mod tests {
         serde_json::from_value(body).unwrap()
     }
 
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    /// What lies in the folder.
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names.into_iter().map(|name| name.into_string().unwrap()).collect()
+    }
+
     #[test]
     fn a_new_snapshot_is_empty_and_the_owners() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("m"), "old").unwrap();
-        let files = create(&request(dir.path(), "s", "m")).unwrap();
-        assert_eq!(files.memory.metadata().unwrap().len(), 0);
-        assert_eq!(files.state.metadata().unwrap().mode() & 0o777, 0o600);
+        let memory = dir.path().join("m");
+        std::fs::write(&memory, "old").unwrap();
+        std::fs::set_permissions(&memory, Permissions::from_mode(0o644)).unwrap();
+        let (files, new) = create(&request(dir.path(), "s", "m")).unwrap();
+        assert_eq!((files.memory.metadata().unwrap().len(), mode(&memory)), (0, 0o600));
+        new.publish(&files, true).unwrap();
+        assert_eq!((names(dir.path()), mode(&dir.path().join("s"))), (vec!["m".to_owned(), "s".to_owned()], 0o600));
+    }
+
+    #[test]
+    fn a_snapshot_that_fails_leaves_no_file_that_was_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        std::fs::write(dir.path().join("old"), "old").unwrap();
+        std::os::unix::fs::symlink("absent", dir.path().join("link")).unwrap();
+        let before = names(dir.path());
+        for (state, memory) in [("s", "no/folder"), ("s", "folder"), ("no/folder", "m"), ("link", "m"), ("s", "link")] {
+            create(&request(dir.path(), state, memory)).unwrap_err();
+            assert_eq!(names(dir.path()), before, "{state} {memory}");
+        }
+        // Refused for the other file's sake, nothing happens to one that was there.
+        create(&request(dir.path(), "old", "no/folder")).unwrap_err();
+        assert_eq!(std::fs::read_to_string(dir.path().join("old")).unwrap(), "old");
+        // It fails while it is written.
+        drop(create(&request(dir.path(), "s", "m")).unwrap());
+        assert_eq!(names(dir.path()), before);
+        // The name of the state is taken before it is whole: the memory, named before, goes again.
+        let (files, new) = create(&request(dir.path(), "s", "m")).unwrap();
+        std::fs::write(dir.path().join("s"), "another's").unwrap();
+        assert!(new.publish(&files, false).unwrap_err().message.contains("exists"));
+        assert_eq!(names(dir.path()), [before, vec!["s".to_owned()]].concat());
+        assert_eq!(std::fs::read_to_string(dir.path().join("s")).unwrap(), "another's");
+    }
+
+    #[test]
+    fn where_every_file_has_a_name_those_of_a_failed_snapshot_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = |name: &str| {
+            let path = dir.path().join(name);
+            (Name { path: path.clone(), origin: Origin::Made }, File::create_new(path).unwrap())
+        };
+        let ((state, state_file), (memory, memory_file)) = (made("s"), made("m"));
+        let (names_of_both, files) = (Names { state, memory }, Files { state: state_file, memory: memory_file });
+        names_of_both.publish(&files, true).unwrap();
+        assert_eq!(names(dir.path()), ["m", "s"]);
+        drop((made("s2"), made("m2")));
+        assert_eq!(names(dir.path()), ["m", "s"]);
     }
 
     #[test]
@@ -107,6 +274,8 @@ mod tests {
         for name in ["s", "m", "disk"] {
             assert_eq!(std::fs::read_to_string(dir.path().join(name)).unwrap(), "kept");
         }
+        std::fs::write(dir.path().join("s2"), "").unwrap();
+        std::fs::write(dir.path().join("m2"), "").unwrap();
         let created = create(&request(dir.path(), "s2", "m2")).unwrap();
         let body = serde_json::json!({"snapshot_path": dir.path().join("s2"), "mem_file_path": dir.path().join("m2")});
         let half = open(&serde_json::from_value(body.clone()).unwrap()).unwrap_err();
@@ -120,11 +289,15 @@ mod tests {
     #[test]
     fn only_two_regular_files_are_a_snapshot() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(create(&request(dir.path(), "same", "same")).unwrap_err().message.contains("same file"));
+        std::fs::write(dir.path().join("there"), "").unwrap();
+        for (one, other) in [("same", "same"), ("same", "./same"), ("there", "there")] {
+            assert!(create(&request(dir.path(), one, other)).unwrap_err().message.contains("same file"));
+        }
         let fault = create(&request(dir.path(), "s", "no/folder")).unwrap_err();
         assert!(fault.message.contains("no/folder"), "{}", fault.message);
         nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(create(&request(dir.path(), "s", "fifo")).unwrap_err().message.contains("regular"));
+        std::fs::write(dir.path().join("s"), "").unwrap();
         assert!(open(&load(dir.path(), "fifo")).unwrap_err().message.contains("regular"));
         assert!(open(&load(dir.path(), "absent")).unwrap_err().message.contains("absent"));
     }

@@ -86,10 +86,13 @@ const MAIN: &[i64] = &[
 const API: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_close,
-    // The files of snapshots.
+    // The files of snapshots, which are their owner's alone and get their names last.
+    libc::SYS_fchmod,
     libc::SYS_flock,
     libc::SYS_fstat,
+    libc::SYS_fsync,
     libc::SYS_ftruncate,
+    libc::SYS_linkat,
     libc::SYS_lseek,
     // The allocator, when a large body grows.
     libc::SYS_mremap,
@@ -195,7 +198,7 @@ mod tests {
         // What is measured: distinct system calls a thread. Firecracker's vCPU threads have 27.
         assert!(rules(ThreadKind::Vcpu, &[]).unwrap().len() <= 21);
         assert!(rules(ThreadKind::Main, &[]).unwrap().len() <= 31);
-        assert!(rules(ThreadKind::Api, &[]).unwrap().len() <= 32);
+        assert!(rules(ThreadKind::Api, &[]).unwrap().len() <= 35);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Snapshots: the state of a paused VM in two files, and the way back.
 //!
 //! The state's file ([`format`](self::parse)) is written last and read as a whole: a snapshot that was not finished has
-//! none that can be loaded. The memory's file is mapped, so that a restore takes as long with much memory as with
-//! little.
+//! none that can be loaded. Through the API files that were not there before get their names when both are whole; ones
+//! that were there are written in place, and a snapshot that fails leaves them empty. The memory's file is mapped, so that
+//! a restore takes as long with much memory as with little.
 
 mod config;
 mod format;

@@ -95,7 +95,7 @@ pub enum Command {
     /// Let them go on. Nothing to do where they do already.
     Resume(Reply<()>),
     /// Write the paused VM into these files, new or empty ones. It stays as it is, also when that fails. The files are on
-    /// disk at the answer if `sync`.
+    /// disk at the answer if `sync`. The answer gives them back, for those that have no name yet.
     CreateSnapshot {
         /// Where to.
         files: Files,
@@ -104,7 +104,7 @@ pub enum Command {
         /// The configuration as it is now, with what was changed since the start.
         config: Box<VmConfig>,
         /// The answer.
-        reply: Reply<()>,
+        reply: Reply<Files>,
     },
     /// Build the VM that lies in these files, instead of a start. It is paused, unless the request says otherwise. The
     /// answer is its configuration. On an error nothing has been started, and something else may be tried.

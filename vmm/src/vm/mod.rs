@@ -296,8 +296,8 @@ fn refuse_early(command: Command) {
     match command {
         Command::Device(work) => work(None),
         Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::NotStarted)),
+        Command::CreateSnapshot { reply, .. } => reply.send(Err(ControlError::NotStarted)),
         Command::Start(_, reply)
-        | Command::CreateSnapshot { reply, .. }
         | Command::Pause(reply)
         | Command::Resume(reply)
         | Command::SendCtrlAltDel(reply)

@@ -180,7 +180,7 @@ impl Running {
             Command::Start(_, reply) => reply.send(Err(ControlError::AlreadyStarted)),
             Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::AlreadyStarted)),
             Command::CreateSnapshot { files, sync, config, reply } => {
-                reply.send(self.snapshot(&files, sync, *config));
+                reply.send(self.snapshot(&files, sync, *config).map(|()| files));
             }
             Command::Pause(reply) => reply.send(self.pause()),
             Command::Resume(reply) => {

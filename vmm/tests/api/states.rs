@@ -1,8 +1,11 @@
 //! What may be asked when.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+
 use serde_json::{Value, json};
 
-use crate::client::{Vmm, program};
+use crate::client::{Vmm, command, program};
 use crate::guest::Guest;
 
 const EARLY: &str = "before starting the microVM";
@@ -209,6 +212,67 @@ fn a_snapshot_is_written_described_and_loaded() {
     vmm.refused("PUT", "/snapshot/create", Some(&elsewhere), "mapped");
     other.must("PUT", "/snapshot/create", &json!({"snapshot_path": at("state2"), "mem_file_path": at("memory2")}));
     other.must("PATCH", "/vm", &json!({"state": "Resumed"}));
+}
+
+/// What lies in a folder, with permissions and length.
+fn listing(folder: &std::path::Path) -> Vec<(String, u32, u64)> {
+    let entry = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.unwrap();
+        let data = entry.metadata().unwrap();
+        (entry.file_name().into_string().unwrap(), data.permissions().mode() & 0o777, data.len())
+    };
+    let mut all: Vec<_> = std::fs::read_dir(folder).unwrap().map(entry).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_snapshot_that_fails_leaves_nothing_and_one_that_is_made_is_its_owners_alone() {
+    // Not the socket's folder: elsewhere the confined thread may remove no file.
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = command(dir.path());
+    // A disk that is full for this process only, before the memory is written.
+    // SAFETY: only a system call between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit { rlim_cur: 2 << 20, rlim_max: libc::RLIM_INFINITY };
+            libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit);
+            Ok(())
+        });
+    }
+    let mut vmm = Vmm::run(command, dir);
+    vmm.boot_source(&Guest::new().print("ready").hang());
+    vmm.act("InstanceStart");
+    vmm.wait_for("ready");
+    vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+    let create = |state: &str, memory: &str| json!({"snapshot_path": at(state), "mem_file_path": at(memory)});
+    for (memory, word) in [("no/folder", "no/folder"), ("", "create"), ("memory", "too large")] {
+        vmm.refused("PUT", "/snapshot/create", Some(&create("state", memory)), word);
+        assert_eq!(listing(folder.path()), [], "{memory}");
+    }
+    assert_eq!(vmm.state(), "Paused");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(vmm.pid()).unwrap());
+    // There is room again. What others could read before, they cannot now.
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit is live, and nothing is read back.
+    let set = unsafe { libc::prlimit(pid.as_raw(), libc::RLIMIT_FSIZE, &raw const unlimited, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+    for name in ["state", "memory"] {
+        std::fs::write(at(name), "old").unwrap();
+        std::fs::set_permissions(at(name), PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    for names in [("state", "memory"), ("state2", "memory2")] {
+        vmm.must("PUT", "/snapshot/create", &create(names.0, names.1));
+    }
+    let all = listing(folder.path());
+    let found: Vec<_> = all.iter().map(|(name, mode, len)| (name.as_str(), *mode, *len > 3)).collect();
+    assert_eq!(found, ["memory", "memory2", "state", "state2"].map(|name| (name, 0o600, true)));
+    let load = |state: &str, memory: &str| json!({"snapshot_path": at(state), "mem_backend": {"backend_type": "File", "backend_path": at(memory)}});
+    for names in [("state", "memory"), ("state2", "memory2")] {
+        Vmm::new().must("PUT", "/snapshot/load", &load(names.0, names.1));
+    }
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, C
             };
             let files = Files { state: open("state"), memory: open("memory") };
             let config = Box::new(config());
-            done(controller.call(|reply| Command::CreateSnapshot { files, sync: false, config, reply }))
+            done(controller.call(|reply| Command::CreateSnapshot { files, sync: false, config, reply }).map(drop))
         }
         ["load", path, more @ ..] => {
             let open = |what: &str| OpenOptions::new().read(true).open(format!("{path}.{what}")).unwrap();

@@ -278,10 +278,11 @@ impl Session {
         if self.controller.state() != VmState::Paused {
             return Err(Fault::new("a snapshot needs a paused VM"));
         }
-        let files = files::create(&request)?;
+        let (files, names) = files::create(&request)?;
         let sync = request.sync_snapshot_files;
         let config = Box::new(self.config.clone());
-        self.controller.call(|reply| Command::CreateSnapshot { files, sync, config, reply })?;
+        let files = self.controller.call(|reply| Command::CreateSnapshot { files, sync, config, reply })?;
+        names.publish(&files, sync)?;
         Ok(Response::done())
     }
 
