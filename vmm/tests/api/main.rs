@@ -4,9 +4,17 @@
 #[allow(dead_code)] // made for the VM's own tests
 mod guest;
 
+#[path = "../vm/tap.rs"]
+#[allow(dead_code)]
+mod tap;
+#[path = "../vm/virtio.rs"]
+#[allow(dead_code)]
+mod virtio;
+
 mod client;
 mod clients;
 mod hostile;
 mod life;
+mod network;
 mod openapi;
 mod states;
