@@ -68,9 +68,17 @@ fn sweep(base: &Path) {
 const KEPT: usize = 6;
 const KEPT_FOR: Duration = Duration::from_hours(6);
 
-/// Says whether the cache has `path`, and notes that it was used.
+/// Says whether the cache has `path`, and notes that it was used, which only its owner may.
 pub(crate) fn has(path: &Path) -> bool {
-    fs::File::open(path).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+    fs::File::open(path).map(|file| file.set_modified(SystemTime::now())).is_ok()
+}
+
+/// Removes the directories in `dir` whose names start with `prefix`, as far as that can be.
+pub(crate) fn remove_directories(dir: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        let _ = fs::remove_dir_all(entry.path());
+    }
 }
 
 /// Removes files of `dir` whose names start with `kind` and that were not used for long. Errors do not matter: another
@@ -110,8 +118,27 @@ impl CacheLock {
     /// # Errors
     /// When the lock file cannot be made.
     pub fn take_in(dir: &Path, name: &str) -> io::Result<Self> {
-        let file = fs::File::create(dir.join(format!(".{name}.lock")))?;
+        let path = dir.join(format!(".{name}.lock"));
+        // Another user's, who has made what is there, can be locked all the same.
+        let file = fs::File::create(&path).or_else(|error| fs::File::open(&path).map_err(|_| error))?;
         let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
         Ok(Self { _held: held })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_build_has_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join(".build-x/tree/etc")).unwrap();
+        fs::create_dir(dir.path().join("other")).unwrap();
+        fs::write(dir.path().join(".build-file"), "").unwrap();
+        remove_directories(dir.path(), ".build-");
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".build-file", "other"]);
     }
 }

@@ -22,6 +22,9 @@ const BUILD: &str = include_str!("debian_root/build");
 /// What a system consists of; the last to be put into the cache is the last here.
 const PARTS: [&str; 3] = ["versions", "initrd", "ext4"];
 
+/// How the directories begin in which systems are built.
+const STAGING: &str = ".debian-build-";
+
 /// A built system. Its files lie in the lab's cache and are never written by a guest.
 #[derive(Debug, Clone)]
 pub struct DebianRoot {
@@ -48,6 +51,8 @@ impl DebianRoot {
             return Err(LabError::BadSpec(format!("{problem}: run this once as root")));
         }
         workdir::prune(&system.cache, "debian-");
+        // Whoever had the lock before and was killed could not remove its own; what it had started has died with it.
+        workdir::remove_directories(&system.cache, STAGING);
         let start = Instant::now();
         eprintln!("lab: building a Debian root file system, about a minute");
         system.construct(files)?;
@@ -60,7 +65,8 @@ impl DebianRoot {
     }
 
     fn construct(&self, files: &BootFiles) -> Result<(), LabError> {
-        let staging = tempfile::tempdir_in(&self.cache).map_err(io_error("cannot make a staging directory"))?;
+        let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(&self.cache);
+        let staging = staging.map_err(io_error("cannot make a staging directory"))?;
         let script = staging.path().join("build");
         super::write(&script, BUILD.as_bytes())?;
         // In namespaces of its own: whatever ends the build, no mount and no process of it stays.
@@ -69,7 +75,11 @@ impl DebianRoot {
         build.arg(script).arg(files.root()).arg(files.kernel_release()).current_dir(&staging);
         run(build)?;
         for part in PARTS {
-            fs::rename(staging.path().join(part), self.part(part))
+            // On disk before it has its name: a machine that stops leaves no name with nothing behind it.
+            let from = staging.path().join(part);
+            fs::File::open(&from)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| fs::rename(from, self.part(part)))
                 .map_err(io_error(format!("the build has left no {part}")))?;
         }
         Ok(())
