@@ -22,7 +22,7 @@ mod writer;
 use serde::Deserialize;
 
 pub use event::{EndReason, Event, Mark, MarkSource, Registers};
-pub use writer::{LogError, LogLevel, install, redirect, tell};
+pub use writer::{LogError, LogLevel, install, missed, redirect, tell};
 
 /// One line of the log, read back.
 #[derive(Deserialize, Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -61,6 +62,14 @@ struct Control {
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
 
+/// Lines that were lost.
+static MISSED: AtomicU64 = AtomicU64::new(0);
+
+/// Lines of the log that could not be written, since the start of the process.
+pub fn missed() -> u64 {
+    MISSED.load(Ordering::Relaxed)
+}
+
 /// Where lines go: a file, or standard error.
 #[derive(Clone)]
 struct Target(Arc<Mutex<Option<File>>>);
@@ -68,10 +77,15 @@ struct Target(Arc<Mutex<Option<File>>>);
 impl Write for Target {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A panic has aborted the process: the lock is never poisoned.
-        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        let written = match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(file) => file.write(bytes),
-            None => Ok(write_to_stderr(bytes, PollTimeout::ZERO)),
+            None => write_to_stderr(bytes, PollTimeout::ZERO).ok_or(io::ErrorKind::WouldBlock.into()),
+        };
+        // Whoever writes a line gives it up at any other error.
+        if written.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted) {
+            MISSED.fetch_add(1, Ordering::Relaxed);
         }
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -79,22 +93,22 @@ impl Write for Target {
     }
 }
 
-/// Writes to standard error what goes within `patience`, and gives how much that was, or all of it where the rest is lost:
+/// Writes to standard error what goes within `patience`, and gives how much that was, nothing where the rest is lost:
 /// a reader that has stalled must not hold up the VM, nor its end.
-fn write_to_stderr(bytes: &[u8], patience: PollTimeout) -> usize {
+fn write_to_stderr(bytes: &[u8], patience: PollTimeout) -> Option<usize> {
     let stderr = io::stderr();
     let mut set = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     // Where it cannot be waited for, writing says why.
     let stalled = poll(&mut set, patience) == Ok(0);
     let part = bytes.get(..libc::PIPE_BUF).unwrap_or(bytes);
-    if stalled { bytes.len() } else { stderr.lock().write(part).unwrap_or(bytes.len()) }
+    if stalled { None } else { stderr.lock().write(part).ok() }
 }
 
 /// Says something to the user on standard error, as far as it is taken within a second.
 pub fn tell(message: &str) {
     let mut rest = message.as_bytes();
     while !rest.is_empty() {
-        let written = write_to_stderr(rest, PollTimeout::from(1000u16));
+        let Some(written) = write_to_stderr(rest, PollTimeout::from(1000u16)) else { return };
         rest = rest.get(written.max(1)..).unwrap_or_default();
     }
 }
@@ -135,4 +149,19 @@ pub fn redirect(path: Option<&Path>, level: Option<LogLevel>) -> Result<(), LogE
         let _ = control.level.reload(level.0);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_cannot_be_written_is_counted() {
+        let target = |path: &str| Target(Arc::new(Mutex::new(Some(open(Path::new(path)).unwrap()))));
+        let before = missed();
+        target("/dev/null").write_all(b"line\n").unwrap();
+        assert_eq!(missed(), before);
+        target("/dev/full").write_all(b"line\n").unwrap_err();
+        assert_eq!(missed(), before + 1);
+    }
 }

@@ -7,11 +7,32 @@
 //! | group | what |
 //! |---|---|
 //! | `api_server`, `get_api_requests`, `put_api_requests`, `patch_api_requests` | [`Api`]: requests, and those that were refused |
-//! | `vcpu` | [`Vcpu`]: exits that reached the VMM, of all vCPUs together |
+//! | `vcpu` | [`Vcpu`]: exits that reached the VMM, of all vCPUs together; `kvmclock_ctrl_fails` |
 //! | `uart`, `i8042` | accesses of the guest |
 //! | `latencies_us` | [`Latencies`]: how long the last one took, in microseconds |
+//! | `logger` | [`Logger`]: lines of metrics and of the log that were lost |
+//! | `mmds` | the metadata service |
 //! | `block`, `net` | sums over all disks, all network cards |
 //! | `block_ID`, `net_ID`, `vsock`, `balloon`, `entropy` | each device's own |
+//!
+//! What Firecracker 1.16 writes beside, and why it is not here:
+//!
+//! | group | fields | why |
+//! |---|---|---|
+//! | `seccomp`, `signals`, `vmm` | all | what they count is the end of the process, whose exit status says it |
+//! | `interrupts` | all | devices call the guest by an event counter of KVM's, from anywhere |
+//! | `deprecated_api` | all | nothing of the API is deprecated |
+//! | `pmem`, `memory_hotplug`, `vhost_user_…`, `rtc` | all | there is no such device; nor are requests for them counted |
+//! | `latencies_us` | `diff_…`, `vmm_…` | there are no such snapshots; what the VMM does is all but some microseconds |
+//! | `vcpu` | `…_agg` | two looks at the clock take longer than most exits |
+//! | `logger` | `rate_limited_log_count` | what is said of one device's guest has a bound in number, not in time |
+//! | `mmds` | `rx_accepted_unusual`, `rx_bad_eth`, `tx_errors` | such frames are the network card's; sending cannot fail |
+//! | `uart`, `i8042` | `error_count`, `missed_read_count`, `rate_limiter_dropped_bytes`, `missed_write_count` of `i8042` | every access succeeds; bytes above the rate are in `uart.missed_write_count` |
+//! | `block` | `activate_fails`, `cfg_fails`, `event_fails`, `remaining_reqs_count`, `io_engine_throttled_events` | these cannot fail; requests are done when they are taken |
+//! | `net` | `tap_write_agg`, `tx_remaining_reqs_count` | as of `vcpu`; frames are sent when they are taken |
+//! | `vsock` | `cfg_fails`, `killq_resync` | reading the address cannot fail; no such queue |
+//! | `balloon` | `activate_fails`, `free_page_hint_…` | it cannot fail; not supported |
+//! | `entropy` | `activate_fails`, `host_rng_fails`, those of a rate limiter | they are `entropy_event_fails`; not supported |
 
 mod api;
 mod line;
@@ -98,6 +119,21 @@ pub struct Metrics {
     pub api: Api,
     /// How long commands took.
     pub latencies: Latencies,
+    /// What was lost.
+    pub logger: Logger,
+    /// vCPUs whose guest could not be told of a pause: it does not use KVM's clock.
+    pub kvmclock_ctrl_fails: Counter,
+}
+
+/// Lines that were lost.
+#[derive(Debug, Default, Serialize)]
+pub struct Logger {
+    /// Lines of metrics that were not made, as the one before still waited for its reader.
+    pub missed_metrics_count: Counter,
+    /// Lines of metrics that could not be written.
+    pub metrics_fails: Counter,
+    /// Lines of the log that could not be written.
+    pub missed_log_count: Counter,
 }
 
 /// How long the last command of each kind took, in microseconds.

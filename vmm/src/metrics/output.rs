@@ -20,17 +20,19 @@ impl<W: Write> Output<W> {
     }
 
     /// Writes the line that `make` makes, unless the one before still waits: then nothing is made, and what was counted
-    /// stays for the next. An error loses the line; what is there of it already stays a line of its own.
-    pub fn write(&mut self, make: impl FnOnce() -> Vec<u8>) -> std::io::Result<()> {
+    /// stays for the next. An error loses the line; what is there of it already stays a line of its own. Gives whether the
+    /// line was made.
+    pub fn write(&mut self, make: impl FnOnce() -> Vec<u8>) -> std::io::Result<bool> {
         self.drain()?;
-        if self.waiting.is_empty() {
+        let free = self.waiting.is_empty();
+        if free {
             self.waiting = make();
             if self.unfinished {
                 self.waiting.insert(0, b'\n');
             }
             self.drain()?;
         }
-        Ok(())
+        Ok(free)
     }
 
     fn drain(&mut self) -> std::io::Result<()> {

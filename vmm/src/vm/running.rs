@@ -17,7 +17,7 @@ use super::{Clock, VmError, borrow};
 use crate::config::VmConfig;
 use crate::console::Console;
 use crate::devices::{boot_timer, serial};
-use crate::log::{EndReason, Event};
+use crate::log::{self, EndReason, Event};
 use crate::metrics::{self, Output};
 use crate::mmds::{self, SharedMmds};
 use crate::snapshot::{self, Files};
@@ -137,7 +137,13 @@ impl Running {
         };
         let result = output.write(|| self.metrics_line());
         self.metrics = Some(output);
-        result
+        let logger = &self.commands.shared.metrics.logger;
+        match &result {
+            Ok(true) => {}
+            Ok(false) => logger.missed_metrics_count.inc(),
+            Err(_) => logger.metrics_fails.inc(),
+        }
+        result.map(drop)
     }
 
     /// The same where nobody waits for an answer.
@@ -149,8 +155,14 @@ impl Running {
 
     fn metrics_line(&self) -> Vec<u8> {
         let (fixed, shared) = (&self.machine.fixed, &self.commands.shared.metrics);
+        let mut vcpu = self.threads.metrics();
+        if let Some(vcpu) = vcpu.as_object_mut() {
+            vcpu.insert("kvmclock_ctrl_fails".to_owned(), metrics::group(&shared.kvmclock_ctrl_fails));
+        }
+        shared.logger.missed_log_count.raise_to(log::missed());
         let own = [
-            ("vcpu", self.threads.metrics()),
+            ("vcpu", vcpu),
+            ("logger", metrics::group(&shared.logger)),
             ("uart", metrics::group(fixed.serial.metrics())),
             ("i8042", metrics::group(fixed.keyboard.metrics())),
             ("latencies_us", metrics::group(&shared.latencies)),
@@ -228,8 +240,11 @@ impl Running {
         if let Some(vcpus) = self.paused.take() {
             let begin = Instant::now();
             for vcpu in &vcpus {
-                // Tells the guest's watchdogs that it stood still. Refused where the guest does not use KVM's clock.
-                let _ = vcpu.kvmclock_ctrl();
+                // Tells the guest's watchdogs that it stood still. Refused where the guest does not use KVM's clock, as
+                // none does before it began.
+                if vcpu.kvmclock_ctrl().is_err() && self.began.is_none() {
+                    self.commands.shared.metrics.kvmclock_ctrl_fails.inc();
+                }
             }
             self.set_state(VmState::Running);
             // Before they run: what the guest does first must come later in the log.

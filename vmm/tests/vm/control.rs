@@ -1,6 +1,7 @@
 //! Commands to a VM, and snapshots.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use portcullis_vmm::config::{EntropyConfig, MetricsConfig};
@@ -423,6 +424,9 @@ fn metrics_are_written_when_asked_and_at_the_end() {
     vm.vmm.wait().expect_end(EndReason::Reset);
     let last = lines();
     assert_eq!(last.len(), 2);
+    // The guest does not use KVM's clock, and was paused once.
+    let clock = [0, 1].map(|line: usize| count(&last[line], "vcpu", "kvmclock_ctrl_fails"));
+    assert_eq!((clock, count(&last[1], "logger", "metrics_fails")), ([0, 1], 0));
     // Since the line before: one more number, and the reset.
     assert_eq!((count(&last[1], "uart", "write_count"), count(&last[1], "i8042", "reset_count")), (8, 1));
 }
@@ -439,6 +443,19 @@ fn metrics_that_nobody_reads_hold_nothing_up() {
         vm.ok("flush");
     }
     press(&mut vm, 8);
+    // The line after those that the FIFO holds says how many there would have been.
+    let mut fifo = std::fs::OpenOptions::new();
+    let mut fifo = fifo.read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    let mut text = Vec::new();
+    for _ in 0..2 {
+        assert_eq!(fifo.read_to_end(&mut text).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        vm.ok("flush");
+    }
+    assert_eq!(fifo.read_to_end(&mut text).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    let lines = String::from_utf8(text).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let missed: u64 = lines.iter().map(|line| line["logger"]["missed_metrics_count"].as_u64().unwrap()).sum();
+    assert_eq!(usize::try_from(missed).unwrap() + lines.len(), 202);
     vm.vmm.type_in("q");
     vm.vmm.wait().expect_end(EndReason::Reset);
 }
