@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::config::{HugePages, VmConfig};
 use serde_json::Value;
 
 use super::{Lab, inside};
@@ -19,13 +19,13 @@ const RESTORES: usize = 9;
 const BOOT_ARGS: &str = "console=ttyS0 quiet panic=-1 pci=off";
 
 /// The VMMs, and what runs the guest. QEMU's microvm has no keyboard controller: a triple fault ends it.
-fn programs() -> [(&'static str, String); 2] {
-    let ours = "./portcullis-vmm --no-api --level Off --config-file vm.json".to_owned();
+fn programs() -> [(&'static str, String); 3] {
+    let ours = |name: &str| format!("./portcullis-vmm --no-api --level Off --config-file {name}.json");
     let qemu = format!(
         "qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -m {MEM_MIB} -nodefaults -no-user-config -display none \
          -no-reboot -serial stdio -kernel vmlinuz -initrd initrd -append '{BOOT_ARGS} reboot=t'"
     );
-    [("portcullis-vmm", ours), ("QEMU microvm", qemu)]
+    [("portcullis-vmm", ours("vm")), ("portcullis-vmm, huge_pages 2M", ours("huge")), ("QEMU microvm", qemu)]
 }
 
 /// One field of every life, in units of so many nanoseconds or exits.
@@ -37,9 +37,13 @@ fn each(figures: &Value, field: &str, unit: f64) -> Summary {
 /// Measures every VMM.
 pub fn run(report: &mut Report, vmm: &Path) {
     let mut lab = Lab::boot(vmm);
-    for (name, then) in [("vm", ""), ("listen", "then=listen")] {
+    lab.must(&format!("echo {} >/proc/sys/vm/nr_hugepages", MEM_MIB / 2));
+    for (name, then, pages) in
+        [("vm", "", HugePages::None), ("huge", "", HugePages::TwoMib), ("listen", "then=listen", HugePages::None)]
+    {
         let config = VmConfig::new("/tmp/vmlinuz").with_initrd("/tmp/initrd").with_mem_mib(MEM_MIB);
-        let config = config.with_boot_args(format!("{BOOT_ARGS} reboot=k {then}"));
+        let mut config = config.with_boot_args(format!("{BOOT_ARGS} reboot=k {then}"));
+        config.machine_config.huge_pages = pages;
         lab.write(&format!("/tmp/{name}.json"), config.to_json().expect("a configuration").as_bytes());
     }
     report.section("Cold boot of stock Linux, in milliseconds of a clock that counts instructions, a nanosecond each");
