@@ -5,7 +5,7 @@ mod terminal;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 
@@ -25,7 +25,10 @@ const OUTPUT_BURST: u64 = 1024 * 1024;
 /// guest's choice.
 const OUTPUT_REFILL_MS: u64 = 4000;
 /// Milliseconds between two looks at whether output is allowed again, so that it comes in more than drops.
-const OUTPUT_PAUSE_MS: u16 = 10;
+const OUTPUT_PAUSE_MS: u64 = 10;
+/// Least time between two writes, if the first took all that there was: guests write byte by byte, and a write costs the
+/// host many times what the byte costs the guest.
+const GAP: Duration = Duration::from_millis(2);
 
 /// Where the guest's output goes, and how much of it.
 #[derive(Debug, Default)]
@@ -60,6 +63,8 @@ pub struct Console {
     input: Option<RawFd>,
     output: Option<RawFd>,
     limit: Option<TokenBucket>,
+    /// Until when what the guest writes is collected.
+    collect: Option<Instant>,
     /// Keeps the file of `output` open.
     outlet: Outlet,
 }
@@ -70,7 +75,7 @@ impl Console {
         let stdin = io::stdin().as_raw_fd();
         let input = terminal::make_raw(stdin).then_some(stdin);
         let output = outlet.file.as_ref().map_or_else(|| io::stdout().as_raw_fd(), AsRawFd::as_raw_fd);
-        Self { input, output: Some(output), limit: outlet.limit(), outlet }
+        Self { input, output: Some(output), limit: outlet.limit(), collect: None, outlet }
     }
 
     /// Where input comes from, until its end.
@@ -84,8 +89,15 @@ impl Console {
     }
 
     /// Whether there is output that may be written now.
-    fn wants_output(&mut self, serial: &Serial) -> bool {
-        serial.has_output() && (self.output.is_none() || self.allowed() > 0)
+    pub fn wants_output(&mut self, serial: &Serial) -> bool {
+        serial.has_output() && (self.output.is_none() || self.allowed() > 0 && self.gap().is_zero())
+    }
+
+    /// Time that is left of the gap after the last write.
+    fn gap(&mut self) -> Duration {
+        let left = self.collect.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+        self.collect = self.collect.filter(|_| !left.is_zero());
+        left
     }
 
     /// Bytes of output that may be written now.
@@ -107,10 +119,13 @@ impl Console {
         set
     }
 
-    /// Milliseconds until output is allowed again, if that is what keeps it waiting.
-    pub fn wait_ms(&mut self, serial: &Serial) -> Option<u16> {
-        let waits = serial.has_output() && self.output.is_some();
-        waits.then(|| if self.allowed() > 0 { 0 } else { OUTPUT_PAUSE_MS })
+    /// Time until output may be written, if that is what keeps it waiting.
+    pub fn pause(&mut self, serial: &Serial) -> Option<Duration> {
+        if !serial.has_output() || self.output.is_none() {
+            return None;
+        }
+        let pause = if self.allowed() > 0 { self.gap() } else { Duration::from_millis(OUTPUT_PAUSE_MS) };
+        Some(pause).filter(|pause| !pause.is_zero())
     }
 
     /// Moves what is ready, as told by the entries of [`Console::poll_set`].
@@ -169,6 +184,7 @@ impl Console {
                     limit.take(written as u64);
                 }
                 serial.output_done(written, true);
+                self.collect = (written < CHUNK).then(|| Instant::now() + GAP);
                 true
             }
             Err(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN) => false,
@@ -184,6 +200,7 @@ impl Console {
     pub fn finish(&mut self, serial: &Serial) {
         self.limit = self.outlet.limit();
         for _ in 0..OUTPUT_BURST / CHUNK as u64 {
+            self.collect = None;
             let mut set = self.poll_set(serial);
             set.retain(|entry| entry.events().contains(PollFlags::POLLOUT));
             if set.is_empty() || nix::poll::poll(&mut set, 100u16).unwrap_or(0) == 0 || !self.move_output(serial) {

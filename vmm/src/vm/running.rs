@@ -48,8 +48,8 @@ pub(super) struct Running {
     pub(super) metadata: SharedMmds,
     /// When metrics are due, whether anybody asks or not.
     pub(super) metrics_due: Instant,
-    /// Whether all that the main thread waits for tells the devices' event loop: nothing of what only `poll` knows (files
-    /// as the console, output that its reader does not take) is under way.
+    /// Whether `poll` has found nothing to do beside the devices' work, so that their event loop will tell of whatever
+    /// comes. It does not tell of input from files, nor of a reader that takes output again.
     pub(super) calm: bool,
     /// When the process began, until the vCPUs run for the first time.
     pub(super) began: Option<Clock>,
@@ -67,18 +67,22 @@ impl Running {
 
     /// Waits for anything to happen and serves it; gives how the VM ended, once it has.
     fn wait_and_serve(&mut self) -> Result<Option<End>, VmError> {
-        let mut timeout = self.timeout();
-        if self.calm && self.paused.is_none() {
+        let timeout = self.timeout();
+        let serial = Arc::clone(&self.machine.fixed.serial);
+        if self.calm && self.paused.is_none() && !self.console.wants_output(&serial) {
             let heard = self.machine.devices.wait(timeout.map_or(-1, i32::from)).map_err(VmError::Devices)?;
-            if heard == Heard::Device {
-                return Ok(None);
-            }
-            timeout = Some(0);
+            return if heard == Heard::Device { Ok(None) } else { self.look_around(Some(0)) };
         }
+        self.look_around(timeout)
+    }
+
+    /// Waits for what is not only the devices', so many milliseconds at most, and serves it.
+    fn look_around(&mut self, timeout: Option<u16>) -> Result<Option<End>, VmError> {
+        let runs = self.paused.is_none();
         let serial = Arc::clone(&self.machine.fixed.serial);
         let console = self.console.poll_set(&serial);
         // Devices stand still with the vCPUs: what is in their queues and descriptors stays there.
-        let devices = if self.paused.is_none() { PollFlags::POLLIN } else { PollFlags::empty() };
+        let devices = if runs { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut set = Vec::with_capacity(FIXED + console.len());
         set.extend([self.signals.as_fd(), borrow(&*self.wake)].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         set.push(PollFd::new(borrow(&self.machine.devices), devices));
@@ -91,22 +95,29 @@ impl Running {
         let ready = |entry: Option<&PollFd<'_>>| entry.and_then(PollFd::any).unwrap_or(false);
         let (signalled, woken, devices) = (ready(set.first()), ready(set.get(1)), ready(set.get(2)));
         let console = set.get(FIXED..).unwrap_or_default();
-        let waits = |entry: &PollFd<'_>| entry.events().contains(PollFlags::POLLOUT) || ready(Some(entry));
-        self.calm = !signalled && !woken && !console.iter().any(waits);
+        self.calm = !signalled && !woken && !console.iter().any(|entry| ready(Some(entry)));
         self.console.serve(&serial, console);
         drop(set);
         if woken {
             // Reading sets the counter back; the queues say what it was about.
             let _ = self.wake.read();
         }
-        if devices && self.paused.is_none() {
+        if devices && runs {
             self.machine.devices.serve().map_err(VmError::Devices)?;
         }
+        if let Some(end) = self.serve_others() {
+            return Ok(Some(end));
+        }
+        Ok((signalled && self.signals.take()).then_some(Ok(EndReason::Killed)))
+    }
+
+    /// What needs no descriptor: metrics that are due, messages of the vCPUs, a command of the API.
+    fn serve_others(&mut self) -> Option<End> {
         if self.metrics.is_some() && Instant::now() >= self.metrics_due {
             self.write_metrics();
         }
         if let Some(end) = self.take_messages() {
-            return Ok(Some(end));
+            return Some(end);
         }
         if self.paused.is_none() {
             self.threads.give_back_late();
@@ -116,13 +127,12 @@ impl Running {
             // One a turn: what happens meanwhile is seen before the next.
             let _ = self.wake.write(1);
         }
-        Ok((signalled && self.signals.take()).then_some(Ok(EndReason::Killed)))
+        None
     }
 
     /// Milliseconds to wait at most: until the console may write again, or metrics are due.
     fn timeout(&mut self) -> Option<u16> {
-        let console = self.console.wait_ms(&self.machine.fixed.serial).filter(|ms| *ms > 0);
-        let console = console.map(|ms| Duration::from_millis(ms.into()));
+        let console = self.console.pause(&self.machine.fixed.serial);
         let metrics = self.metrics.as_ref().map(|_| self.metrics_due.saturating_duration_since(Instant::now()));
         let shortest = console.into_iter().chain(metrics).min();
         // Rounded up, so that the time has come when the wait is over.

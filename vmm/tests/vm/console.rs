@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -29,6 +30,30 @@ fn input_reaches_the_guest_and_comes_back() {
     let ended = vmm.wait();
     ended.expect_clean(EndReason::Reset);
     assert_eq!(ended.output, format!("> one line\n{long}!"));
+}
+
+#[test]
+fn what_a_guest_writes_byte_by_byte_is_collected() {
+    // Each write to such a pipe is a packet of its own.
+    let (read, write) = nix::unistd::pipe2(OFlag::O_DIRECT).unwrap();
+    let text = "0123456789".repeat(100);
+    let setup = Setup::new(&Guest::new().print(&text).reset());
+    let start = Instant::now();
+    let mut child = Killed(setup.command().stdin(Stdio::null()).stdout(write).spawn().unwrap());
+    let mut packets = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match nix::unistd::read(&read, &mut buffer).unwrap() {
+            0 => break,
+            count => packets.push(String::from_utf8(buffer[..count].to_vec()).unwrap()),
+        }
+    }
+    let elapsed = start.elapsed().as_millis();
+    assert_eq!(wait_limited(&mut child.0).code(), Some(0));
+    assert_eq!(packets.concat(), text);
+    // Two milliseconds between any two but the last, which is the end's.
+    let most = elapsed / 2 + 2;
+    assert!(u128::try_from(packets.len()).unwrap() <= most, "{} in {elapsed} ms", packets.len());
 }
 
 #[test]
