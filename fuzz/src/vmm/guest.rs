@@ -255,7 +255,9 @@ impl<H: Host> Guest<H> {
 
     /// One turn of the device, by itself.
     fn serve(&mut self) {
-        self.watch(|guest| guest.place().events.serve().expect("a turn"));
+        self.watch(|guest| {
+            guest.place().events.serve().expect("a turn");
+        });
         self.host.check();
     }
 

@@ -140,15 +140,18 @@ impl EventLoop {
         Ok(Heard::Device)
     }
 
-    /// Serves what is ready, without waiting, until others should have their turn.
-    pub fn serve(&self) -> std::io::Result<()> {
-        let begin = Instant::now();
+    /// Serves what is ready, without waiting, until others should have their turn. Gives whether it has heard of something
+    /// that is no device's, which nobody will be told of again.
+    pub fn serve(&self) -> std::io::Result<bool> {
+        let (begin, mut other) = (Instant::now(), false);
         for _ in 0..BATCH {
-            if self.wait(0)? == Heard::Nothing || begin.elapsed() >= TURN {
+            let heard = self.wait(0)?;
+            other |= heard == Heard::Other;
+            if heard == Heard::Nothing || begin.elapsed() >= TURN {
                 break;
             }
         }
-        Ok(())
+        Ok(other)
     }
 }
 

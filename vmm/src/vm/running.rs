@@ -103,7 +103,8 @@ impl Running {
             let _ = self.wake.read();
         }
         if devices && runs {
-            self.machine.devices.serve().map_err(VmError::Devices)?;
+            // What came since the look above is to be looked at before the loop is waited for again.
+            self.calm &= !self.machine.devices.serve().map_err(VmError::Devices)?;
         }
         if let Some(end) = self.serve_others() {
             return Ok(Some(end));

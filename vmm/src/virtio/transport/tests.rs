@@ -271,6 +271,22 @@ fn a_saved_slot_goes_on_in_another() {
 }
 
 #[test]
+fn what_is_no_devices_and_comes_while_devices_are_served_is_told() {
+    let bench = Bench::new();
+    bench.start(0x1000);
+    assert!(!bench.events.serve().unwrap());
+    let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    bench.events.hear_of(other.as_raw_fd()).unwrap();
+    other.write(1).unwrap();
+    bench.offer(1, 0x8000);
+    bench.set(offset::QUEUE_NOTIFY, 0);
+    assert!(bench.events.serve().unwrap());
+    assert_eq!(bench.used(), 1);
+    // Once: who was told has to look.
+    assert!(!bench.events.serve().unwrap());
+}
+
+#[test]
 fn a_state_that_does_not_fit_is_refused() {
     let bench = Bench::new();
     bench.start(0x1000);
