@@ -36,7 +36,7 @@ fn input_reaches_the_guest_and_comes_back() {
 fn what_a_guest_writes_byte_by_byte_is_collected() {
     // Each write to such a pipe is a packet of its own.
     let (read, write) = nix::unistd::pipe2(OFlag::O_DIRECT).unwrap();
-    let text = "0123456789".repeat(100);
+    let text = "0123456789".repeat(1000);
     let setup = Setup::new(&Guest::new().print(&text).reset());
     let start = Instant::now();
     let mut child = Killed(setup.command().stdin(Stdio::null()).stdout(write).spawn().unwrap());
