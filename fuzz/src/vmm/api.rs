@@ -129,7 +129,10 @@ fn talk(bytes: &[u8], sessions: &Sender<Commands>) -> bool {
     let mut fine = false;
     loop {
         match parse(rest, LIMITS) {
-            Ok(Parsed::Partial { .. }) => return fine,
+            Ok(Parsed::Partial { .. }) => {
+                assert!(rest.len() < LIMITS.head + LIMITS.body, "a request that is too long is waited for");
+                return fine;
+            }
             Ok(Parsed::Complete(request, len)) => {
                 assert!(len > 0 && len <= rest.len() && request.body.len() <= LIMITS.body);
                 let response = session.answer(&request);

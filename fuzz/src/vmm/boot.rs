@@ -43,6 +43,7 @@ fn kernel(bytes: &[u8]) -> bool {
         let mut found = INITRD.map(|_| 0);
         ram.read_slice(&mut found, GuestAddress(start)).expect("the initrd lies in memory");
         assert!(found == INITRD && start >= layout::HIGH_RAM, "the initrd is not what the guest is told of");
+        assert!(start >= kernel_end(bytes, first), "the initrd lies in the kernel");
     }
     true
 }
@@ -58,6 +59,24 @@ fn initrd_place(ram: &memory::GuestRam, entry: Entry) -> (u64, u64) {
             (word(modules), word(modules + 8))
         }
     }
+}
+
+/// Where the memory ends that a kernel's headers claim, read a second time; the initrd lies above it.
+fn kernel_end(bytes: &[u8], first: u64) -> u64 {
+    let image = &bytes[1..];
+    let number = |at: usize, len: usize| {
+        let bytes = image.get(at..at + len).expect("what was loaded has its headers");
+        bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    if !image.starts_with(b"\x7fELF") {
+        // In 64-bit mode it is entered 0x200 bytes behind its begin.
+        return first - 0x200 + number(0x260, 4);
+    }
+    let headers = usize::try_from(number(32, 8)).expect("they lie in the file");
+    let headers = (0..usize::try_from(number(56, 2)).expect("a few")).map(|index| headers + 56 * index);
+    let loaded = headers.filter(|at| number(*at, 4) == 1);
+    let ranges = loaded.map(|at| (number(at + 24, 8), number(at + 32, 8).max(number(at + 40, 8))));
+    ranges.filter(|(_, len)| *len > 0).map(|(start, len)| start + len).max().expect("something is loaded")
 }
 
 /// Puts numbers into an image, little endian.

@@ -1,6 +1,6 @@
 //! The configuration's file, in Firecracker's JSON.
 
-use portcullis_vmm::config::{MAX_CMDLINE, MAX_VCPUS, VmConfig};
+use portcullis_vmm::config::{MAX_CMDLINE, MAX_DEVICES, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, VmConfig};
 
 use super::Target;
 use super::files::MemoryFile;
@@ -11,9 +11,12 @@ pub const VM_CONFIG: Target = Target { name: "vm_config", body: config, max_len:
 fn config(bytes: &[u8]) -> bool {
     let file = MemoryFile::new(bytes);
     let Ok(config) = VmConfig::from_file(&file.path()) else { return false };
-    assert!((1..=MAX_VCPUS).contains(&config.machine_config.vcpu_count));
+    let machine = &config.machine_config;
+    assert!((1..=MAX_VCPUS).contains(&machine.vcpu_count));
+    assert!((MIN_MEM_MIB..=MAX_MEM_MIB).contains(&machine.mem_size_mib));
+    assert!(config.drives.len() + config.network_interfaces.len() <= MAX_DEVICES);
     let cmdline = config.cmdline();
-    assert!(cmdline.len() <= MAX_CMDLINE && !cmdline.contains('\0'));
+    assert!(cmdline.len() <= MAX_CMDLINE && !cmdline.contains(char::is_control), "{cmdline:?}");
     let text = config.to_json().expect("it can be written");
     let again: VmConfig = serde_json::from_str(&text).expect("what was written can be read");
     again.check().expect("what was accepted is accepted again");

@@ -30,6 +30,8 @@ pub struct Ledger {
     /// The driver's rings and buffers overlap, or nobody knows what it has offered: what it gets is its own doing.
     tangled: bool,
     served: usize,
+    /// Bytes that the device writes for one chain, at most.
+    most: u64,
 }
 
 /// The queues of a device: none before its driver is ready.
@@ -37,9 +39,9 @@ type Queues = Option<Vec<Option<QueueState>>>;
 
 impl Ledger {
     /// Nothing was offered yet.
-    pub fn new(ram: &GuestRam) -> Self {
+    pub fn new(ram: &GuestRam, most: u64) -> Self {
         let (before, after) = (Image::of(ram), Image::of(ram));
-        Self { before, after, queues: Vec::new(), live: false, held: Vec::new(), tangled: false, served: 0 }
+        Self { before, after, queues: Vec::new(), live: false, held: Vec::new(), tangled: false, served: 0, most }
     }
 
     /// Chains that were given back.
@@ -169,7 +171,7 @@ impl Ledger {
             let (head, written) = (entry & 0xffff_ffff, entry >> 32);
             let found = self.held.iter().position(|held| held.queue == queue && u64::from(held.head) == head);
             let found = found.unwrap_or_else(|| panic!("chain {head} was given back, and not taken"));
-            let room = model::bytes(&self.held.remove(found).chain.writable);
+            let room = model::bytes(&self.held.remove(found).chain.writable).min(self.most);
             assert!(written <= room, "{written} bytes were written to {room}");
         }
         assert!(told || !self.wants_to_know(old, new, count), "{count} chains were given back and nobody was told");

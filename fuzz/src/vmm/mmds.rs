@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portcullis_vmm::mmds::{DEFAULT_ADDRESS, Mmds, MmdsConfig, Network, Outcome, is_for, merge, outcome};
+use portcullis_vmm::mmds::{
+    DEFAULT_ADDRESS, Mmds, MmdsConfig, Network, Outcome, SharedMmds, is_for, lock, merge, outcome,
+};
 use serde_json::{Value, json};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -45,6 +48,7 @@ fn http(bytes: &[u8]) -> bool {
     let Some((flags, text)) = bytes.split_first() else { return false };
     let (mut mmds, _) = service(if flags & 1 == 0 { "V1" } else { "V2" }, LIMIT);
     let now = Instant::now();
+    let open = flags & 1 == 0;
     let (mut rest, mut token, mut fine) = (text.to_vec(), String::new(), false);
     loop {
         if let Some(at) = rest.windows(2).position(|two| two == b"@@") {
@@ -63,7 +67,9 @@ fn http(bytes: &[u8]) -> bool {
                     assert_eq!(outcome(&mut mmds, &rest[..used - 1], now), Outcome::Partial);
                 }
                 fine |= status == 200;
-                if status == 200 && rest.starts_with(b"PUT") {
+                let begins = rest.trim_ascii_start().starts_with(b"PUT");
+                assert!(status != 200 || open || begins || !token.is_empty(), "metadata was given without a session");
+                if status == 200 && begins {
                     token = body;
                 }
                 rest.drain(..used);
@@ -202,13 +208,20 @@ struct Guest {
     sockets: SocketSet<'static>,
     connections: Vec<SocketHandle>,
     service: Network,
+    mmds: SharedMmds,
+    /// Connections that the service holds.
+    held: u64,
     began: Instant,
     now: Instant,
     answered: usize,
 }
 
-/// Connections of the guest, at most.
-const MAX_CONNECTIONS: usize = 4;
+/// Connections of the guest, at most; more than the service has.
+const MAX_CONNECTIONS: usize = 20;
+/// Connections of the service, at most: those that it answers, and the one that is being made.
+const MAX_HELD: u64 = 16 + 1;
+/// Longer than the service bears silence.
+const LONG: Duration = Duration::from_secs(31);
 
 fn network(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
@@ -219,17 +232,15 @@ fn network(bytes: &[u8]) -> bool {
         }
         guest.step(&mut input);
     }
-    // Whatever came before, it ends: after a while of silence nothing waits.
-    guest.now += Duration::from_mins(10);
-    guest.service.clear();
-    assert!(!guest.service.has_frames());
+    guest.fall_silent();
     guest.answered > 0
 }
 
 impl Guest {
     fn new(first: bool) -> Self {
         let (mmds, config) = service(if first { "V1" } else { "V2" }, LIMIT);
-        let service = Network::new(mmds.into_shared(), &config).expect("a service");
+        let mmds = mmds.into_shared();
+        let service = Network::new(Arc::clone(&mmds), &config).expect("a service");
         let mut link = Link::default();
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress([2, 0, 0, 0, 0, 1])));
         let mut interface = Interface::new(config, &mut link, smoltcp::time::Instant::ZERO);
@@ -238,7 +249,8 @@ impl Guest {
             all.push(IpCidr::Ipv4(own)).expect("room for one");
         });
         let (sockets, began) = (SocketSet::new(Vec::new()), Instant::now());
-        Self { link, interface, sockets, connections: Vec::new(), service, began, now: began, answered: 0 }
+        let connections = Vec::new();
+        Self { link, interface, sockets, connections, service, mmds, held: 0, began, now: began, answered: 0 }
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
@@ -267,6 +279,28 @@ impl Guest {
             }
             _ => self.exchange(input),
         }
+        self.count();
+    }
+
+    /// Counts the connections that the service holds.
+    fn count(&mut self) {
+        let metrics = lock(&self.mmds).metrics();
+        let new = |name: &str| metrics[name].as_u64().expect("a counter");
+        self.held += new("connections_created");
+        self.held = self.held.checked_sub(new("connections_destroyed")).expect("what has ended had begun");
+        assert!(self.held <= MAX_HELD, "the service holds {} connections", self.held);
+    }
+
+    /// Whatever came before, it ends: when the guest has said nothing for long, nothing waits.
+    fn fall_silent(&mut self) {
+        for _ in 0..4 {
+            self.now += LONG;
+            self.service.poll(self.now);
+            while self.service.next_frame(self.now).is_some() {}
+            self.count();
+        }
+        assert_eq!(self.held, 0, "connections that nobody uses are held");
+        assert_eq!(self.service.wait(self.now), None, "something is still waited for");
     }
 
     fn socket(&mut self, input: &mut Input<'_>) -> Option<&mut Socket<'static>> {
@@ -346,6 +380,9 @@ fn network_seeds() -> Vec<Vec<u8>> {
         let end = [&request[..], &[7, 0], &[4, 0xff, 0], &[3, 0], &pass, &[4, 0xff, 0xff]].concat();
         seeds.push([begin, end].concat());
     }
+    // More connections than there may be.
+    let connect = (0u8..).take(MAX_CONNECTIONS).flat_map(|port| [0, port]);
+    seeds.push([0].into_iter().chain(connect).chain([6, 0, 6, 0]).collect());
     let arp = [
         &[0xff; 6][..],
         &[2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 172, 16, 0, 2],

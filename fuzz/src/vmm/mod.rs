@@ -26,7 +26,7 @@ pub mod small;
 pub mod snapshot;
 pub mod vsock;
 
-use super::memory::in_proportion;
+use super::memory::{allow, in_proportion};
 use super::target::Target;
 
 /// All targets.

@@ -1,6 +1,7 @@
 //! The old devices, behind ports and in the memory-mapped hole: the serial line, the keyboard controller, power
 //! management, and the boot timer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use portcullis_vmm::devices::acpi_power::{self, AcpiPower};
@@ -8,6 +9,7 @@ use portcullis_vmm::devices::boot_timer;
 use portcullis_vmm::devices::i8042::{self, I8042};
 use portcullis_vmm::devices::serial::{self, Serial};
 use portcullis_vmm::devices::{Action, Bus};
+use portcullis_vmm::log::MarkSource;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Target;
@@ -20,15 +22,17 @@ pub const PORTS: Target = Target { name: "ports", body: ports, max_len: 512, see
 const MAX_STEPS: usize = 256;
 /// Bytes that wait for the guest on its line, at most.
 const MAX_INPUT: usize = 64;
-/// Marks that are no more than one of each value.
-const MAX_MARKS: usize = 256 - 32 + 1 + 1;
-
+/// Bytes that the guest has written and nobody has taken, at most.
+const MAX_OUTPUT: usize = 0x1_0000;
+/// Bytes of one string instruction: a page.
+const LONGEST: u16 = 4096;
 struct Machine {
     bus: Bus,
     serial: Arc<Serial>,
     keyboard: Arc<I8042>,
     power: Arc<AcpiPower>,
-    marks: usize,
+    /// Marks that were made, those of booting as one.
+    marks: BTreeSet<(bool, u8)>,
     /// What was passed on of the serial line, before each restore too.
     passed: u64,
 }
@@ -60,7 +64,7 @@ impl Machine {
         bus.attach(u64::from(acpi_power::EVENT_PORT), acpi_power::PORTS, power.clone());
         bus.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
         bus.attach(boot_timer::MMIO, boot_timer::MMIO_LEN, Arc::new(boot_timer::Register::default()));
-        Self { bus, serial, keyboard, power, marks: 0, passed: 0 }
+        Self { bus, serial, keyboard, power, marks: BTreeSet::new(), passed: 0 }
     }
 
     /// One operation; gives whether the guest has ended its VM.
@@ -73,11 +77,12 @@ impl Machine {
             boot_timer::MMIO,
         ];
         match input.u8() % 8 {
-            0..=3 => {
+            0..=2 => {
                 let at = places[input.below(0..places.len())] + u64::from(input.u8() % 16);
                 let len = input.below(1..9);
                 return self.write(at, input.bytes(len));
             }
+            3 => return self.write(u64::from(serial::PORT), &vec![input.u8(); usize::from(input.u16() % LONGEST) + 1]),
             4 => {
                 let at = places[input.below(0..places.len())] + u64::from(input.u8() % 16);
                 self.bus.read(at, &mut vec![0xff; input.below(0..17)]);
@@ -99,13 +104,18 @@ impl Machine {
         assert_eq!(action == Some(Action::PowerOff), off, "{data:x?} at {at:#x}");
         let keyboard = [u64::from(i8042::PORT), u64::from(i8042::COMMAND_PORT)].contains(&at);
         assert!(action != Some(Action::Reset) || keyboard && data[0] & 1 == 0, "{data:x?} at {at:#x}");
-        self.marks += usize::from(matches!(action, Some(Action::Mark(..))));
-        assert!(self.marks <= MAX_MARKS, "marks flood the log");
+        if let Some(Action::Mark(source, value)) = action {
+            let value = if boot_timer::is_boot(source, value) { boot_timer::BOOTED } else { value };
+            let new = self.marks.insert((source == MarkSource::Mmio, value));
+            assert!(new, "{value} was marked twice: marks flood the log");
+        }
         matches!(action, Some(Action::PowerOff | Action::Reset))
     }
 
     fn host_reads(&mut self, input: &mut Input<'_>) {
-        let mut bytes = vec![0; usize::from(input.u16())];
+        let mut bytes = vec![0; MAX_OUTPUT + 1];
+        assert!(self.serial.take_output(&mut bytes) <= MAX_OUTPUT, "the line's output has no bounds");
+        bytes.truncate(usize::from(input.u16()));
         let count = self.serial.take_output(&mut bytes);
         assert_eq!(count > 0, self.serial.has_output() && !bytes.is_empty());
         self.serial.output_done(count, true);
@@ -126,7 +136,7 @@ impl Machine {
         let bytes = postcard::to_stdvec(&(&line, &keyboard, &power)).expect("it can be written");
         let read: (serial::State, i8042::Controller, acpi_power::State) =
             postcard::from_bytes(&bytes).expect("what was written");
-        let new = Self { marks: self.marks, ..Self::new() };
+        let new = Self::new();
         new.serial.restore(read.0);
         new.keyboard.restore(read.1);
         new.power.restore(read.2);
@@ -157,5 +167,7 @@ fn seeds() -> Vec<Vec<u8>> {
     ]
     .concat();
     let ends = [write(2, 4, &[0, 0x34]), write(1, 4, &[0xfe]), [write(1, 4, &[0xd1]), write(1, 0, &[0xde])].concat()];
-    ends.iter().map(|end| [begin.as_slice(), end].concat()).collect()
+    let flood = [3, b'x', 0xff, 0x0f].repeat(17);
+    let flood = [flood.as_slice(), &read(0, 5), &[5, 0, 0x40], &read(0, 2), &write(2, 4, &[0, 0x34])].concat();
+    ends.iter().map(|end| [begin.as_slice(), end].concat()).chain([flood]).collect()
 }

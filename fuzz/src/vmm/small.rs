@@ -18,6 +18,8 @@ pub const ENTROPY: Target = Target { name: "entropy", body: entropy, max_len: 51
 /// A balloon, its driver, and commands of the API.
 pub const BALLOON: Target = Target { name: "balloon", body: balloon, max_len: 512, seeds: |_| balloon_seeds() };
 
+/// Random bytes of one request, at most.
+const MAX_FILLED: u64 = 0x1_0000;
 /// MiB that the balloon is told its guest has.
 const MIB: u64 = 4;
 const PAGE: u64 = 4096;
@@ -36,13 +38,20 @@ impl Host for Source {
     fn act(&mut self, slot: &Slot, _input: &mut Input<'_>) {
         assert_eq!(slot.metrics().len(), 1);
     }
+
+    fn most(&self) -> u64 {
+        MAX_FILLED
+    }
 }
 
 fn entropy_seeds() -> Vec<Vec<u8>> {
     let ask = || Program::new().offer(0, &[Part::write(0x7fe0, 64), Part::write(0x9000, 500)]).notify(0).serve();
     let program =
         |features| [Program::new().start(features, 2), ask(), ask(), Program::new().save_and_restore(), ask()];
-    [0, u32::MAX].map(|features| program(features).map(Program::bytes).concat()).to_vec()
+    let seeds = [0, u32::MAX].map(|features| program(features).map(Program::bytes).concat());
+    // More than is given at once.
+    let large = [Part::write(0x4000, 0x9000), Part::write(0x4000, 0x9000)];
+    seeds.into_iter().chain([Program::new().start(0, 2).offer(0, &large).notify(0).serve().bytes()]).collect()
 }
 
 struct Wish(BalloonConfig);

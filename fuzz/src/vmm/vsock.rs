@@ -35,6 +35,9 @@ fn vsock(bytes: &[u8]) -> bool {
 
 impl Programs {
     fn new() -> Self {
+        // As in every program of Rust's; a fuzzer has another's begin.
+        // SAFETY: nothing of this process has a handler for it.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         let dir = tempfile::tempdir().expect("a folder");
         let listener = UnixListener::bind(dir.path().join(format!("v_{PORT}"))).expect("a socket");
         listener.set_nonblocking(true).expect("a socket that does not wait");
