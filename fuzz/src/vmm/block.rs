@@ -118,15 +118,33 @@ fn control<T>(slot: &Slot, work: impl FnOnce(&mut Block) -> T) -> T {
     slot.control(|device, _| (work(device.as_any().downcast_mut().expect("a disk")), true))
 }
 
+/// A request, with its data.
+fn request(kind: u32, sector: u64, data: Option<Part>) -> Program {
+    let header = [u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat();
+    let parts: Vec<_> = [Some(Part::read(0x6000, 16)), data, Some(Part::write(0x6020, 1))].into_iter().collect();
+    let program = Program::new().poke(0x6000, &header);
+    program.offer(0, &parts.into_iter().flatten().collect::<Vec<_>>()).notify(0).serve().serve()
+}
+
+/// Requests that go one sector too far, and a file that was cut under a driver that asks for it again and again.
+fn edges() -> Vec<Vec<u8>> {
+    let last = SECTORS as u64 - 1;
+    let range = [last.to_le_bytes(), 2u64.to_le_bytes()].concat();
+    let ranged = |kind| [Program::new().poke(0x6100, &range), request(kind, 0, Some(Part::read(0x6100, 16)))];
+    let whole = |program: Program| [vec![0], Program::new().start(0x0fff_ffff, 8).bytes(), program.bytes()].concat();
+    let mut seeds = vec![
+        whole(request(1, last, Some(Part::read(0x7f00, 1024)))),
+        whole(request(0, last, Some(Part::write(0x9000, 1024)))),
+    ];
+    seeds.extend([11, 13].map(|kind| [whole(Program::new()), ranged(kind).map(Program::bytes).concat()].concat()));
+    let again = [Part::read(0x6000, 16), Part::write(0x9000, 512), Part::write(0x6020, 1)];
+    let cut = Program::new().act(&[0, 0]).poke(0x6000, &[0; 16]);
+    seeds.push(whole((0..40).fold(cut, |program, _| program.offer(0, &again)).notify(0).serve()));
+    seeds
+}
+
 /// A request of each kind.
 fn seeds() -> Vec<Vec<u8>> {
-    let request = |kind: u32, sector: u64, data: Option<Part>| {
-        let header = [u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat();
-        let mut program = Program::new().poke(0x6000, &header);
-        let parts: Vec<_> = [Some(Part::read(0x6000, 16)), data, Some(Part::write(0x6020, 1))].into_iter().collect();
-        program = program.offer(0, &parts.into_iter().flatten().collect::<Vec<_>>());
-        program.notify(0).serve().serve()
-    };
     let zeroes = [3u64.to_le_bytes(), (2u64 | 1 << 32).to_le_bytes()].concat();
     let discard = [3u64.to_le_bytes(), 2u64.to_le_bytes()].concat();
     let all = [
@@ -141,7 +159,7 @@ fn seeds() -> Vec<Vec<u8>> {
     ]
     .map(Program::bytes)
     .concat();
-    let mut seeds = Vec::new();
+    let mut seeds = edges();
     for flags in 0..8 {
         for features in [0x0fff_ffff, u32::MAX] {
             let start = Program::new().start(features, 4).bytes();

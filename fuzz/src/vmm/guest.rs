@@ -272,7 +272,8 @@ impl<H: Host> Guest<H> {
     fn watch(&mut self, work: impl FnOnce(&mut Self)) {
         let live = self.is_live();
         let queues = self.place().queues();
-        self.ledger.begin(&self.ram, queues, live);
+        let host = &self.host;
+        self.ledger.begin(&self.ram, queues, live, |index, readable| host.takes(index, readable));
         work(self);
         let queues = self.place().queues();
         let told = self.read(offset::INTERRUPT_STATUS) & 1 != 0 || !self.is_live();

@@ -59,23 +59,31 @@ impl Ledger {
         (self.held, self.tangled) = (Vec::new(), true);
     }
 
-    /// Before the device has its turn.
-    pub fn begin(&mut self, ram: &GuestRam, queues: Queues, live: bool) {
+    /// Before the device has its turn. `takes` as for [`Ledger::end`].
+    pub fn begin(
+        &mut self,
+        ram: &GuestRam,
+        queues: Queues,
+        live: bool,
+        takes: impl Fn(usize, &[u8]) -> Vec<Range<u64>>,
+    ) {
         self.before.refresh(ram);
         (self.queues, self.live) = (queues.unwrap_or_default(), live);
-        self.tangled |= live && self.is_tangled();
+        self.tangled |= live && self.is_tangled(takes);
     }
 
     /// Whether something that the device may write is something that it reads to know what to do.
-    fn is_tangled(&self) -> bool {
+    fn is_tangled(&self, takes: impl Fn(usize, &[u8]) -> Vec<Range<u64>>) -> bool {
         let (mut read, mut used, mut written) = (Vec::new(), Vec::new(), Vec::new());
-        for state in self.queues.iter().flatten() {
+        let queues = self.queues.iter().enumerate();
+        for (index, state) in queues.filter_map(|(index, state)| state.as_ref().map(|state| (index, state))) {
             let [descriptors, available, ring] = model::parts(state);
             read.extend([descriptors, available]);
             used.push(ring);
             for ahead in 0..model::waiting(state, &self.before).unwrap_or(0) {
                 let head = model::head(state, &self.before, ahead);
                 if let Some(chain) = head.and_then(|head| model::chain(state, &self.before, head)) {
+                    written.extend(takes(index, &gather(&self.before, &chain.readable)));
                     read.extend(chain.table);
                     // What is read may say what else is changed.
                     read.extend(chain.readable);
