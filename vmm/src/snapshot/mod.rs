@@ -8,6 +8,7 @@
 mod config;
 mod format;
 mod kvm;
+mod list;
 mod memory;
 mod state;
 
@@ -23,6 +24,7 @@ pub use config::{
 };
 pub use format::{FormatError, MAX_FILE, VERSION, encode, parse};
 pub use kvm::KvmState;
+pub(crate) use list::at_most;
 pub use state::State;
 
 /// The two files of a snapshot, open.

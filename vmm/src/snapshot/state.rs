@@ -3,8 +3,8 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
-use super::{KvmState, SnapshotError, SnapshotLoad};
-use crate::config::{NetworkInterface, VmConfig};
+use super::{KvmState, SnapshotError, SnapshotLoad, at_most};
+use crate::config::{MAX_DEVICES, MAX_VCPUS, NetworkInterface, VmConfig};
 use crate::devices::{acpi_power, i8042, serial};
 use crate::vcpu::VcpuState;
 use crate::virtio::SlotState;
@@ -19,10 +19,12 @@ pub struct State {
     /// Guest memory in MiB, the length of the other file.
     pub mem_mib: u64,
     /// In order of their numbers.
+    #[serde(deserialize_with = "at_most::<{ MAX_VCPUS as usize }, _, _>")]
     pub vcpus: Vec<VcpuState>,
     /// Interrupt controllers and clock.
     pub kvm: KvmState,
     /// The virtio devices, in their order.
+    #[serde(deserialize_with = "at_most::<MAX_DEVICES, _, _>")]
     pub devices: Vec<SlotState>,
     /// The serial line.
     pub serial: serial::State,

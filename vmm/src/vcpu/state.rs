@@ -8,11 +8,14 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::VcpuError;
+use crate::snapshot::at_most;
 
 /// Registers that are read or set with one call; KVM takes 256 at most.
 const CHUNK: usize = 128;
 /// Most model-specific registers of one vCPU. KVM lists between one and two hundred.
 const MAX_MSRS: usize = 2048;
+/// Most entries of a table for `CPUID`: KVM takes no more.
+const MAX_CPUID: usize = 256;
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// How far the clock rates of two hosts may differ without being adapted, in parts of a million. Two runs of the same
@@ -23,6 +26,7 @@ const RATE_TOLERANCE: u64 = 250;
 #[derive(Serialize, Deserialize, Default)]
 pub struct VcpuState {
     /// What its `CPUID` answers.
+    #[serde(deserialize_with = "at_most::<MAX_CPUID, _, _>")]
     pub cpuid: Vec<kvm_cpuid_entry2>,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
@@ -33,6 +37,7 @@ pub struct VcpuState {
     lapic: kvm_lapic_state,
     events: kvm_vcpu_events,
     /// Index and value.
+    #[serde(deserialize_with = "at_most::<MAX_MSRS, _, _>")]
     msrs: Vec<(u32, u64)>,
     /// Rate of the time-stamp counter.
     tsc_khz: u32,

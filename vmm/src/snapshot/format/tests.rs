@@ -1,7 +1,13 @@
+use kvm_bindings::kvm_cpuid_entry2;
 use proptest::prelude::*;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::devices::entropy::Entropy;
+use crate::memory;
 use crate::snapshot::tests::state;
+use crate::vcpu::VcpuState;
+use crate::virtio::Slot;
 
 fn file() -> Vec<u8> {
     encode(&state()).unwrap()
@@ -46,6 +52,24 @@ fn every_way_to_be_no_snapshot_has_its_error() {
     assert!(matches!(refused(&seal(bytes[..bytes.len() - 1].to_vec())), FormatError::State(_)));
     assert!(matches!(refused(&seal([bytes.as_slice(), b"x"].concat())), FormatError::State(_)));
     assert!(parse(&seal(bytes)).is_ok());
+}
+
+#[test]
+fn a_small_file_does_not_stand_for_much_memory() {
+    let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let device = Slot::new(Box::new(Entropy::new()), memory::reserve(2).unwrap(), line).unwrap().save();
+    let with = |vcpus: usize, devices: usize, cpuid: usize| {
+        let mut state = state();
+        state.devices = vec![device.clone(); devices];
+        state.vcpus = (0..vcpus).map(|_| VcpuState::default()).collect();
+        state.vcpus[0].cpuid = vec![kvm_cpuid_entry2::default(); cpuid];
+        parse(&encode(&state).unwrap())
+            .map(|state| (state.vcpus.len(), state.devices.len(), state.vcpus[0].cpuid.len()))
+    };
+    assert_eq!(with(32, 16, 256), Ok((32, 16, 256)));
+    for (vcpus, devices, cpuid) in [(33, 16, 256), (32, 17, 256), (32, 16, 257)] {
+        assert!(matches!(with(vcpus, devices, cpuid), Err(FormatError::State(_))));
+    }
 }
 
 #[test]
