@@ -285,6 +285,13 @@ fn seeds() -> Vec<Vec<u8>> {
     texts.extend([start.clone() + &after, metadata.concat()]);
     let load = r#"{"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"}}"#;
     texts.push(request("PUT", "/snapshot/load", load));
+    // A body and a head of the most bytes, and of one more.
+    let text = |len: usize| format!("\"{}\"", "x".repeat(len - 2));
+    texts.extend([LIMITS.body, LIMITS.body + 1].map(|len| request("PUT", "/mmds", &text(len))));
+    texts.extend(
+        [LIMITS.head - 1, LIMITS.head, LIMITS.head + LIMITS.body]
+            .map(|len| format!("{:x<len$}", "GET / HTTP/1.1\r\nA: ")),
+    );
     // Each part of a configuration as a request.
     let whole: Value = serde_json::from_slice(&configurations()[0]).expect("JSON");
     for part in ["machine-config", "vsock", "balloon", "mmds-config", "serial"] {

@@ -15,6 +15,10 @@ use super::files::MemoryFile;
 pub const KERNEL: Target = Target { name: "kernel", body: kernel, max_len: 4096, seeds: |_| seeds() };
 
 const MIB: u64 = 4;
+/// Low memory that no boot structure uses.
+const UNUSED: [(usize, usize); 2] = [(0x1000, 0x6000), (0x3_0000, 0x9_0000)];
+/// To be compared with: a loop over bytes is slow in a fuzzer.
+static ZEROS: [u8; 0x6_0000] = [0; 0x6_0000];
 const INITRD: [u8; 5000] = [0x1d; 5000];
 
 fn kernel(bytes: &[u8]) -> bool {
@@ -34,6 +38,13 @@ fn kernel(bytes: &[u8]) -> bool {
     };
     assert!(first >= layout::HIGH_RAM, "it begins in the boot structures, at {first:#x}");
     assert!(ram.check_range(GuestAddress(first), 1), "it begins outside memory, at {first:#x}");
+    let end = kernel_end(bytes, first);
+    assert!(end <= MIB << 20, "the kernel needs memory up to {end:#x}");
+    for (start, end) in UNUSED {
+        let mut low = vec![0xff; end - start];
+        ram.read_slice(&mut low, GuestAddress(start as u64)).expect("low memory");
+        assert!(low == ZEROS[..low.len()], "something of the kernel lies among the boot structures");
+    }
     let mut cmdline = [0; 14];
     ram.read_slice(&mut cmdline, GuestAddress(layout::CMDLINE)).expect("low memory");
     assert_eq!(&cmdline, b"console=ttyS0\0");
@@ -43,7 +54,7 @@ fn kernel(bytes: &[u8]) -> bool {
         let mut found = INITRD.map(|_| 0);
         ram.read_slice(&mut found, GuestAddress(start)).expect("the initrd lies in memory");
         assert!(found == INITRD && start >= layout::HIGH_RAM, "the initrd is not what the guest is told of");
-        assert!(start >= kernel_end(bytes, first), "the initrd lies in the kernel");
+        assert!(start >= end, "the initrd lies in the kernel");
     }
     true
 }
@@ -107,7 +118,7 @@ fn bzimage() -> Vec<u8> {
 
 /// An ELF image of one segment, and with a note that has the entry point of PVH.
 fn elf(pvh: bool) -> Vec<u8> {
-    let mut image = vec![0; 0x300];
+    let mut image = [[0; 0x200].as_slice(), &[0xcc; 0x100]].concat();
     let entry = 0x10_0010u64.to_le_bytes();
     let segment = |kind: u32, offset: u64, len: u64| {
         let head = [kind.to_le_bytes(), 5u32.to_le_bytes()].concat();
@@ -125,6 +136,17 @@ fn seeds() -> Vec<Vec<u8>> {
     let images = [bzimage(), elf(false), elf(true)];
     let mut seeds: Vec<_> =
         images.iter().flat_map(|image| [0, 1].map(|flags| [&[flags], image.as_slice()].concat())).collect();
+    // A kernel fits just into memory, an initrd just above it, and not any more.
+    for (flags, end) in [(0, 0x30_0000u32), (0, 0x30_0001), (1, 0x2f_e000), (1, 0x2f_e001)] {
+        let mut image = bzimage();
+        put(&mut image, &[(0x260, &end.to_le_bytes())]);
+        seeds.push([&[flags], image.as_slice()].concat());
+    }
+    // A second segment, among the boot structures.
+    let mut low = elf(true);
+    let [offset, address, len] = [0x200u64, 0x4_0000, 0x100].map(u64::to_le_bytes);
+    put(&mut low, &[(120, &[1]), (128, &offset), (144, &address), (152, &len), (160, &len)]);
+    seeds.push([&[0], low.as_slice()].concat());
     // The begin of a real one, where this machine has any.
     for entry in fs::read_dir(Path::new("/boot")).into_iter().flatten().flatten() {
         let name = entry.file_name();

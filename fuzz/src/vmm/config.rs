@@ -6,7 +6,8 @@ use super::Target;
 use super::files::MemoryFile;
 
 /// What is accepted is the same when it is written and read again, and within the bounds that the VMM has.
-pub const VM_CONFIG: Target = Target { name: "vm_config", body: config, max_len: 2048, seeds: |_| configurations() };
+pub const VM_CONFIG: Target =
+    Target { name: "vm_config", body: config, max_len: 4096, seeds: |_| [configurations(), edges()].concat() };
 
 fn config(bytes: &[u8]) -> bool {
     let file = MemoryFile::new(bytes);
@@ -22,6 +23,29 @@ fn config(bytes: &[u8]) -> bool {
     again.check().expect("what was accepted is accepted again");
     assert_eq!(again, config);
     true
+}
+
+/// Small ones, and some of which one number or one character is too much.
+fn edges() -> Vec<Vec<u8>> {
+    let with = |machine: &str, args: &str| {
+        let source = format!(r#"{{"kernel_image_path": "k", "boot_args": "{args}"}}"#);
+        format!(r#"{{"boot-source": {source}, "machine-config": {machine}}}"#).into_bytes()
+    };
+    let machine = |vcpus: u8, mib: u64| format!(r#"{{"vcpu_count": {vcpus}, "mem_size_mib": {mib}}}"#);
+    let mut texts: Vec<_> = [(1, 2), (32, 1 << 20), (33, 128), (1, 1), (1, (1 << 20) + 1)]
+        .map(|(vcpus, mib)| with(&machine(vcpus, mib), "quiet"))
+        .to_vec();
+    texts.extend(
+        ["a\\tb".to_owned(), "x".repeat(MAX_CMDLINE), "x".repeat(MAX_CMDLINE + 1)]
+            .map(|args| with(&machine(1, 2), &args)),
+    );
+    let cards = |count: usize| {
+        let card = |number| format!(r#"{{"iface_id": "e{number}", "host_dev_name": "t{number}"}}"#);
+        let cards = (0..count).map(card).collect::<Vec<_>>().join(", ");
+        format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, "network-interfaces": [{cards}]}}"#).into_bytes()
+    };
+    texts.extend([cards(MAX_DEVICES), cards(MAX_DEVICES + 1)]);
+    texts
 }
 
 /// Each part once, and a small one.

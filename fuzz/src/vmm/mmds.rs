@@ -18,7 +18,8 @@ use super::Target;
 use super::input::Input;
 
 /// Requests of a guest, one after the other. Where `@@` stands in them, the last session's token is meant.
-pub const MMDS_HTTP: Target = Target { name: "mmds_http", body: http, max_len: 2048, seeds: |_| http_seeds() };
+pub const MMDS_HTTP: Target =
+    Target { name: "mmds_http", body: http, max_len: MAX_REQUEST + 512, seeds: |_| http_seeds() };
 
 /// A document and patches of it, each a line.
 pub const MERGE_PATCH: Target = Target { name: "merge_patch", body: merge_patch, max_len: 1024, seeds: |_| patches() };
@@ -109,7 +110,9 @@ fn http_seeds() -> Vec<Vec<u8>> {
         "PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 0\r\nX-Forwarded-For: a\r\n\r\n".to_owned(),
         "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
     ];
-    texts.iter().flat_map(|text| [0, 1].map(|flags| [&[flags], text.as_bytes()].concat())).collect()
+    // Without an end, of the most bytes and of fewer.
+    let long = [MAX_REQUEST - 1, MAX_REQUEST].map(|len| format!("{:x<len$}", "GET / HTTP/1.1\r\nA: "));
+    texts.iter().chain(&long).flat_map(|text| [0, 1].map(|flags| [&[flags], text.as_bytes()].concat())).collect()
 }
 
 /// RFC 7396, section 2, written a second time.
@@ -154,7 +157,9 @@ fn patches() -> Vec<Vec<u8>> {
         "{}\n{\"a\":{\"b\":{\"c\":null}}}\n[1]\n{\"a\":\"text\"}",
         "\"text\"\n{\"a\":null}",
     ];
-    lines.iter().map(|text| text.as_bytes().to_vec()).collect()
+    // As much as there may be, and one byte more.
+    let long = [LIMIT - 2, LIMIT - 1].map(|len| format!("{{}}\n\"{}\"", "x".repeat(len)));
+    lines.map(str::to_owned).into_iter().chain(long).map(String::into_bytes).collect()
 }
 
 /// The guest's end of the link.

@@ -136,7 +136,14 @@ fn seeds() -> Vec<Vec<u8>> {
         (0..4).fold(Program::new(), |program, number| program.offer(0, &buffer(number))).notify(0).serve()
     };
     let arrive = || Program::new().act(&[&[0, 60], frame.as_slice()].concat()).act(&[1, 0xdc, 5]).serve().serve();
-    let mut seeds = Vec::new();
+    // The largest frame there is, and one byte more.
+    let huge = |len: u16| {
+        let parts = [Part::read(0x6000, 58), Part::read(0, 0xf000), Part::read(0, len)];
+        let program = Program::new().start(0, 4).poke(0x6000, &[&[0; HEADER], &frame[..46]].concat());
+        [vec![1], program.offer(1, &parts).notify(1).serve().bytes()].concat()
+    };
+    let most = u16::try_from(LARGEST - 0xf000 - 58).expect("a small rest");
+    let mut seeds = vec![huge(most), huge(most + 1)];
     for flags in 0..32 {
         for (features, room) in [(0u32, 1600), (u32::MAX, 1600), (1 << 15, 200)] {
             let parts = [

@@ -107,11 +107,16 @@ fn balloon_seeds() -> Vec<Vec<u8>> {
         let program = turn(program.poke(0x8000, &[7; 60]).offer(0, &[Part::read(0x6800, 16)]), 0);
         let program = turn(program.offer(1, &[Part::read(0x6800, 16)]), 1);
         let program = turn(program.offer(2, &[Part::read(0x6900, 20)]), 2).act(&[0, 2, 0]).act(&[2, 0, 0]);
-        let program = turn(program.offer(3, &[Part::write(0xa000, 0x2000)]), 3).save_and_restore();
+        // Pages that are given in part stay as they are.
+        let program = program.poke(0xa000, &[7; 60]).poke(0xc000, &[7; 60]);
+        let program = turn(program.offer(3, &[Part::write(0xa03c, 0x2000)]), 3).save_and_restore();
         [vec![flags], turn(program.offer(0, &[Part::read(0x6800, 16)]), 0).act(&[1, 5, 0]).bytes()].concat()
     };
     // The first chain gives the page away that the second lies in, behind a table that was not agreed on.
     let own = Program::new().start(0, 3).offer(0, &[Part::read(0x6800, 4)]).bytes();
     let own = [&[0], own.as_slice(), &[2, 0x80, 0, 0, 0, 0], &Program::new().notify(0).serve().bytes()].concat();
-    (0..8).flat_map(|flags| [0, u32::MAX].map(|features| all(flags, features))).chain([own]).collect()
+    // A driver that begins anew has its buffer for statistics back.
+    let anew = || turn(Program::new().start(u32::MAX, 3).offer(2, &[Part::read(0x6900, 20)]), 2).bytes();
+    let anew = [vec![2], anew(), anew()].concat();
+    (0..8).flat_map(|flags| [0, u32::MAX].map(|features| all(flags, features))).chain([own, anew]).collect()
 }

@@ -20,6 +20,8 @@ pub const VSOCK: Target = Target { name: "vsock", body: vsock, max_len: 1024, se
 const CID: u32 = 42;
 /// The port on which a program of the host listens.
 const PORT: u32 = 10;
+/// Bytes of a large packet.
+const FLOOD: u16 = 0xf000;
 /// Programs of the host at a time.
 const MAX_PROGRAMS: usize = 8;
 
@@ -115,10 +117,9 @@ impl Host for Programs {
     }
 }
 
-/// A packet of the guest's.
-fn packet(ports: [u32; 2], op: u16, flags: u32, data: &[u8]) -> Program {
-    let len = u32::try_from(data.len()).expect("a few bytes");
-    let header = [
+/// The header of a packet of the guest's.
+fn header(ports: [u32; 2], op: u16, flags: u32, len: u32) -> Vec<u8> {
+    [
         &u64::from(CID).to_le_bytes()[..],
         &2u64.to_le_bytes(),
         &ports[1].to_le_bytes(),
@@ -129,8 +130,14 @@ fn packet(ports: [u32; 2], op: u16, flags: u32, data: &[u8]) -> Program {
         &flags.to_le_bytes(),
         &0x1_0000u32.to_le_bytes(),
         &0u32.to_le_bytes(),
-    ];
-    let program = Program::new().poke(0x6000, &[header.concat().as_slice(), data].concat());
+    ]
+    .concat()
+}
+
+/// A packet of the guest's.
+fn packet(ports: [u32; 2], op: u16, flags: u32, data: &[u8]) -> Program {
+    let header = header(ports, op, flags, u32::try_from(data.len()).expect("a few bytes"));
+    let program = Program::new().poke(0x6000, &[header.as_slice(), data].concat());
     let all = u16::try_from(44 + data.len()).expect("a few bytes");
     program.offer(1, &[Part::read(0x6000, 44), Part::read(0x602c, all - 44)]).notify(1).serve().serve()
 }
@@ -170,6 +177,16 @@ fn seeds() -> Vec<Vec<u8>> {
             packet(ours, 3, 0, &[]),
             Program::new().save_and_restore().serve(),
         ];
+        // It sends no more, and the host's program does not care.
+        let half = [start(), buffers(), packet(theirs, 1, 0, &[]), packet(theirs, 4, 2, &[])];
+        seeds.push([half.map(Program::bytes).concat(), Program::new().act(&[2]).serve().serve().bytes()].concat());
+        // It sends more than anybody takes.
+        let header = header(theirs, 5, 0, FLOOD.into());
+        let flood = (0..40).fold(Program::new().poke(0x6000, &header), |program, _| {
+            program.offer(1, &[Part::read(0x6000, 44), Part::read(0, FLOOD)]).notify(1).serve()
+        });
+        let begin = [start(), buffers(), packet(theirs, 1, 0, &[]), Program::new().act(&[2]).serve()];
+        seeds.push([begin.map(Program::bytes).concat(), flood.bytes()].concat());
         seeds.push(guests.map(Program::bytes).concat());
         seeds.push(hosts.map(Program::bytes).concat());
     }
