@@ -89,7 +89,11 @@ impl Running {
         set.extend(console);
         match poll(&mut set, timeout.map_or(PollTimeout::NONE, PollTimeout::from)) {
             Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(None),
+            Err(Errno::EINTR) => {
+                // What the event loop has told of was not looked at.
+                self.calm = false;
+                return Ok(None);
+            }
             Err(source) => return Err(VmError::Poll(source)),
         }
         let ready = |entry: Option<&PollFd<'_>>| entry.and_then(PollFd::any).unwrap_or(false);

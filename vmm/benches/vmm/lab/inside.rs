@@ -27,6 +27,7 @@ pub fn main(arguments: &[String]) {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let figures = match words.as_slice() {
         ["lives", times, program @ ..] => lives(times.parse().expect("a number"), program),
+        ["guests", times, program @ ..] => guests(times.parse().expect("a number"), program),
         ["snapshot", program @ ..] => snapshot(program),
         ["restores", times, program @ ..] => restores(times.parse().expect("a number"), program),
         ["loads", program @ ..] => loads(program),
@@ -45,16 +46,6 @@ fn of_children() -> u64 {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("Linux counts this");
     let nanos = |time: TimeVal| u64::try_from(time.num_nanoseconds()).expect("not negative");
     nanos(usage.user_time()) + nanos(usage.system_time())
-}
-
-/// The part of it that their guests have used (`cguest_time`), which the kernel counts in its clock's ticks and tells in
-/// hundredths of a second.
-fn of_their_guests() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
-    // The name stands in parentheses and may have blanks; the field after it is the third.
-    let fields = stat.rsplit_once(')').expect("a name").1;
-    let ticks = fields.split_whitespace().nth(44 - 3).expect("a kernel that counts guests");
-    ticks.parse::<u64>().expect("a number") * 10_000_000
 }
 
 /// Exits of all VMs that there are now.
@@ -91,15 +82,67 @@ fn lives(times: usize, program: &[&str]) -> Value {
         read_until(&mut output, SIGN);
         let sign = begin.elapsed();
         let exits = exits();
-        let mut rest = Vec::new();
-        output.read_to_end(&mut rest).expect("a pipe");
-        let status = child.wait().expect("a child");
-        assert!(status.success(), "{status}: {}", String::from_utf8_lossy(&rest));
+        finish(child, output);
         let end = begin.elapsed();
         all.push(json!({"sign": nanos(sign), "end": nanos(end), "cpu": of_children() - before, "exits": exits}));
     }
-    // Only the sum is worth something: a tick is long against what the VMM uses in one life.
-    json!({"lives": all, "cpu": of_children(), "guests": of_their_guests()})
+    json!({"lives": all})
+}
+
+/// Waits until a VM has come to its end by itself.
+fn finish(mut child: Child, mut output: impl Read) {
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).expect("a pipe");
+    let status = child.wait().expect("a child");
+    assert!(status.success(), "{status}: {}", String::from_utf8_lossy(&rest));
+}
+
+/// Time that the guests of such lives have, by the kernel's events of entries and exits.
+fn guests(times: usize, program: &[&str]) -> Value {
+    let file = |name: &str| format!("/sys/kernel/tracing/{name}");
+    let set = |name: &str, value: &str| std::fs::write(file(name), value).expect("tracefs");
+    // The clock that counts instructions, as it is.
+    set("trace_clock", "x86-tsc");
+    set("buffer_size_kb", "16384");
+    let record = |value: &str| {
+        for event in ["kvm_entry", "kvm_exit"] {
+            set(&format!("events/kvm/{event}/enable"), value);
+        }
+    };
+    let mut all = Vec::new();
+    for _ in 0..times {
+        record("1");
+        let mut child = start(program);
+        let output = child.stdout.take().expect("standard output is a pipe");
+        finish(child, output);
+        record("0");
+        let text = std::fs::read_to_string(file("trace")).expect("tracefs");
+        set("trace", "");
+        all.push(json!({"guest": in_the_guest(&text)}));
+    }
+    json!({"lives": all})
+}
+
+/// Sum of the times from an entry to the exit after it. What the kernel does between its two events is in each of them:
+/// so much as is in the shortest is taken off all.
+fn in_the_guest(trace: &str) -> u64 {
+    let mut entered = None;
+    let mut stays = Vec::new();
+    for line in trace.lines() {
+        let mut words = line.split_whitespace().map(|word| word.trim_end_matches(':'));
+        let Some((at, event)) = words.clone().zip(words.by_ref().skip(1)).find(|(_, word)| word.starts_with("kvm_e"))
+        else {
+            continue;
+        };
+        let at: u64 = at.parse().expect("a time of the processor's counter");
+        match (event, entered.take()) {
+            ("kvm_entry", _) => entered = Some(at),
+            (_, Some(begin)) => stays.push(at - begin),
+            (_, None) => panic!("an exit without an entry: events were lost"),
+        }
+    }
+    let shortest = stays.iter().min().expect("a guest that ran");
+    stays.iter().map(|stay| stay - shortest).sum()
 }
 
 /// One request to the VMM's API, which has to succeed.

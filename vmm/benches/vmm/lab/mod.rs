@@ -63,7 +63,8 @@ impl Lab {
         let mut lab = Self { host: Host::boot(spec).unwrap_or_else(|error| panic!("{error}")) };
         // What is measured must not wait for the host's disk: the clock leaps over such waits.
         lab.must(
-            "cp /srv/* /usr/bin/portcullis-vmm /usr/bin/measure /tmp && mount -t debugfs debugfs /sys/kernel/debug",
+            "cp /srv/* /usr/bin/portcullis-vmm /usr/bin/measure /tmp && mount -t debugfs debugfs /sys/kernel/debug && \
+             mount -t tracefs tracefs /sys/kernel/tracing",
         );
         lab
     }
