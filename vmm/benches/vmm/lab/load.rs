@@ -31,7 +31,7 @@ const DEPTH: u64 = 32;
 /// Requests of one load.
 const REQUESTS: u64 = 1024;
 /// Times that each load is done.
-const TIMES: usize = 2;
+const TIMES: usize = 3;
 
 /// A buffer as direct I/O wants it.
 #[repr(align(4096))]
