@@ -169,8 +169,8 @@ fn limits_hold_frames_back_and_lose_none(lab: &mut Lab) {
             }
             lab.counted(VM, METRICS, &throttled) - before
         };
-        // Of less than what one segment may have, and slow: a busy machine sends little by itself.
-        limit(lab, way, 40_000, 40);
+        // Of much less than what one segment may have: a busy machine sends little in all, but a few segments at a time.
+        limit(lab, way, 4000, 4);
         let limited = transfer(lab);
         limit(lab, way, 0, 0);
         let free = transfer(lab);
