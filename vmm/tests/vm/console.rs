@@ -33,6 +33,19 @@ fn input_reaches_the_guest_and_comes_back() {
 }
 
 #[test]
+fn input_from_a_file_reaches_the_guest_to_its_end() {
+    let setup = Setup::new(&Guest::new().print("> ").echo_until(b'!').reset());
+    let (input, output) = (setup.dir.path().join("input"), setup.dir.path().join("output"));
+    // More than the line's queue holds.
+    let text = format!("{}!", "abcdefgh".repeat(64));
+    std::fs::write(&input, &text).unwrap();
+    let (input, shown) = (File::open(input).unwrap(), File::create(&output).unwrap());
+    let mut child = Killed(setup.command().stdin(input).stdout(shown).spawn().unwrap());
+    assert_eq!(wait_limited(&mut child.0).code(), Some(0));
+    assert_eq!(std::fs::read_to_string(output).unwrap(), format!("> {text}"));
+}
+
+#[test]
 fn what_a_guest_writes_byte_by_byte_is_collected() {
     // Each write to such a pipe is a packet of its own.
     let (read, write) = nix::unistd::pipe2(OFlag::O_DIRECT).unwrap();
