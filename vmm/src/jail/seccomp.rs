@@ -21,6 +21,8 @@ pub enum ThreadKind {
 
 // Requests of ioctl. They are 32-bit numbers, and only those bits are compared, as the kernel does.
 const KVM_RUN: u64 = 0xae80;
+/// An edge of a device's interrupt.
+const KVM_IRQ_LINE: u64 = 0x4008_ae61;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 /// Used by the terminal, which may have to be restored.
@@ -143,10 +145,10 @@ fn rules(kind: ThreadKind, devices: &[Call]) -> BackendResult<Rules> {
     // Rust's standard library looks whether a descriptor is open before it closes it, in builds with debug assertions.
     rules.insert(libc::SYS_fcntl, vec![argument(1, SeccompCmpOp::Eq, libc::F_GETFD as u64)?]);
     let ioctls: &[u64] = match kind {
-        ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS],
+        ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_IRQ_LINE],
         ThreadKind::Main => {
             rules.extend(MAIN.iter().map(|call| (*call, Vec::new())));
-            &[TERMINAL.as_slice(), &PAUSED].concat()
+            &[TERMINAL.as_slice(), &PAUSED, &[KVM_IRQ_LINE]].concat()
         }
         ThreadKind::Api => {
             rules.extend(API.iter().map(|call| (*call, Vec::new())));

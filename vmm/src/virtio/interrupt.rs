@@ -1,7 +1,9 @@
 //! How a device calls its driver (virtio 1.2, section 4.2.2: `InterruptStatus`, `InterruptACK`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 /// The device has used buffers of a queue.
@@ -9,16 +11,54 @@ pub const USED_BUFFERS: u32 = 1;
 /// The device's configuration, or its status, has changed.
 pub const CONFIG_CHANGED: u32 = 2;
 
-/// The interrupt of one device: an edge on a line of the IOAPIC, and the bits that say why.
+/// What carries edges to an interrupt controller.
+pub trait Line: Send + Sync {
+    /// One edge.
+    fn pulse(&self);
+}
+
+/// A pin of the IOAPIC that KVM emulates.
+///
+/// The edge is given by system call, not by an event counter: KVM hands a counter's edges for the IOAPIC to a thread of
+/// the kernel, and two switches to it and back cost more than the calls.
+pub struct Pin {
+    vm: Arc<VmFd>,
+    number: u32,
+}
+
+impl Pin {
+    /// The pin `number`.
+    pub fn new(vm: Arc<VmFd>, number: u32) -> Self {
+        Self { vm, number }
+    }
+}
+
+impl Line for Pin {
+    fn pulse(&self) {
+        for level in [true, false] {
+            // KVM refuses only pins that the IOAPIC does not have.
+            let _ = self.vm.set_irq_line(self.number, level);
+        }
+    }
+}
+
+impl Line for EventFd {
+    fn pulse(&self) {
+        // Full only if nobody has looked for billions of edges.
+        let _ = self.write(1);
+    }
+}
+
+/// The interrupt of one device: an edge on a line, and the bits that say why.
 pub struct Interrupt {
     status: AtomicU32,
-    line: EventFd,
+    line: Box<dyn Line>,
 }
 
 impl Interrupt {
-    /// An idle interrupt whose line is `line`, an event counter that KVM listens to.
-    pub fn new(line: EventFd) -> Self {
-        Self { status: AtomicU32::new(0), line }
+    /// An idle interrupt whose line is `line`.
+    pub fn new(line: impl Line + 'static) -> Self {
+        Self { status: AtomicU32::new(0), line: Box::new(line) }
     }
 
     /// Tells the driver that buffers were used.
@@ -34,8 +74,7 @@ impl Interrupt {
     fn raise(&self, why: u32) {
         // Before the edge: the driver reads the bits when it comes.
         self.status.fetch_or(why, Ordering::SeqCst);
-        // Full only if KVM has not taken billions of edges, which it has not missed then.
-        let _ = self.line.write(1);
+        self.line.pulse();
     }
 
     /// The bits that the driver has not acknowledged.
@@ -59,10 +98,5 @@ impl Interrupt {
         if bits != 0 {
             self.raise(bits);
         }
-    }
-
-    /// The event counter of the line.
-    pub fn line(&self) -> &EventFd {
-        &self.line
     }
 }

@@ -13,11 +13,11 @@ use tracing::warn;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Interrupt;
 use super::device::{Active, Progress, VirtioDevice};
 use super::event_loop::{Source, Watch};
 use super::queue::{Queue, QueueError, QueueState};
 use super::registers::{Change, Registers, offset};
+use super::{Interrupt, Line};
 use crate::devices::{Action, Device};
 use crate::jail::seccomp::Call;
 use crate::memory::GuestRam;
@@ -66,7 +66,7 @@ pub struct SlotState {
 
 impl Slot {
     /// A device after power-on, whose interrupt is `line`.
-    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, line: EventFd) -> std::io::Result<Arc<Self>> {
+    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, line: impl Line + 'static) -> std::io::Result<Arc<Self>> {
         let counter = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let doorbells = device.queue_sizes().iter().map(|_| counter()).collect::<Result<_, _>>()?;
         let id = device.kind() as u32;
@@ -82,9 +82,8 @@ impl Slot {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects interrupt `gsi` and the doorbells of the device at `base` to KVM.
-    pub fn connect(&self, vm: &VmFd, base: u64, gsi: u32) -> Result<(), kvm_ioctls::Error> {
-        vm.register_irqfd(self.interrupt.line(), gsi)?;
+    /// Connects the doorbells of the device at `base` to KVM.
+    pub fn connect(&self, vm: &VmFd, base: u64) -> Result<(), kvm_ioctls::Error> {
         let address = IoEventAddress::Mmio(base + offset::QUEUE_NOTIFY);
         (0u32..).zip(&self.doorbells).try_for_each(|(index, doorbell)| vm.register_ioevent(doorbell, &address, index))
     }

@@ -21,7 +21,7 @@ use crate::devices::vm_generation;
 use crate::memory::{self, GuestRam, layout, layout::VirtioPlace};
 use crate::snapshot::{KvmState, SnapshotError, State};
 use crate::vcpu::{self, VcpuError, VcpuState};
-use crate::virtio::{EventLoop, MmioTransport, Slot, VirtioDevice};
+use crate::virtio::{EventLoop, MmioTransport, Pin, Slot, VirtioDevice};
 
 /// A VM that is ready to run.
 ///
@@ -39,7 +39,7 @@ pub(super) struct Machine {
     cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     /// Registers of a vCPU that KVM can save.
     msrs: Vec<u32>,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     ram: GuestRam,
 }
 
@@ -115,7 +115,7 @@ impl Machine {
     ) -> Result<Board, VmError> {
         let step = |step| move |source| KvmError::Step { step, source };
         let kvm = kvm::open()?;
-        let vm = kvm::create_vm(&kvm)?;
+        let vm = Arc::new(kvm::create_vm(&kvm)?);
         // Before the irqchip: with one, every change of the slots waits for a grace period, some milliseconds.
         memory::register(&vm, &ram)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
@@ -226,16 +226,17 @@ impl Fixed {
 /// more of them than there are places.
 fn place_devices(
     virtio: Vec<Box<dyn VirtioDevice>>,
-    vm: &VmFd,
+    vm: &Arc<VmFd>,
     ram: &GuestRam,
     mmio: &mut Bus,
     devices: &mut EventLoop,
 ) -> Result<Vec<VirtioPlace>, VmError> {
     let mut taken = Vec::with_capacity(virtio.len());
     for (device, place) in virtio.into_iter().zip(layout::virtio_places()) {
-        let slot = Slot::new(device, ram.clone(), event_fd()?).map_err(VmError::EventFd)?;
-        slot.connect(vm, place.base, u32::from(place.gsi))
-            .map_err(|source| KvmError::Step { step: "connect a device's interrupt and doorbells", source })?;
+        let pin = Pin::new(Arc::clone(vm), u32::from(place.gsi));
+        let slot = Slot::new(device, ram.clone(), pin).map_err(VmError::EventFd)?;
+        slot.connect(vm, place.base)
+            .map_err(|source| KvmError::Step { step: "connect a device's doorbells", source })?;
         mmio.attach(place.base, layout::VIRTIO_LEN, Arc::new(MmioTransport::new(Arc::clone(&slot))));
         devices.add(slot).map_err(VmError::EventFd)?;
         taken.push(place);
