@@ -69,7 +69,11 @@ pub fn chain(state: &QueueState, image: &Image, head: u16) -> Option<Chain> {
             if chain.table.is_some() || !state.indirect || next || write || odd {
                 return None;
             }
-            chain.table = Some(address..address.saturating_add(len));
+            let range = address..address.checked_add(len)?;
+            if !Image::has(&range) {
+                return None;
+            }
+            chain.table = Some(range);
             (table, entries, index) = (address, len / 16, 0);
             continue;
         }

@@ -9,6 +9,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    VolatileSlice,
 };
 
 /// The guest's memory. All access goes through `vm-memory`'s typed, bounds-checked operations.
@@ -176,6 +177,13 @@ pub fn map(mib: u64, file: &File) -> Result<GuestRam, MemoryError> {
     from_mappings(mib, regions, |e| MemoryError::Reserve { mib, reason: e.to_string() })
 }
 
+/// `len` bytes of guest memory from `address` on; nothing if not all of them are there.
+///
+/// A range that lies in memory lies in one region of it: regions do not touch, a hole for devices is between them.
+pub fn part(ram: &GuestRam, address: u64, len: u64) -> Option<VolatileSlice<'_>> {
+    ram.get_slice(GuestAddress(address), usize::try_from(len).ok()?).ok()
+}
+
 /// Tells KVM about every region of guest memory.
 pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), MemoryError> {
     for (slot, region) in (0u32..).zip(ram.iter()) {
@@ -207,6 +215,19 @@ mod tests {
         assert!(ram.write_obj(7u64, GuestAddress(layout::MMIO_START)).is_err());
         assert!(ram.write_obj(7u64, GuestAddress(layout::MMIO_START - 4)).is_err());
         assert!(ram.write_obj(7u64, GuestAddress(u64::MAX - 3)).is_err());
+    }
+
+    #[test]
+    fn a_part_is_whole_or_it_is_none() {
+        let ram = reserve(4096).unwrap();
+        let len = |address, len| part(&ram, address, len).map(|part| part.len());
+        assert_eq!(len(layout::MMIO_START - 8, 8), Some(8));
+        assert_eq!(len(layout::MMIO_START - 8, 9), None);
+        assert_eq!(len(layout::MMIO_START, 0), None);
+        assert_eq!(len(layout::FOUR_GIB, 1 << 30), Some(1 << 30));
+        // From one region to the other there is a hole.
+        assert_eq!(len(0, layout::FOUR_GIB + 1), None);
+        assert_eq!([len(u64::MAX, 1), len(8, u64::MAX)], [None; 2]);
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, VolatileSlice};
 
 use super::QueueError;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 
 /// Ranges of guest memory, in order. Each lay in guest memory when it was added, and guest memory never shrinks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,16 +20,12 @@ pub struct Buffers {
 pub type IoVec = libc::iovec;
 
 impl Buffers {
-    /// Adds `len` bytes from `address` on. An empty range is left out.
+    /// Adds `len` bytes from `address` on. An empty range is left out, wherever it lies.
     pub(super) fn add(&mut self, ram: &GuestRam, address: u64, len: u32) -> Result<(), QueueError> {
-        let outside = QueueError::OutsideMemory("buffer");
-        let size = usize::try_from(len).map_err(|_| outside)?;
-        let end = address.checked_add(u64::from(len)).ok_or(outside)?;
-        if !ram.check_range(GuestAddress(address), size) {
-            return Err(outside);
-        }
+        let range = address..address.checked_add(u64::from(len)).ok_or(OUTSIDE)?;
         if len > 0 {
-            self.ranges.push(address..end);
+            memory(ram, &range)?;
+            self.ranges.push(range);
         }
         Ok(())
     }
@@ -72,20 +68,42 @@ impl Buffers {
 
     /// Copies from guest memory, from the front, and moves on. Gives how much there was.
     pub fn read(&mut self, ram: &GuestRam, bytes: &mut [u8]) -> Result<usize, QueueError> {
-        self.copy(bytes.len(), |range, done| {
-            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let part = bytes.get_mut(done..done.saturating_add(len)).unwrap_or_default();
-            ram.read_slice(part, GuestAddress(range.start)).map_err(|_| QueueError::OutsideMemory("buffer"))
+        self.copy(ram, bytes.len(), |from, done| {
+            let part = bytes.get_mut(done..done.saturating_add(from.len())).unwrap_or_default();
+            from.read_slice(part, 0).map_err(|_| OUTSIDE)
         })
     }
 
     /// Copies to guest memory, from the front, and moves on. Gives how much fitted.
     pub fn write(&mut self, ram: &GuestRam, bytes: &[u8]) -> Result<usize, QueueError> {
-        self.copy(bytes.len(), |range, done| {
-            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let part = bytes.get(done..done.saturating_add(len)).unwrap_or_default();
-            ram.write_slice(part, GuestAddress(range.start)).map_err(|_| QueueError::OutsideMemory("buffer"))
+        self.copy(ram, bytes.len(), |to, done| {
+            let part = bytes.get(done..done.saturating_add(to.len())).unwrap_or_default();
+            to.write_slice(part, 0).map_err(|_| OUTSIDE)
         })
+    }
+
+    /// Copies to guest memory so many bytes behind the front, which stays where it is. Gives how much fitted.
+    pub fn write_at(&self, ram: &GuestRam, offset: u64, bytes: &[u8]) -> Result<usize, QueueError> {
+        let (mut skip, mut done) = (offset, 0usize);
+        for range in &self.ranges {
+            let len = range.end - range.start;
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            let rest = bytes.get(done..).unwrap_or_default();
+            let start = range.start + skip;
+            let end = range.end.min(start.saturating_add(u64::try_from(rest.len()).unwrap_or(u64::MAX)));
+            let part = memory(ram, &(start..end))?;
+            let len = part.len();
+            part.write_slice(rest.get(..len).unwrap_or_default(), 0).map_err(|_| OUTSIDE)?;
+            done = done.saturating_add(len);
+            skip = 0;
+            if done >= bytes.len() {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Copies exactly `N` bytes from the front; an error if there are fewer.
@@ -94,19 +112,14 @@ impl Buffers {
         if self.read(ram, &mut bytes)? == N { Ok(bytes) } else { Err(QueueError::BadRequest("it is too short")) }
     }
 
-    /// The ranges as the host's kernel takes them. A range that crosses from one mapping to another gives two.
+    /// The ranges as the host's kernel takes them.
     pub fn io_vecs(&self, ram: &GuestRam) -> Result<Vec<IoVec>, QueueError> {
-        let outside = QueueError::OutsideMemory("buffer");
-        let mut vectors = Vec::with_capacity(self.ranges.len());
-        for range in &self.ranges {
-            let len = usize::try_from(range.end - range.start).map_err(|_| outside)?;
-            for slice in ram.get_slices(GuestAddress(range.start), len) {
-                let slice = slice.map_err(|_| outside)?;
-                let base = slice.ptr_guard_mut().as_ptr();
-                vectors.push(IoVec { iov_base: base.cast(), iov_len: slice.len() });
-            }
-        }
-        Ok(vectors)
+        self.ranges.iter().map(|range| io_vec(ram, range)).collect()
+    }
+
+    /// The same, behind others. After an error some of them are there.
+    pub fn add_io_vecs(&self, ram: &GuestRam, to: &mut Vec<IoVec>) -> Result<(), QueueError> {
+        self.ranges.iter().try_for_each(|range| io_vec(ram, range).map(|vector| to.push(vector)))
     }
 
     /// The ranges of guest addresses.
@@ -114,17 +127,40 @@ impl Buffers {
         &self.ranges
     }
 
+    /// Lets `each` copy up to `count` bytes from the front, part by part, and moves on. It is told how many are done.
     fn copy(
         &mut self,
+        ram: &GuestRam,
         count: usize,
-        mut part: impl FnMut(&Range<u64>, usize) -> Result<(), QueueError>,
+        mut each: impl FnMut(VolatileSlice<'_>, usize) -> Result<(), QueueError>,
     ) -> Result<usize, QueueError> {
-        let taken = self.take(u64::try_from(count).unwrap_or(u64::MAX));
-        let mut done = 0usize;
-        for range in &taken.ranges {
-            part(range, done)?;
-            done = done.saturating_add(usize::try_from(range.end - range.start).unwrap_or(usize::MAX));
+        let (mut done, mut whole) = (0usize, 0);
+        for range in &mut self.ranges {
+            let left = u64::try_from(count.saturating_sub(done)).unwrap_or(u64::MAX);
+            let end = range.end.min(range.start.saturating_add(left));
+            let part = memory(ram, &(range.start..end))?;
+            let len = part.len();
+            each(part, done)?;
+            done = done.saturating_add(len);
+            range.start = end;
+            if range.start < range.end {
+                break;
+            }
+            whole += 1;
         }
+        self.ranges.drain(..whole);
         Ok(done)
     }
+}
+
+const OUTSIDE: QueueError = QueueError::OutsideMemory("buffer");
+
+/// The memory of a range.
+fn memory<'a>(ram: &'a GuestRam, range: &Range<u64>) -> Result<VolatileSlice<'a>, QueueError> {
+    memory::part(ram, range.start, range.end.saturating_sub(range.start)).ok_or(OUTSIDE)
+}
+
+fn io_vec(ram: &GuestRam, range: &Range<u64>) -> Result<IoVec, QueueError> {
+    let part = memory(ram, range)?;
+    Ok(IoVec { iov_base: part.ptr_guard_mut().as_ptr().cast(), iov_len: part.len() })
 }

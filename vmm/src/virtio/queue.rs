@@ -8,10 +8,10 @@ use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
 use super::buffers::Buffers;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 
 /// Largest queue of the standard.
 pub const MAX_SIZE: u16 = 32768;
@@ -25,6 +25,11 @@ const FLAG_NEXT: u16 = 1;
 const FLAG_WRITE: u16 = 2;
 const FLAG_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
+
+// The parts of a queue.
+const DESCRIPTOR_TABLE: &str = "descriptor table";
+const AVAILABLE_RING: &str = "available ring";
+const USED_RING: &str = "used ring";
 
 /// How a driver broke the rules of its queue. The guest is at fault, not the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,32 +115,69 @@ struct Descriptor {
 }
 
 /// A descriptor table: the queue's own or an indirect one.
-#[derive(Clone, Copy)]
-struct Table {
-    address: u64,
+struct Table<'a> {
+    memory: VolatileSlice<'a>,
     entries: u16,
+}
+
+impl<'a> Table<'a> {
+    fn new(ram: &'a GuestRam, address: u64, entries: u16) -> Result<Self, QueueError> {
+        let memory = part(ram, address, DESCRIPTOR * u64::from(entries), DESCRIPTOR_TABLE)?;
+        Ok(Self { memory, entries })
+    }
+
+    /// The table that a descriptor points to.
+    fn indirect(ram: &'a GuestRam, descriptor: &Descriptor) -> Result<Self, QueueError> {
+        let entries = u64::from(descriptor.len) / DESCRIPTOR;
+        let entries = u16::try_from(entries).map_err(|_| QueueError::BadIndirect)?;
+        if entries == 0 || u64::from(descriptor.len) % DESCRIPTOR != 0 {
+            return Err(QueueError::BadIndirect);
+        }
+        Self::new(ram, descriptor.address, entries)
+    }
+
+    fn descriptor(&self, index: u16) -> Result<Descriptor, QueueError> {
+        if index >= self.entries {
+            return Err(QueueError::NoSuchDescriptor(index));
+        }
+        let at = size_of::<[u64; 2]>() * usize::from(index);
+        let entry = self.memory.get_ref::<[u64; 2]>(at).map_err(|_| QueueError::OutsideMemory(DESCRIPTOR_TABLE))?;
+        let [address, rest] = entry.load().map(u64::from_le);
+        // Little endian: 32 bits of length, 16 of flags, 16 of the next index.
+        let half = |shift: u32| u16::try_from((rest >> shift) & 0xffff).unwrap_or(0);
+        let len = u32::try_from(rest & 0xffff_ffff).unwrap_or(0);
+        Ok(Descriptor { address, len, flags: half(32), next: half(48) })
+    }
+}
+
+/// `len` bytes of guest memory, of which `what` consists.
+fn part<'a>(ram: &'a GuestRam, address: u64, len: u64, what: &'static str) -> Result<VolatileSlice<'a>, QueueError> {
+    memory::part(ram, address, len).ok_or(QueueError::OutsideMemory(what))
+}
+
+/// A number of a ring, the driver's or our own.
+fn load(ring: &VolatileSlice<'_>, at: usize, order: Ordering) -> Result<u16, QueueError> {
+    ring.load(at, order).map(u16::from_le).map_err(|_| QueueError::OutsideMemory(AVAILABLE_RING))
 }
 
 impl Queue {
     /// A queue over guest memory; refuses one that does not lie wholly in it.
     pub fn new(ram: GuestRam, state: QueueState) -> Result<Self, QueueError> {
-        let size = u64::from(state.size);
         if !state.size.is_power_of_two() || state.size > MAX_SIZE {
             return Err(QueueError::BadRequest("the size is not a power of two up to 32768"));
         }
-        for (what, address, len, align) in [
-            ("descriptor table", state.descriptors, DESCRIPTOR * size, 16),
-            ("available ring", state.available, 6 + 2 * size, 2),
-            ("used ring", state.used, 6 + 8 * size, 4),
+        for (what, address, align) in [
+            (DESCRIPTOR_TABLE, state.descriptors, 16),
+            (AVAILABLE_RING, state.available, 2),
+            (USED_RING, state.used, 4),
         ] {
             if address % align != 0 {
                 return Err(QueueError::Misaligned(what));
             }
-            let len = usize::try_from(len).map_err(|_| QueueError::OutsideMemory(what))?;
-            if !ram.check_range(GuestAddress(address), len) {
-                return Err(QueueError::OutsideMemory(what));
-            }
         }
+        Table::new(&ram, state.descriptors, state.size)?;
+        available(&ram, &state)?;
+        used(&ram, &state)?;
         Ok(Self { ram, state, added: Wrapping(0) })
     }
 
@@ -151,18 +193,24 @@ impl Queue {
 
     /// Chains that wait to be taken.
     pub fn waiting(&self) -> Result<u16, QueueError> {
-        let index = self.load(self.state.available, 2, Ordering::Acquire, "available ring")?;
+        self.ahead(&available(&self.ram, &self.state)?)
+    }
+
+    /// How far the driver's ring is ahead.
+    fn ahead(&self, available: &VolatileSlice<'_>) -> Result<u16, QueueError> {
+        let index = load(available, 2, Ordering::Acquire)?;
         let ahead = (Wrapping(index) - Wrapping(self.state.next_available)).0;
         if ahead > self.state.size { Err(QueueError::TooFarAhead(ahead)) } else { Ok(ahead) }
     }
 
     /// Takes the next chain, if there is one.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        if self.waiting()? == 0 {
+        let available = available(&self.ram, &self.state)?;
+        if self.ahead(&available)? == 0 {
             return Ok(None);
         }
-        let slot = u64::from(self.state.next_available & (self.state.size - 1));
-        let head = self.load(self.state.available, 4 + 2 * slot, Ordering::Relaxed, "available ring")?;
+        let slot = usize::from(self.state.next_available & (self.state.size - 1));
+        let head = load(&available, 4 + 2 * slot, Ordering::Relaxed)?;
         let chain = self.chain(head)?;
         self.state.next_available = self.state.next_available.wrapping_add(1);
         Ok(Some(chain))
@@ -180,18 +228,17 @@ impl Queue {
 
     /// Gives chains back, each with the bytes of its writable part that are filled. The driver sees all or none.
     pub fn push_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
-        let outside = |_| QueueError::OutsideMemory("used ring");
-        let used = GuestAddress(self.state.used);
-        let at = |offset| used.checked_add(offset).ok_or(QueueError::OutsideMemory("used ring"));
+        let outside = QueueError::OutsideMemory(USED_RING);
+        let used = used(&self.ram, &self.state)?;
         for (head, written) in chains {
-            let slot = u64::from(self.state.next_used & (self.state.size - 1));
+            let slot = usize::from(self.state.next_used & (self.state.size - 1));
             let entry = (u64::from(*written) << 32) | u64::from(*head);
-            self.ram.write_obj(entry.to_le(), at(4 + 8 * slot)?).map_err(outside)?;
+            used.get_ref(4 + 8 * slot).map_err(|_| outside)?.store(entry.to_le());
             self.state.next_used = self.state.next_used.wrapping_add(1);
             self.added += 1;
         }
         // After the entries: the driver reads up to this index.
-        self.ram.store(self.state.next_used.to_le(), at(2)?, Ordering::Release).map_err(outside)
+        used.store(self.state.next_used.to_le(), 2, Ordering::Release).map_err(|_| outside)
     }
 
     /// Whether the driver wants to be called about what was pushed since the last time (section 2.7.10).
@@ -202,12 +249,11 @@ impl Queue {
         }
         // What was pushed must be visible before the driver's wish is read, else both could wait for each other.
         fence(Ordering::SeqCst);
+        let available = available(&self.ram, &self.state)?;
         if !self.state.event_idx {
-            let flags = self.load(self.state.available, 0, Ordering::Relaxed, "available ring")?;
-            return Ok(flags & AVAIL_NO_INTERRUPT == 0);
+            return Ok(load(&available, 0, Ordering::Relaxed)? & AVAIL_NO_INTERRUPT == 0);
         }
-        let offset = 4 + 2 * u64::from(self.state.size);
-        let event = Wrapping(self.load(self.state.available, offset, Ordering::Relaxed, "available ring")?);
+        let event = Wrapping(load(&available, 4 + 2 * usize::from(self.state.size), Ordering::Relaxed)?);
         let new = Wrapping(self.state.next_used);
         Ok(new - event - Wrapping(1) < added)
     }
@@ -217,33 +263,26 @@ impl Queue {
     /// To be called when the queue has been emptied: with `RING_EVENT_IDX` a driver does not notify otherwise.
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
         if self.state.event_idx {
-            let offset = 4 + 8 * u64::from(self.state.size);
-            let at = GuestAddress(self.state.used).checked_add(offset).ok_or(QueueError::OutsideMemory("used ring"))?;
+            let (used, at) = (used(&self.ram, &self.state)?, 4 + 8 * usize::from(self.state.size));
             let next = self.state.next_available.to_le();
-            self.ram.store(next, at, Ordering::Relaxed).map_err(|_| QueueError::OutsideMemory("used ring"))?;
+            used.store(next, at, Ordering::Relaxed).map_err(|_| QueueError::OutsideMemory(USED_RING))?;
             fence(Ordering::SeqCst);
         }
         Ok(self.waiting()? > 0)
     }
 
-    fn load(&self, base: u64, offset: u64, order: Ordering, what: &'static str) -> Result<u16, QueueError> {
-        let outside = QueueError::OutsideMemory(what);
-        let at = GuestAddress(base).checked_add(offset).ok_or(outside)?;
-        self.ram.load::<u16>(at, order).map(u16::from_le).map_err(|_| outside)
-    }
-
     /// Walks the chain that begins at `head`.
     fn chain(&self, head: u16) -> Result<Chain, QueueError> {
         let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
-        let mut table = Table { address: self.state.descriptors, entries: self.state.size };
+        let mut table = Table::new(&self.ram, self.state.descriptors, self.state.size)?;
         let (mut index, mut indirect, mut seen, mut bytes) = (head, false, 0u16, 0u64);
         loop {
-            let descriptor = self.descriptor(table, index)?;
+            let descriptor = table.descriptor(index)?;
             if descriptor.flags & FLAG_INDIRECT != 0 {
                 if indirect || !self.state.indirect || descriptor.flags & (FLAG_NEXT | FLAG_WRITE) != 0 {
                     return Err(QueueError::BadIndirect);
                 }
-                table = Self::indirect_table(&descriptor)?;
+                table = Table::indirect(&self.ram, &descriptor)?;
                 (index, indirect) = (0, true);
                 continue;
             }
@@ -267,29 +306,17 @@ impl Queue {
             index = descriptor.next;
         }
     }
+}
 
-    fn indirect_table(descriptor: &Descriptor) -> Result<Table, QueueError> {
-        let entries = u64::from(descriptor.len) / DESCRIPTOR;
-        let entries = u16::try_from(entries).map_err(|_| QueueError::BadIndirect)?;
-        if entries == 0 || u64::from(descriptor.len) % DESCRIPTOR != 0 {
-            return Err(QueueError::BadIndirect);
-        }
-        Ok(Table { address: descriptor.address, entries })
-    }
+/// The driver's ring: flags, index, an entry of two bytes for each of the queue's, and the number of the used entry that
+/// it wants to hear of.
+fn available<'a>(ram: &'a GuestRam, state: &QueueState) -> Result<VolatileSlice<'a>, QueueError> {
+    part(ram, state.available, 6 + 2 * u64::from(state.size), AVAILABLE_RING)
+}
 
-    fn descriptor(&self, table: Table, index: u16) -> Result<Descriptor, QueueError> {
-        if index >= table.entries {
-            return Err(QueueError::NoSuchDescriptor(index));
-        }
-        let outside = QueueError::OutsideMemory("descriptor table");
-        let at = GuestAddress(table.address).checked_add(DESCRIPTOR * u64::from(index)).ok_or(outside)?;
-        let [address, rest]: [u64; 2] = self.ram.read_obj(at).map_err(|_| outside)?;
-        let rest = u64::from_le(rest);
-        // Little endian: 32 bits of length, 16 of flags, 16 of the next index.
-        let half = |shift: u32| u16::try_from((rest >> shift) & 0xffff).unwrap_or(0);
-        let len = u32::try_from(rest & 0xffff_ffff).unwrap_or(0);
-        Ok(Descriptor { address: u64::from_le(address), len, flags: half(32), next: half(48) })
-    }
+/// The device's ring: the same the other way round, with entries of eight bytes.
+fn used<'a>(ram: &'a GuestRam, state: &QueueState) -> Result<VolatileSlice<'a>, QueueError> {
+    part(ram, state.used, 6 + 8 * u64::from(state.size), USED_RING)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub(super) const LARGEST: usize = HEADER + ETHERNET + 0x1_0000;
 /// to its addresses. What goes out is the copy; the guest cannot change it after the look.
 pub(super) const HEAD: usize = HEADER + ETHERNET + 28;
 /// Where the header says how many buffers a received frame fills.
-pub(super) const BUFFER_COUNT: usize = 10;
+pub(super) const BUFFER_COUNT: u64 = 10;
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

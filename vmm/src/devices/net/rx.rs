@@ -161,17 +161,17 @@ impl Rx {
         for (index, held) in self.held.drain(..count).enumerate() {
             let part = held.bytes().min(len.saturating_sub(done));
             let Held { chain, vectors } = held;
-            let mut buffers = chain.writable;
+            let buffers = chain.writable;
             self.room = self.room.saturating_sub(buffers.len());
             self.vectors.0.drain(..vectors);
             if matches!(place, Place::Own) {
                 let bytes = self.own.get(done..done.saturating_add(part)).unwrap_or_default();
-                buffers.clone().write(&active.ram, bytes)?;
+                buffers.write_at(&active.ram, 0, bytes)?;
             }
             if index == 0 {
                 // The tap leaves this field of the header to us.
-                let _ = buffers.take(u64::try_from(BUFFER_COUNT).unwrap_or(0));
-                buffers.write(&active.ram, &u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes())?;
+                let count = u16::try_from(count).unwrap_or(u16::MAX);
+                buffers.write_at(&active.ram, BUFFER_COUNT, &count.to_le_bytes())?;
             }
             done = done.saturating_add(part);
             used.push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));

@@ -63,11 +63,10 @@ impl Net {
             self.count_sent(len);
             return Ok(());
         }
-        let rest = buffers.io_vecs(&active.ram)?;
-        let mut vectors = Vec::with_capacity(rest.len() + 1);
+        let mut vectors = Vec::with_capacity(buffers.ranges().len() + 1);
         // `writev` only reads what its vectors point to.
         vectors.push(IoVec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
-        vectors.extend(rest);
+        buffers.add_io_vecs(&active.ram, &mut vectors)?;
         // SAFETY: the copied head, which lives as long, and checked ranges of guest memory, which stays mapped.
         match unsafe { self.tap.write(&vectors) } {
             Ok(Some(_)) => self.metrics.tx_count.inc(),

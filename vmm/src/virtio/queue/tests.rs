@@ -296,4 +296,34 @@ proptest! {
         let bytes: usize = end.io_vecs(&ram).unwrap().iter().map(|vector| vector.iov_len).sum();
         prop_assert_eq!(bytes as u64, end.len());
     }
+
+    #[test]
+    fn what_is_copied_lies_where_the_buffers_are_and_nowhere_else(
+        lens in proptest::collection::vec(0u32..40, 0..6), skip in 0usize..100, bytes in proptest::collection::vec(1u8.., 0..100)
+    ) {
+        let ram = reserve(2).unwrap();
+        let mut all = Buffers::default();
+        for (number, len) in (0u64..).zip(&lens) {
+            all.add(&ram, BUFFER + 64 * number, *len).unwrap();
+        }
+        let memory = || { let mut bytes = [0; 512]; ram.read_slice(&mut bytes, GuestAddress(BUFFER)).unwrap(); bytes };
+        let places: Vec<u64> = all.ranges().iter().cloned().flatten().collect();
+        let mut expected = [0; 512];
+        for (place, byte) in places.iter().skip(skip).zip(&bytes) {
+            expected[usize::try_from(place - BUFFER).unwrap()] = *byte;
+        }
+        let fits = bytes.len().min(places.len().saturating_sub(skip));
+        prop_assert_eq!(all.write_at(&ram, skip as u64, &bytes).unwrap(), fits);
+        prop_assert_eq!(memory(), expected);
+        // The same by moving on, and back out again.
+        let mut rest = all.clone();
+        let _ = rest.take(skip as u64);
+        let mut copy = rest.clone();
+        prop_assert_eq!(copy.write(&ram, &bytes).unwrap(), fits);
+        prop_assert_eq!((memory(), copy.len()), (expected, rest.len() - fits as u64));
+        let mut read = vec![0; bytes.len()];
+        prop_assert_eq!(rest.read(&ram, &mut read).unwrap(), fits);
+        prop_assert_eq!(&read[..fits], &bytes[..fits]);
+        prop_assert_eq!(rest, copy);
+    }
 }
