@@ -5,6 +5,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use portcullis_vmm::devices::Device;
 use portcullis_vmm::memory::GuestRam;
@@ -102,7 +103,13 @@ impl Place {
     fn is_busy(&self) -> bool {
         // SAFETY: the descriptor lives as long as the loop, which is borrowed here.
         let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
-        poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).expect("a poll") > 0
+        loop {
+            match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO) {
+                // libFuzzer looks at its clock by a signal.
+                Err(Errno::EINTR) => {}
+                result => return result.expect("a poll") > 0,
+            }
+        }
     }
 
     /// Where the queues are, if the driver is ready or was before it broke the rules.
