@@ -31,7 +31,7 @@ fn main() {
         return lab::inside::main(&arguments.collect::<Vec<_>>());
     }
     if arguments.next_if(|first| first == lab::load::WORD).is_some() {
-        return lab::load::main();
+        return lab::load::main(&arguments.next().expect("a kind of load"));
     }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));

@@ -14,7 +14,8 @@ pub const SIGN: &str = "guest: init";
 /// What it says when it heard something.
 pub const ANSWER: &str = "guest: heard";
 
-/// `then`, from the kernel's command line, says what the guest does once it is up.
+/// `then`, from the kernel's command line, says what the guest does once it is up, and `kind` which loads it puts on its
+/// devices.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 exec </dev/console >/dev/console 2>&1
@@ -43,7 +44,7 @@ pub fn loaded(files: &BootFiles) -> Vec<u8> {
         archive.put(&format!("/{}.ko", module.name), Entry::File(0o644, module.contents));
     }
     script.push(format!("ip address add {}/24 dev eth0 && ip link set eth0 up", load::GUEST));
-    script.push(format!("/measure {}\n", load::WORD));
+    script.push(format!("/measure {} $kind\n", load::WORD));
     archive.put("/sys", Entry::Directory);
     archive.put("/load", Entry::File(0o755, script.join("\n").into_bytes()));
     let me = std::env::current_exe().expect("this program");

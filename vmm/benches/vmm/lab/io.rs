@@ -15,6 +15,10 @@ use crate::rounds::Summary;
 
 /// Guest memory in MiB.
 const MEM_MIB: u64 = 256;
+/// Lives of each VMM for each kind of load. They are short: the longer one is, the likelier it meets the emulator's fault.
+const LIVES: usize = 5;
+/// Kinds of loads.
+const KINDS: [&str; 2] = ["disk", "network"];
 const BOOT_ARGS: &str = "console=ttyS0 quiet panic=-1 pci=off then=load";
 
 /// What is measured of each load: its name, how people call it, and its unit.
@@ -28,19 +32,19 @@ const LOADS: [(&str, &str, &str); 7] = [
     ("receive", "a stream from the host", "MiB a second"),
 ];
 
-/// The VMMs, and what runs the guest.
-fn programs() -> Vec<(&'static str, String)> {
+/// The VMMs, and what runs a guest with one kind of loads.
+fn programs(kind: &str) -> Vec<(&'static str, String)> {
     let qemu = |aio: &str, vhost: &str| {
         format!(
             "qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -m {MEM_MIB} -nodefaults -no-user-config \
-             -display none -no-reboot -serial stdio -kernel vmlinuz -initrd loaded -append '{BOOT_ARGS} reboot=t' \
+             -display none -no-reboot -serial stdio -kernel vmlinuz -initrd loaded -append '{BOOT_ARGS} kind={kind} reboot=t' \
              -drive if=none,id=d,file=disk,format=raw,cache=writeback,aio={aio} \
              -device virtio-blk-device,drive=d,queue-size=256,num-queues=1 \
              -netdev tap,id=n,ifname=tap0,script=no,downscript=no,vhost={vhost} -device virtio-net-device,netdev=n"
         )
     };
     vec![
-        ("portcullis-vmm", "./portcullis-vmm --no-api --level Off --config-file io.json".to_owned()),
+        ("portcullis-vmm", format!("./portcullis-vmm --no-api --level Off --config-file {kind}.json")),
         ("QEMU microvm", qemu("threads", "off")),
         ("QEMU, io_uring and vhost-net", qemu("io_uring", "on")),
     ]
@@ -51,32 +55,52 @@ pub fn run(report: &mut Report, vmm: &Path) {
     let mut lab = Lab::boot(vmm);
     let drive = DriveConfig { cache_type: CacheType::Writeback, ..DriveConfig::new("disk", "/tmp/disk") };
     let config = VmConfig::new("/tmp/vmlinuz").with_initrd("/tmp/loaded").with_mem_mib(MEM_MIB).with_drive(drive);
-    let mut config = config.with_boot_args(format!("{BOOT_ARGS} reboot=k"));
-    config.network_interfaces.push(NetworkInterface::new("net", "tap0"));
-    lab.write("/tmp/io.json", config.to_json().expect("a configuration").as_bytes());
+    for kind in KINDS {
+        let mut config = config.clone().with_boot_args(format!("{BOOT_ARGS} kind={kind} reboot=k"));
+        config.network_interfaces.push(NetworkInterface::new("net", "tap0"));
+        lab.write(&format!("/tmp/{kind}.json"), config.to_json().expect("a configuration").as_bytes());
+    }
     let host = load::HOST;
     lab.must(&format!(
         "tunctl -t tap0 && ip address add {host}/24 dev tap0 && ip link set tap0 up && ip link set lo up"
     ));
     lab.must(&format!("dd if=/dev/urandom of=/tmp/disk bs=1M count={} 2>/dev/null", load::DISK_BYTES >> 20));
-    let measured: Vec<(&str, Value)> =
-        programs().into_iter().map(|(name, command)| (name, lab.measure(&format!("loads {command}")))).collect();
+    let measured: Vec<Vec<(&str, Value)>> = KINDS
+        .iter()
+        .map(|kind| {
+            let programs = programs(kind).into_iter();
+            programs.map(|(name, command)| (name, lab.measure(&format!("loads {LIVES} {command}")))).collect()
+        })
+        .collect();
     report.section("Loads on virtio devices of stock Linux, by a clock that counts instructions, a nanosecond each");
-    for (load, about, unit) in LOADS {
-        for (name, figures) in &measured {
-            let rates = each(figures, load, rate);
-            let mut row = Row::figure(about, name, Summary::of(rates.clone()), unit);
-            if let [(_, ours), (peer, theirs), ..] = measured.as_slice()
-                && std::ptr::eq(ours, figures)
-            {
-                let pairs = rates.iter().zip(each(theirs, load, rate));
-                row = row.times(peer, Summary::of(pairs.map(|(ours, theirs)| ours / theirs).collect()));
+    for (kind, measured) in KINDS.iter().zip(&measured) {
+        for (name, figures) in measured {
+            let standstills = Summary::of(vec![number(figures, "standstills")]);
+            report.row(Row::figure(&format!("{kind}: guests that stood still, not counted"), name, standstills, ""));
+        }
+        for (load, about, unit) in LOADS {
+            if measured.iter().any(|(_, figures)| !each(figures, load, rate).is_empty()) {
+                compare(report, measured, load, about, unit);
             }
-            report.row(row);
         }
-        for (name, figures) in &measured {
-            report.row(Row::figure("exits for it", name, Summary::of(each(figures, load, exits)), ""));
+    }
+}
+
+/// One load on all VMMs.
+fn compare(report: &mut Report, measured: &[(&str, Value)], load: &str, about: &str, unit: &'static str) {
+    for (name, figures) in measured {
+        let rates = each(figures, load, rate);
+        let mut row = Row::figure(about, name, Summary::of(rates.clone()), unit);
+        if let [(_, ours), (peer, theirs), ..] = measured
+            && std::ptr::eq(ours, figures)
+        {
+            let pairs = rates.iter().zip(each(theirs, load, rate));
+            row = row.times(peer, Summary::of(pairs.map(|(ours, theirs)| ours / theirs).collect()));
         }
+        report.row(row);
+    }
+    for (name, figures) in measured {
+        report.row(Row::figure("exits for it", name, Summary::of(each(figures, load, exits)), ""));
     }
 }
 

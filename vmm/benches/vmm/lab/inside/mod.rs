@@ -1,8 +1,9 @@
 //! What runs on the host: this very program, started there with [`WORD`] before its arguments. Figures go to standard
 //! output, as JSON.
 
-use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::net::{TcpListener, UdpSocket};
+mod loads;
+
+use std::io::{Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,6 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use serde_json::{Value, json};
 
 use super::guest::{ANSWER, SIGN};
-use super::load::{ECHO, HOST, SINK, SOURCE, STREAM_BYTES};
 
 /// The API socket of a VMM that is told to have one.
 pub const SOCKET: &str = "api.sock";
@@ -30,7 +30,7 @@ pub fn main(arguments: &[String]) {
         ["guests", times, program @ ..] => guests(times.parse().expect("a number"), program),
         ["snapshot", program @ ..] => snapshot(program),
         ["restores", times, program @ ..] => restores(times.parse().expect("a number"), program),
-        ["loads", program @ ..] => loads(program),
+        ["loads", times, program @ ..] => loads::run(times.parse().expect("a number"), program),
         _ => panic!("{arguments:?}: nobody asks for this"),
     };
     println!("{figures}");
@@ -195,55 +195,4 @@ fn end(mut child: Child) {
     child.kill().expect("a child");
     child.wait().expect("a child");
     std::fs::remove_file(SOCKET).expect("the API's socket");
-}
-
-/// What a guest says of the loads that it puts on its devices, and the exits of each.
-fn loads(program: &[&str]) -> Value {
-    serve();
-    let mut child = start(program);
-    let output = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
-    let (mut all, mut said, mut before) = (Vec::new(), Vec::new(), 0);
-    for line in output.lines() {
-        let line = line.expect("text");
-        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["load:", "begin", _] => before = exits(),
-            ["load:", "end", name, amount, nanos] => {
-                let number = |text: &str| text.parse::<u64>().expect("a number");
-                let exits = exits() - before;
-                all.push(json!({"name": name, "amount": number(amount), "nanos": number(nanos), "exits": exits}));
-            }
-            _ => said.push(line),
-        }
-    }
-    let status = child.wait().expect("a child");
-    assert!(status.success() && !all.is_empty(), "{status}: {said:#?}");
-    json!({"loads": all})
-}
-
-/// Is the other end of the guest's network, in threads that end with the process.
-fn serve() {
-    let echo = UdpSocket::bind((HOST, ECHO)).expect("a tap with this address");
-    std::thread::spawn(move || {
-        let mut block = [0; 64];
-        while let Ok((count, from)) = echo.recv_from(&mut block) {
-            echo.send_to(block.get(..count).expect("what was read"), from).expect("a tap");
-        }
-    });
-    let sink = TcpListener::bind((HOST, SINK)).expect("a tap with this address");
-    std::thread::spawn(move || {
-        let mut block = vec![0; 256 << 10];
-        while let Ok((mut stream, _)) = sink.accept() {
-            while stream.read(&mut block).expect("the guest") > 0 {}
-            stream.write_all(&[0]).expect("the guest");
-        }
-    });
-    let source = TcpListener::bind((HOST, SOURCE)).expect("a tap with this address");
-    std::thread::spawn(move || {
-        let block = vec![0; 256 << 10];
-        while let Ok((mut stream, _)) = source.accept() {
-            for _ in 0..STREAM_BYTES / block.len() as u64 {
-                stream.write_all(&block).expect("the guest");
-            }
-        }
-    });
 }
