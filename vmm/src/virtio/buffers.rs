@@ -20,11 +20,14 @@ pub struct Buffers {
 pub type IoVec = libc::iovec;
 
 impl Buffers {
-    /// Adds `len` bytes from `address` on. An empty range is left out, wherever it lies.
-    pub(super) fn add(&mut self, ram: &GuestRam, address: u64, len: u32) -> Result<(), QueueError> {
+    /// Adds `len` bytes from `address` on, perhaps the first of so many ranges. An empty one is left out, wherever it lies.
+    pub(super) fn add(&mut self, ram: &GuestRam, address: u64, len: u32, many: usize) -> Result<(), QueueError> {
         let range = address..address.checked_add(u64::from(len)).ok_or(OUTSIDE)?;
         if len > 0 {
             memory(ram, &range)?;
+            if self.ranges.is_empty() {
+                self.ranges.reserve_exact(many);
+            }
             self.ranges.push(range);
         }
         Ok(())

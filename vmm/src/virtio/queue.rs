@@ -299,7 +299,8 @@ impl Queue {
                 return Err(QueueError::ReadableAfterWritable);
             }
             let part = if writable { &mut chain.writable } else { &mut chain.readable };
-            part.add(&self.ram, descriptor.address, descriptor.len)?;
+            let left = if indirect { table.entries.saturating_sub(index).min(MAX_DESCRIPTORS) } else { 1 };
+            part.add(&self.ram, descriptor.address, descriptor.len, usize::from(left))?;
             if descriptor.flags & FLAG_NEXT == 0 {
                 return Ok(chain);
             }

@@ -56,12 +56,13 @@ const TX_TIMER: u32 = 2;
 /// A connection to the metadata service has waited long enough.
 const METADATA_TIMER: u32 = 3;
 /// What serving a card takes. Random numbers are for the metadata service, and so the last.
-const SYSTEM_CALLS: [Call; 6] = {
+const SYSTEM_CALLS: [Call; 7] = {
     let [timer] = RateLimiter::SYSTEM_CALLS;
     [
         Call::any(libc::SYS_readv),
         Call::any(libc::SYS_writev),
         Call::any(libc::SYS_epoll_ctl),
+        Call::any(libc::SYS_sched_yield),
         Call::with(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD),
         timer,
         Call::any(libc::SYS_getrandom),

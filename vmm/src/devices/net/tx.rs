@@ -4,14 +4,25 @@ use super::frame::{self, HEAD, HEADER, HEADER_BYTES, Verdict};
 use super::{Net, TX};
 use crate::virtio::{Active, Buffers, IoVec, Progress, QueueError};
 
+/// Whoever sends so many bytes at once, more than any link's frame has, is about to send more. Where a vCPU and this thread
+/// share a processor, each frame would take a notification and two switches between them: so the vCPU has a turn, one,
+/// before it is asked to notify again. Where they do not, no time is lost.
+const BULK: u64 = 16 << 10;
+
 impl Net {
     /// Sends what the guest has put into the queue: as many frames as it has entries, at most.
     pub(super) fn transmit(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
         let mut progress = Progress::More;
+        let (mut sent, mut yielded) = (0u64, false);
         for turn in 0..active.queue(TX)?.size() {
             let Some(chain) = active.queue(TX)?.pop()? else {
                 if turn == 0 {
                     self.metrics.no_tx_avail_buffer.inc();
+                }
+                if sent >= BULK && !std::mem::replace(&mut yielded, true) {
+                    active.notify(TX)?;
+                    std::thread::yield_now();
+                    continue;
                 }
                 if active.queue(TX)?.enable_notification()? {
                     continue;
@@ -32,6 +43,7 @@ impl Net {
                 progress = Progress::Idle;
                 break;
             }
+            sent = sent.saturating_add(chain.readable.len());
             self.send(active, chain.readable)?;
             active.queue(TX)?.push(chain.head, 0)?;
         }

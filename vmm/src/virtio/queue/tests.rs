@@ -283,7 +283,7 @@ proptest! {
         let ram = reserve(2).unwrap();
         let mut all = Buffers::default();
         for (number, len) in (0u64..).zip(&lens) {
-            all.add(&ram, BUFFER + 0x1000 * number, *len).unwrap();
+            all.add(&ram, BUFFER + 0x1000 * number, *len, 1).unwrap();
         }
         let total: u64 = lens.iter().map(|len| u64::from(*len)).sum();
         let flat = |buffers: &Buffers| buffers.ranges().iter().cloned().flatten().collect::<Vec<u64>>();
@@ -304,7 +304,7 @@ proptest! {
         let ram = reserve(2).unwrap();
         let mut all = Buffers::default();
         for (number, len) in (0u64..).zip(&lens) {
-            all.add(&ram, BUFFER + 64 * number, *len).unwrap();
+            all.add(&ram, BUFFER + 64 * number, *len, 1).unwrap();
         }
         let memory = || { let mut bytes = [0; 512]; ram.read_slice(&mut bytes, GuestAddress(BUFFER)).unwrap(); bytes };
         let places: Vec<u64> = all.ranges().iter().cloned().flatten().collect();
