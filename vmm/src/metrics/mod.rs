@@ -20,7 +20,7 @@
 //! | group | fields | why |
 //! |---|---|---|
 //! | `seccomp`, `signals`, `vmm` | all | what they count is the end of the process, whose exit status says it |
-//! | `interrupts` | all | devices call the guest by an event counter of KVM's, from anywhere |
+//! | `interrupts` | all | devices call the guest by a system call, from any thread |
 //! | `deprecated_api` | all | nothing of the API is deprecated |
 //! | `pmem`, `memory_hotplug`, `vhost_user_…`, `rtc` | all | there is no such device; nor are requests for them counted |
 //! | `latencies_us` | `diff_…`, `vmm_…` | there are no such snapshots; what the VMM does is all but some microseconds |

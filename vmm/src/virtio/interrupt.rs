@@ -13,7 +13,7 @@ pub const CONFIG_CHANGED: u32 = 2;
 
 /// What carries edges to an interrupt controller.
 pub trait Line: Send + Sync {
-    /// One edge.
+    /// One edge. Devices call with their lock held, so that two never overlap: while the line is up, another is none.
     fn pulse(&self);
 }
 
