@@ -113,6 +113,21 @@ fn what_the_guest_sends_is_on_the_tap() {
 }
 
 #[test]
+fn who_sends_much_at_once_may_go_on() {
+    let tap = TestTap::new();
+    let wire = tap.wire();
+    // The rest of it is memory that was never written.
+    let large = experiment(PEER, MAC, 0, 20_000);
+    let next = experiment(PEER, MAC, 0xa5, 60);
+    let guest = send(driver(0), 1, &[], &large[..14], 20_000).wait_for16(tx().used_index(), 1);
+    let at = BUFFERS + 0x8000;
+    let guest = place(guest, at, &[], &next).request(tx(), 2, 2, &[(u64::from(at), HEADER + 60, 0)]);
+    setup(&guest.reset(), &tap).run().expect_clean(EndReason::Reset);
+    assert_eq!(wire.receive_experiment(), large);
+    assert_eq!(wire.receive_experiment(), next);
+}
+
+#[test]
 fn what_the_host_sends_reaches_the_guest() {
     let tap = TestTap::new();
     let wire = tap.wire();
