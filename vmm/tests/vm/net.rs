@@ -169,6 +169,30 @@ fn a_large_frame_is_spread_over_mergeable_buffers() {
 }
 
 #[test]
+fn a_large_frame_after_many_small_ones_is_spread_too() {
+    let tap = TestTap::new();
+    let wire = tap.wire();
+    let small_buffer = |number: u16| BUFFERS + 128 * u32::from(number - 1);
+    let guest = (1..=5).fold(driver(MRG_RXBUF), |guest, number| offer(guest, number, small_buffer(number), 128));
+    // With the last, any frame has room: all are read straight into the buffers.
+    let guest = offer(guest, 6, BUFFERS + 0x1000, 70_000).print("R").wait_for16(rx().used_index(), 4).print("S");
+    let guest = guest.wait_for16(rx().used_index(), 6).print_hex(small_buffer(4), 12 + 60);
+    let guest = guest.print_hex(small_buffer(5), 128).print_hex(BUFFERS + 0x1000, 12 + 1000 - 128);
+    let guest = guest.print_hex(rx().used_len(4), 4).print_hex(rx().used_len(5), 4).reset();
+    let mut vmm = start(&guest, &tap);
+    vmm.wait_for("R");
+    let small = experiment(MAC, PEER, 7, 60);
+    (0..4).for_each(|_| wire.send(&small));
+    vmm.wait_for("S");
+    let mut large = experiment(MAC, PEER, 0, 1000);
+    large.iter_mut().skip(14).zip((1..=251).cycle()).for_each(|(byte, fill)| *byte = fill);
+    wire.send(&large);
+    let header = |buffers| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, buffers, 0];
+    let expected = [&header(1)[..], &small, &header(2), &large, &[128, 0, 0, 0], &884u32.to_le_bytes()].concat();
+    assert_eq!(bytes(&vmm.wait(), "RS"), expected);
+}
+
+#[test]
 fn a_frame_that_no_buffer_holds_is_lost_and_the_next_is_not() {
     let tap = TestTap::new();
     let wire = tap.wire();

@@ -14,13 +14,16 @@ const MAX_VECTORS: usize = 1024;
 /// Largest packet of a link that the driver was not told of.
 const ORDINARY_MTU: u16 = 1500;
 
-/// Where a frame is that was read and not yet given to the driver.
+/// So many frames in sequence have filled no more than one of several buffers: the next is expected to do so too.
+const ALL_SMALL: u8 = 4;
+
+/// A frame that was read and not yet given to the driver.
 #[derive(Clone, Copy, Debug)]
-enum Place {
-    /// In the buffers that are held, from the first on.
-    Guest,
-    /// In [`Rx::own`].
-    Own,
+struct Frame {
+    /// Its bytes, the header among them.
+    len: usize,
+    /// So many of them are in the buffers that are held, from the first on; the others are in [`Rx::own`].
+    in_buffers: usize,
 }
 
 /// Buffers of the driver that were taken from the queue, and the frame that is on its way.
@@ -31,7 +34,9 @@ pub(super) struct Rx {
     /// Bytes of all that are held.
     room: u64,
     /// A frame that waits: for more buffers, or for the limiter.
-    waiting: Option<(usize, Place)>,
+    waiting: Option<Frame>,
+    /// Frames in sequence that filled no more than one buffer, up to [`ALL_SMALL`].
+    small: u8,
     /// A frame for which the driver's buffers may be too small. One byte more than the largest.
     own: Vec<u8>,
 }
@@ -68,7 +73,14 @@ enum Step {
 
 impl Rx {
     pub(super) fn new() -> Self {
-        Self { held: VecDeque::new(), vectors: Vectors::default(), room: 0, waiting: None, own: vec![0; LARGEST + 1] }
+        Self {
+            held: VecDeque::new(),
+            vectors: Vectors::default(),
+            room: 0,
+            waiting: None,
+            small: 0,
+            own: vec![0; LARGEST + 1],
+        }
     }
 
     /// Forgets everything.
@@ -134,6 +146,15 @@ impl Rx {
         result
     }
 
+    /// The same with the first buffer only, if that is one vector and all frames were small of late: of a readv of many
+    /// vectors, to look at them is most of the work.
+    fn read_small(&mut self, tap: &Tap) -> Option<(io::Result<Option<usize>>, usize)> {
+        let first = self.held.front().filter(|first| first.vectors == 1 && self.small >= ALL_SMALL)?.bytes();
+        let vectors = [*self.vectors.0.front()?, self.own_vector()];
+        // SAFETY: as above.
+        Some((unsafe { tap.read(&vectors) }, first))
+    }
+
     /// Reads a frame into [`Rx::own`].
     fn read_own(&mut self, tap: &Tap) -> io::Result<Option<usize>> {
         let vector = self.own_vector();
@@ -155,25 +176,28 @@ impl Rx {
     }
 
     /// Gives the driver the frame that waits, in the first `count` buffers.
-    fn deliver(&mut self, active: &mut Active, len: usize, place: Place, count: usize) -> Result<(), QueueError> {
+    fn deliver(&mut self, active: &mut Active, frame: Frame, count: usize) -> Result<(), QueueError> {
         let mut used = Vec::with_capacity(count);
         let mut done = 0usize;
         for (index, held) in self.held.drain(..count).enumerate() {
-            let part = held.bytes().min(len.saturating_sub(done));
+            let part = held.bytes().min(frame.len.saturating_sub(done));
             let Held { chain, vectors } = held;
             let buffers = chain.writable;
             self.room = self.room.saturating_sub(buffers.len());
             self.vectors.0.drain(..vectors);
-            if matches!(place, Place::Own) {
-                let bytes = self.own.get(done..done.saturating_add(part)).unwrap_or_default();
-                buffers.write_at(&active.ram, 0, bytes)?;
+            let end = done.saturating_add(part);
+            let own = frame.in_buffers.max(done);
+            if own < end {
+                let range = own.saturating_sub(frame.in_buffers)..end.saturating_sub(frame.in_buffers);
+                let offset = u64::try_from(own.saturating_sub(done)).unwrap_or(u64::MAX);
+                buffers.write_at(&active.ram, offset, self.own.get(range).unwrap_or_default())?;
             }
             if index == 0 {
                 // The tap leaves this field of the header to us.
                 let count = u16::try_from(count).unwrap_or(u16::MAX);
                 buffers.write_at(&active.ram, BUFFER_COUNT, &count.to_le_bytes())?;
             }
-            done = done.saturating_add(part);
+            done = end;
             used.push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));
         }
         active.queue(RX)?.push_all(&used)
@@ -215,13 +239,14 @@ impl Net {
         if !self.rx.refill(active, self.features)? {
             return Ok(Step::NoRoom);
         }
-        let Some((len, place)) = self.rx.waiting.take().or_else(|| self.fetch()) else {
+        let Some(frame) = self.rx.waiting.take().or_else(|| self.fetch()) else {
             return Ok(Step::Wait);
         };
+        let len = frame.len;
         let Some(count) = self.rx.buffers_for(len, self.features) else {
             let more = usize::from(active.queue(RX)?.size()) > self.rx.held.len();
             if self.features.mergeable() && more && len <= LARGEST {
-                self.rx.waiting = Some((len, place));
+                self.rx.waiting = Some(frame);
                 return Ok(Step::NoRoom);
             }
             self.metrics.rx_fails.inc();
@@ -233,10 +258,10 @@ impl Net {
             if !throttled {
                 self.metrics.rx_rate_limiter_throttled.inc();
             }
-            self.rx.waiting = Some((len, place));
+            self.rx.waiting = Some(frame);
             return Ok(Step::Wait);
         }
-        self.rx.deliver(active, len, place, count)?;
+        self.rx.deliver(active, frame, count)?;
         self.metrics.rx_packets_count.inc();
         self.metrics.rx_bytes_count.add(size);
         Ok(Step::Next)
@@ -244,19 +269,24 @@ impl Net {
 
     /// Takes the next frame: the metadata service's, or the tap's, straight into the guest's buffers if they hold any
     /// that may come.
-    fn fetch(&mut self) -> Option<(usize, Place)> {
+    fn fetch(&mut self) -> Option<Frame> {
         if let Some(len) = self.metadata.as_mut().and_then(|metadata| metadata.next_frame(&mut self.rx.own)) {
-            return Some((len, Place::Own));
+            return Some(Frame { len, in_buffers: 0 });
         }
         let roomy = self.rx.room >= Rx::enough(self.features, self.mtu);
-        let (result, place) = match self.rx.vectors.0.len() {
-            count if roomy && count < MAX_VECTORS => (self.rx.read(&self.tap), Place::Guest),
-            _ => (self.rx.read_own(&self.tap), Place::Own),
+        let (result, room) = match self.rx.vectors.0.len() {
+            count if roomy && count < MAX_VECTORS => {
+                let small = self.features.mergeable().then(|| self.rx.read_small(&self.tap)).flatten();
+                small.unwrap_or_else(|| (self.rx.read(&self.tap), usize::MAX))
+            }
+            _ => (self.rx.read_own(&self.tap), 0),
         };
         match result {
             Ok(Some(len)) if len > HEADER => {
                 self.metrics.rx_count.inc();
-                Some((len, place))
+                let fits = self.rx.held.front().is_some_and(|first| len <= first.bytes());
+                self.rx.small = if fits { self.rx.small.saturating_add(1).min(ALL_SMALL) } else { 0 };
+                Some(Frame { len, in_buffers: len.min(room) })
             }
             Ok(_) => None,
             Err(error) => {
