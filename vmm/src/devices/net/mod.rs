@@ -56,13 +56,12 @@ const TX_TIMER: u32 = 2;
 /// A connection to the metadata service has waited long enough.
 const METADATA_TIMER: u32 = 3;
 /// What serving a card takes. Random numbers are for the metadata service, and so the last.
-const SYSTEM_CALLS: [Call; 7] = {
+const SYSTEM_CALLS: [Call; 6] = {
     let [timer] = RateLimiter::SYSTEM_CALLS;
     [
         Call::any(libc::SYS_readv),
         Call::any(libc::SYS_writev),
         Call::any(libc::SYS_epoll_ctl),
-        Call::any(libc::SYS_sched_yield),
         Call::with(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD),
         timer,
         Call::any(libc::SYS_getrandom),
@@ -89,6 +88,8 @@ pub struct Net {
     rx: Rx,
     rx_limiter: RateLimiter,
     tx_limiter: RateLimiter,
+    /// The timer of `tx_limiter` is the pause of somebody who sends much.
+    pausing: bool,
     metadata: Option<Metadata>,
     metrics: Metrics,
     /// An error of the tap was logged. A guest must not fill the log.
@@ -122,6 +123,7 @@ impl Net {
             rx: Rx::new(),
             rx_limiter: limiter(&config.rx_rate_limiter)?,
             tx_limiter: limiter(&config.tx_rate_limiter)?,
+            pausing: false,
             metadata: metadata.map(service).transpose().map_err(host("make its metadata service"))?,
             metrics: Metrics::default(),
             complained: false,
@@ -227,6 +229,7 @@ impl VirtioDevice for Net {
         self.rx.clear();
         self.rx_limiter.timer_event();
         self.tx_limiter.timer_event();
+        self.pausing = false;
         self.metadata.iter_mut().for_each(Metadata::clear);
     }
 
@@ -263,7 +266,9 @@ impl VirtioDevice for Net {
             }
             TX_TIMER => {
                 self.tx_limiter.timer_event();
-                self.metrics.tx_rate_limiter_event_count.inc();
+                if !std::mem::take(&mut self.pausing) {
+                    self.metrics.tx_rate_limiter_event_count.inc();
+                }
             }
             METADATA_TIMER => self.metadata.iter_mut().for_each(Metadata::timer_event),
             _ => return Ok(()),

@@ -1,28 +1,30 @@
 //! From the guest to the tap.
 
+use std::time::Duration;
+
 use super::frame::{self, HEAD, HEADER, HEADER_BYTES, Verdict};
 use super::{Net, TX};
 use crate::virtio::{Active, Buffers, IoVec, Progress, QueueError};
 
-/// Whoever sends so many bytes at once, more than any link's frame has, is about to send more. Where a vCPU and this thread
-/// share a processor, each frame would take a notification and two switches between them: so the vCPU has a turn, one,
-/// before it is asked to notify again. Where they do not, no time is lost.
+/// Whoever sends so many bytes at once, more than any link's frame has, is about to send more.
 const BULK: u64 = 16 << 10;
+/// So long the card waits then before it looks again, and does not ask to be notified meanwhile: else each frame of a
+/// stream would take a notification, and two switches where vCPU and main thread share a processor.
+const PAUSE: Duration = Duration::from_micros(150);
 
 impl Net {
     /// Sends what the guest has put into the queue: as many frames as it has entries, at most.
     pub(super) fn transmit(&mut self, active: &mut Active) -> Result<Progress, QueueError> {
         let mut progress = Progress::More;
-        let (mut sent, mut yielded) = (0u64, false);
+        let mut sent = 0u64;
         for turn in 0..active.queue(TX)?.size() {
             let Some(chain) = active.queue(TX)?.pop()? else {
                 if turn == 0 {
                     self.metrics.no_tx_avail_buffer.inc();
                 }
-                if sent >= BULK && !std::mem::replace(&mut yielded, true) {
-                    active.notify(TX)?;
-                    std::thread::yield_now();
-                    continue;
+                if sent >= BULK && self.pause() {
+                    progress = Progress::Idle;
+                    break;
                 }
                 if active.queue(TX)?.enable_notification()? {
                     continue;
@@ -49,6 +51,13 @@ impl Net {
         }
         active.notify(TX)?;
         Ok(progress)
+    }
+
+    /// Looks again later, whether or not the driver notifies. Gives whether there is a timer for it.
+    fn pause(&mut self) -> bool {
+        self.tx_limiter.wake_after(PAUSE);
+        self.pausing = self.tx_limiter.is_waiting();
+        self.pausing
     }
 
     /// Sends one frame, or drops it. The host's errors are not the guest's: as on any wire, what is lost is lost.
