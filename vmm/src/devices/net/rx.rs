@@ -87,7 +87,7 @@ impl Rx {
     pub(super) fn clear(&mut self) {
         self.held.clear();
         self.vectors.0.clear();
-        (self.room, self.waiting) = (0, None);
+        (self.room, self.waiting, self.small) = (0, None, 0);
     }
 
     /// Puts the buffers back into the queue. A frame that waits is lost, as on any wire.
