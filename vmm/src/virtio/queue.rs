@@ -299,7 +299,9 @@ impl Queue {
                 return Err(QueueError::ReadableAfterWritable);
             }
             let part = if writable { &mut chain.writable } else { &mut chain.readable };
-            let left = if indirect { table.entries.saturating_sub(index).min(MAX_DESCRIPTORS) } else { 1 };
+            // No more than the chain may have: room is taken for what the guest announces.
+            let most = self.state.size.min(MAX_DESCRIPTORS);
+            let left = if indirect { table.entries.saturating_sub(index).min(most) } else { 1 };
             part.add(&self.ram, descriptor.address, descriptor.len, usize::from(left))?;
             if descriptor.flags & FLAG_NEXT == 0 {
                 return Ok(chain);
