@@ -61,7 +61,7 @@ impl Machine {
         let mut bus = Bus::default();
         bus.attach(u64::from(serial::PORT), u64::from(serial::PORTS), serial.clone());
         bus.attach(u64::from(i8042::PORT), i8042::PORTS, keyboard.clone());
-        bus.attach(u64::from(acpi_power::EVENT_PORT), acpi_power::PORTS, power.clone());
+        bus.attach(u64::from(acpi_power::CONTROL_PORT), acpi_power::PORTS, power.clone());
         bus.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
         bus.attach(boot_timer::MMIO, boot_timer::MMIO_LEN, Arc::new(boot_timer::Register::default()));
         Self { bus, serial, keyboard, power, marks: BTreeSet::new(), passed: 0 }
@@ -72,7 +72,7 @@ impl Machine {
         let places = [
             u64::from(serial::PORT),
             u64::from(i8042::PORT),
-            u64::from(acpi_power::EVENT_PORT),
+            u64::from(acpi_power::CONTROL_PORT),
             u64::from(boot_timer::PORT),
             boot_timer::MMIO,
         ];

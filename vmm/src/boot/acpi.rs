@@ -1,9 +1,9 @@
-//! ACPI tables (ACPI 6.4, section 5.2): RSDP, XSDT, FADT, FACS, MADT and a DSDT.
+//! ACPI tables (ACPI 6.4, section 5.2): RSDP, XSDT, FADT, MADT and a DSDT.
 //!
-//! The machine has the fixed hardware that power-off needs (PM1a) and no more: no PM timer, no PCI, no RTC. The
-//! reset register is the i8042's, so that both ways to reset end in one device.
+//! The machine is one of reduced hardware (section 4.1): sleep registers to power it off, and nothing else that is at
+//! a fixed place; no PM timer, no PCI, no RTC. So Linux leaves the PIC alone, and asks the IOAPIC a third as often.
+//! The reset register is the i8042's, so that both ways to reset end in one device.
 
-use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
@@ -26,10 +26,8 @@ const BOOT_ARCH_LEGACY_DEVICES: u16 = 1;
 const BOOT_ARCH_8042: u16 = 1 << 1;
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
-/// MADT flag: there is a PIC too.
-const MADT_PCAT_COMPAT: u32 = 1;
-/// Interrupt source override: active high, level-triggered.
-const SCI_POLARITY: u16 = 0b1101;
+/// MADT flags: PCAT_COMPAT, which says that there is a PIC, is not for reduced hardware.
+const MADT_FLAGS: u32 = 0;
 
 /// Tables being laid out one behind the other.
 struct Area {
@@ -38,7 +36,7 @@ struct Area {
 }
 
 impl Area {
-    /// Takes the next place, aligned to 64 bytes (the FACS needs it).
+    /// Takes the next place, aligned to 64 bytes.
     fn place(&mut self, table: &dyn Aml) -> u64 {
         let mut bytes = Vec::new();
         table.to_aml_bytes(&mut bytes);
@@ -68,9 +66,8 @@ pub fn write(ram: &GuestRam, vcpus: u8, virtio: &[VirtioPlace]) -> Result<(), Bo
 fn tables(vcpus: u8, virtio: &[VirtioPlace]) -> Vec<(u64, Vec<u8>)> {
     // The RSDP's place is kept free: it is written last, when the XSDT's address is known.
     let mut area = Area { next: layout::ACPI + 64, tables: Vec::new() };
-    let facs = area.place(&FACS::new());
     let dsdt = area.place_bytes(dsdt(virtio).as_slice().to_vec());
-    let fadt = area.place(&fadt(facs, dsdt).finalize());
+    let fadt = area.place(&fadt(dsdt).finalize());
     let madt = area.place_bytes(madt(vcpus).as_slice().to_vec());
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -82,38 +79,29 @@ fn tables(vcpus: u8, virtio: &[VirtioPlace]) -> Vec<(u64, Vec<u8>)> {
     area.tables
 }
 
-fn fadt(facs: u64, dsdt: u64) -> FADTBuilder {
-    // The PM1a blocks are given in both the old and the extended fields: readers differ in which they take.
-    let port = |port: u16, bits: u8| GAS::new(AddressSpace::SystemIo, bits, 0, AccessSize::WordAccess, u64::from(port));
-    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION).dsdt_64(dsdt).firmware_ctrl_64(facs);
-    fadt.sci_int = u16::from(acpi_power::SCI).into();
-    fadt.pm1a_evt_blk = u32::from(acpi_power::EVENT_PORT).into();
-    fadt.pm1_evt_len = acpi_power::EVENT_LEN;
-    fadt.pm1a_cnt_blk = u32::from(acpi_power::CONTROL_PORT).into();
-    fadt.pm1_cnt_len = acpi_power::CONTROL_LEN;
-    fadt.x_pm1a_evt_blk = port(acpi_power::EVENT_PORT, 32);
-    fadt.x_pm1a_cnt_blk = port(acpi_power::CONTROL_PORT, 16);
+fn fadt(dsdt: u64) -> FADTBuilder {
+    let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION).dsdt_64(dsdt);
+    fadt.sleep_control_reg = port(acpi_power::CONTROL_PORT);
+    fadt.sleep_status_reg = port(acpi_power::STATUS_PORT);
     fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_8042 | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
-    fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(i8042::COMMAND_PORT));
+    fadt.reset_reg = port(i8042::COMMAND_PORT);
     fadt.reset_value = i8042::RESET_COMMAND;
     // The two button flags say that the fixed hardware has no such button.
-    fadt.flag(Flags::Wbinvd).flag(Flags::ProcC1).flag(Flags::PwrButton).flag(Flags::SlpButton).flag(Flags::ResetRegSup)
+    let flags = [Flags::HwReducedAcpi, Flags::Wbinvd, Flags::PwrButton, Flags::SlpButton, Flags::ResetRegSup];
+    flags.into_iter().fold(fadt, FADTBuilder::flag)
 }
 
 fn madt(vcpus: u8) -> Sdt {
     let mut madt = Sdt::new(*b"APIC", 36, 4, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     madt.append_slice(&layout::LAPIC.to_le_bytes());
-    madt.append_slice(&MADT_PCAT_COMPAT.to_le_bytes());
+    madt.append_slice(&MADT_FLAGS.to_le_bytes());
     let mut entries = Vec::new();
     for cpu in 0..vcpus {
         ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled).to_aml_bytes(&mut entries);
     }
     // IOAPIC ids share no space with the LAPICs' here, but some guests want them apart.
     IoApic::new(vcpus, layout::IOAPIC, 0).to_aml_bytes(&mut entries);
-    // Interrupt source override: type 2, length 10, bus 0 (ISA), source, global number, flags.
-    entries.extend([2, 10, 0, acpi_power::SCI]);
-    entries.extend(u32::from(acpi_power::SCI).to_le_bytes());
-    entries.extend(SCI_POLARITY.to_le_bytes());
     madt.append_slice(&entries);
     madt
 }
@@ -271,11 +259,13 @@ mod tests {
                 let base = u32::try_from(place.base).unwrap().to_le_bytes();
                 assert!(dsdt.windows(4).any(|bytes| bytes == base), "{place:?}");
             }
-            let facs = u64_at(fadt, 132).unwrap();
-            assert_eq!((&tables[&facs][..4], facs % 64), (&b"FACS"[..], 0));
-            assert_eq!(u32_at(fadt, 64).unwrap(), u32::from(acpi_power::CONTROL_PORT));
-            // One LAPIC of 8 bytes a vCPU, an IOAPIC of 12, an override of 10.
-            assert_eq!(listed[1].len(), 44 + usize::from(vcpus) * 8 + 22);
+            // Reduced hardware, and its sleep registers: 8 bits wide each, at a port (ACPI 6.4, table 5.9).
+            assert_ne!(u32_at(fadt, 112).unwrap() & (1 << 20), 0);
+            for (at, port) in [(244, acpi_power::CONTROL_PORT), (256, acpi_power::STATUS_PORT)] {
+                assert_eq!((&fadt[at..at + 4], u64_at(fadt, at + 4)), (&[1, 8, 0, 1][..], Some(u64::from(port))));
+            }
+            // One LAPIC of 8 bytes a vCPU, an IOAPIC of 12.
+            assert_eq!(listed[1].len(), 44 + usize::from(vcpus) * 8 + 12);
             assert!(tables.iter().all(|(at, bytes)| at + bytes.len() as u64 <= layout::ACPI_END));
         }
     }

@@ -24,12 +24,10 @@ pub enum JailError {
         source: nix::errno::Errno,
     },
     /// A filter could not be made.
-    #[error("cannot make the system-call filter of {kind:?} threads: {reason}")]
+    #[error("cannot make the system-call filter of {kind:?} threads: one call has more than 255 conditions")]
     Filter {
         /// The kind of thread.
         kind: seccomp::ThreadKind,
-        /// What the compiler said.
-        reason: String,
     },
     /// A filter could not be installed.
     #[error("cannot install the system-call filter of {kind:?} threads: {reason}")]

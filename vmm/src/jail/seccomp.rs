@@ -1,11 +1,10 @@
 //! System-call filters: an allow list for each kind of thread, and death of the process for everything else.
 
-use std::collections::BTreeMap;
+mod program;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-};
+use seccompiler::BpfProgram;
 
+use self::program::{Condition, Rules};
 use super::JailError;
 
 /// What a thread does, and so what it may ask of the kernel.
@@ -20,17 +19,17 @@ pub enum ThreadKind {
 }
 
 // Requests of ioctl. They are 32-bit numbers, and only those bits are compared, as the kernel does.
-const KVM_RUN: u64 = 0xae80;
+const KVM_RUN: u32 = 0xae80;
 /// An edge of a device's interrupt.
-const KVM_IRQ_LINE: u64 = 0x4008_ae61;
-const KVM_GET_REGS: u64 = 0x8090_ae81;
-const KVM_GET_SREGS: u64 = 0x8138_ae83;
-/// Used by the terminal, which may have to be restored.
-const TERMINAL: [u64; 2] = [libc::TCGETS, libc::TCSETS];
+const KVM_IRQ_LINE: u32 = 0x4008_ae61;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_GET_SREGS: u32 = 0x8138_ae83;
+/// `TCGETS` and `TCSETS`: the terminal may have to be restored.
+const TERMINAL: [u32; 2] = [0x5401, 0x5402];
 /// What reads the state of a VM that stands still: of its vCPUs (`KVM_KVMCLOCK_CTRL`, which tells the guest of the pause,
 /// then `KVM_GET_MP_STATE`, `REGS`, `SREGS`, `XSAVE`, `XCRS`, `DEBUGREGS`, `LAPIC`, `MSRS`, `TSC_KHZ`,
 /// `VCPU_EVENTS`), of its interrupt controllers and its clock.
-const PAUSED: [u64; 13] = [
+const PAUSED: [u32; 13] = [
     0xaead,
     0x8004_ae98,
     KVM_GET_REGS,
@@ -110,7 +109,7 @@ const API: &[i64] = &[
 pub struct Call {
     number: i64,
     /// Index and value of the argument (32 bits) that it is allowed with; any, if there is none.
-    argument: Option<(u8, u64)>,
+    argument: Option<(u8, u32)>,
 }
 
 impl Call {
@@ -120,67 +119,59 @@ impl Call {
     }
 
     /// Only where the 32-bit argument `index`, counted from 0, is `value`.
-    pub const fn with(number: i64, index: u8, value: u64) -> Self {
+    pub const fn with(number: i64, index: u8, value: u32) -> Self {
         Self { number, argument: Some((index, value)) }
     }
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-type BackendResult<T> = Result<T, seccompiler::BackendError>;
-
-/// The rule that argument `index` (32 bits) compares to `value` by `operator`.
-fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> BackendResult<SeccompRule> {
-    SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?])
+/// A system call's number as the kernel's filters see it. The C library's are small and not negative.
+fn number(call: i64) -> u32 {
+    u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-fn rules(kind: ThreadKind, devices: &[Call]) -> BackendResult<Rules> {
-    let mut rules: Rules = COMMON.iter().map(|call| (*call, Vec::new())).collect();
+fn rules(kind: ThreadKind, devices: &[Call]) -> Rules {
+    let mut rules: Rules = COMMON.iter().map(|call| (number(*call), Vec::new())).collect();
     // New memory is never executable: there is nothing to allow it for.
-    let not_executable = argument(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;
-    rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
-    rules.insert(libc::SYS_mprotect, vec![not_executable]);
-    let process = u64::from(std::process::id());
-    let own_threads = argument(0, SeccompCmpOp::Eq, process)?;
-    rules.insert(libc::SYS_tgkill, vec![own_threads]);
+    let not_executable = Condition { index: 2, mask: libc::PROT_EXEC as u32, value: 0 };
+    rules.insert(number(libc::SYS_mmap), vec![not_executable]);
+    rules.insert(number(libc::SYS_mprotect), vec![not_executable]);
+    // Signals go to threads of this process.
+    rules.insert(number(libc::SYS_tgkill), vec![Condition::equals(0, std::process::id())]);
     // Rust's standard library looks whether a descriptor is open before it closes it, in builds with debug assertions.
-    rules.insert(libc::SYS_fcntl, vec![argument(1, SeccompCmpOp::Eq, libc::F_GETFD as u64)?]);
-    let ioctls: &[u64] = match kind {
+    rules.insert(number(libc::SYS_fcntl), vec![Condition::equals(1, libc::F_GETFD as u32)]);
+    let ioctls: &[u32] = match kind {
         ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_IRQ_LINE],
         ThreadKind::Main => {
-            rules.extend(MAIN.iter().map(|call| (*call, Vec::new())));
+            rules.extend(MAIN.iter().map(|call| (number(*call), Vec::new())));
             &[TERMINAL.as_slice(), &PAUSED, &[KVM_IRQ_LINE]].concat()
         }
         ThreadKind::Api => {
-            rules.extend(API.iter().map(|call| (*call, Vec::new())));
+            rules.extend(API.iter().map(|call| (number(*call), Vec::new())));
             &[]
         }
     };
-    let ioctls =
-        ioctls.iter().map(|request| argument(1, SeccompCmpOp::Eq, *request)).collect::<BackendResult<Vec<_>>>()?;
-    // No rule would mean any request.
+    // No condition would mean any request.
     if !ioctls.is_empty() {
-        rules.insert(libc::SYS_ioctl, ioctls);
+        let requests = ioctls.iter().map(|request| Condition::equals(1, *request));
+        rules.insert(number(libc::SYS_ioctl), requests.collect());
     }
     for call in devices {
-        match (rules.get_mut(&call.number), call.argument) {
-            // No rule means any arguments.
-            (_, None) => drop(rules.insert(call.number, Vec::new())),
+        match (rules.get_mut(&number(call.number)), call.argument) {
+            // No condition means any arguments.
+            (_, None) => drop(rules.insert(number(call.number), Vec::new())),
             (Some(allowed), Some(_)) if allowed.is_empty() => {}
-            (Some(allowed), Some((index, value))) => allowed.push(argument(index, SeccompCmpOp::Eq, value)?),
+            (Some(allowed), Some((index, value))) => allowed.push(Condition::equals(index, value)),
             (None, Some((index, value))) => {
-                rules.insert(call.number, vec![argument(index, SeccompCmpOp::Eq, value)?]);
+                rules.insert(number(call.number), vec![Condition::equals(index, value)]);
             }
         }
     }
-    Ok(rules)
+    rules
 }
 
 /// Makes the filter of `kind`, with what `devices` need beside.
 pub fn compile(kind: ThreadKind, devices: &[Call]) -> Result<BpfProgram, JailError> {
-    let compiled = rules(kind, devices).and_then(|rules| {
-        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
-    });
-    compiled.map_err(|e| JailError::Filter { kind, reason: e.to_string() })
+    program::assemble(&rules(kind, devices)).ok_or(JailError::Filter { kind })
 }
 
 /// Installs a filter on the calling thread. There is no way back.
@@ -198,19 +189,22 @@ mod tests {
             compile(kind, &[]).unwrap();
         }
         // What is measured: distinct system calls a thread. Firecracker's vCPU threads have 27.
-        assert!(rules(ThreadKind::Vcpu, &[]).unwrap().len() <= 21);
-        assert!(rules(ThreadKind::Main, &[]).unwrap().len() <= 31);
-        assert!(rules(ThreadKind::Api, &[]).unwrap().len() <= 35);
+        assert!(rules(ThreadKind::Vcpu, &[]).len() <= 21);
+        assert!(rules(ThreadKind::Main, &[]).len() <= 31);
+        assert!(rules(ThreadKind::Api, &[]).len() <= 35);
     }
 
     #[test]
     fn nothing_that_opens_files_makes_processes_or_sockets_is_allowed() {
         for kind in [ThreadKind::Vcpu, ThreadKind::Main, ThreadKind::Api] {
-            let rules = rules(kind, &[]).unwrap();
+            let rules = rules(kind, &[]);
             // Only the API's thread opens files and takes connections.
             let api = kind == ThreadKind::Api;
-            assert_eq!(rules.contains_key(&libc::SYS_openat) && rules.contains_key(&libc::SYS_accept4), api);
-            assert!(!api || !rules.contains_key(&libc::SYS_ioctl));
+            assert_eq!(
+                rules.contains_key(&number(libc::SYS_openat)) && rules.contains_key(&number(libc::SYS_accept4)),
+                api
+            );
+            assert!(!api || !rules.contains_key(&number(libc::SYS_ioctl)));
             for call in [
                 libc::SYS_open,
                 libc::SYS_execve,
@@ -229,14 +223,14 @@ mod tests {
                 libc::SYS_io_uring_setup,
                 libc::SYS_userfaultfd,
             ] {
-                assert!(!rules.contains_key(&call), "{kind:?} {call}");
+                assert!(!rules.contains_key(&number(call)), "{kind:?} {call}");
             }
         }
     }
 
     #[test]
     fn a_device_adds_what_it_needs_and_takes_nothing_away() {
-        let count = |calls: &[Call], number| rules(ThreadKind::Main, calls).unwrap().get(&number).map(Vec::len);
+        let count = |calls: &[Call], call| rules(ThreadKind::Main, calls).get(&number(call)).map(Vec::len);
         let [narrow, other] = [1, 2].map(|value| Call::with(libc::SYS_socket, 0, value));
         assert_eq!(count(&[], libc::SYS_socket), None);
         assert_eq!(count(&[narrow, other], libc::SYS_socket), Some(2));

@@ -253,7 +253,7 @@ fn buses(fixed: &Fixed, boot_timer: bool) -> (Bus, Bus) {
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
     ports.attach(u64::from(serial::PORT), u64::from(serial::PORTS), Arc::clone(&fixed.serial) as _);
     ports.attach(u64::from(i8042::PORT), i8042::PORTS, Arc::clone(&fixed.keyboard) as _);
-    ports.attach(u64::from(acpi_power::EVENT_PORT), acpi_power::PORTS, Arc::clone(&fixed.power) as _);
+    ports.attach(u64::from(acpi_power::CONTROL_PORT), acpi_power::PORTS, Arc::clone(&fixed.power) as _);
     if boot_timer {
         ports.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
         let register = Arc::new(boot_timer::Register::default());

@@ -206,9 +206,9 @@ impl Guest {
         self.out8(0x64, 0xfe).hang()
     }
 
-    /// Powers off through PM1a: SLP_TYP 5, SLP_EN.
+    /// Powers off through the sleep control register: SLP_TYP 5, SLP_EN.
     pub fn power_off(self) -> Self {
-        self.out16(0x604, (5 << 10) | (1 << 13)).hang()
+        self.out8(0x600, (5 << 2) | (1 << 5)).hang()
     }
 
     /// Does nothing for ever.

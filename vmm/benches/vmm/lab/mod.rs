@@ -22,8 +22,8 @@ const HOST_MIB: u32 = 2048;
 /// The most that one measurement takes, by the host's clock and by half of ours.
 const LIMIT: Duration = Duration::from_mins(30);
 
-/// A host with a KVM of its own, `portcullis-vmm` and QEMU, and `/tmp/vmlinuz`, `/tmp/initrd` and
-/// `/tmp/loaded` for their guests.
+/// A host with a KVM of its own, `portcullis-vmm` and QEMU, and `vmlinuz`, `initrd` and `loaded` for their guests, in
+/// `/srv` on its disk and in `/tmp` in memory.
 pub struct Lab {
     host: Host,
 }

@@ -33,14 +33,14 @@ pub struct Disk {
 impl Disk {
     /// System calls on a disk that only reads.
     pub(super) const READ_CALLS: [Call; 2] =
-        [Call::any(libc::SYS_preadv), Call::with(libc::SYS_flock, 1, (libc::LOCK_SH | libc::LOCK_NB) as u64)];
+        [Call::any(libc::SYS_preadv), Call::with(libc::SYS_flock, 1, (libc::LOCK_SH | libc::LOCK_NB) as u32)];
     /// System calls on a disk that writes, beside those.
     pub(super) const WRITE_CALLS: [Call; 5] = [
         Call::any(libc::SYS_pwritev2),
         Call::any(libc::SYS_fdatasync),
-        Call::with(libc::SYS_fallocate, 1, PUNCH_HOLE as u64),
-        Call::with(libc::SYS_fallocate, 1, ZERO_RANGE as u64),
-        Call::with(libc::SYS_flock, 1, (libc::LOCK_EX | libc::LOCK_NB) as u64),
+        Call::with(libc::SYS_fallocate, 1, PUNCH_HOLE as u32),
+        Call::with(libc::SYS_fallocate, 1, ZERO_RANGE as u32),
+        Call::with(libc::SYS_flock, 1, (libc::LOCK_EX | libc::LOCK_NB) as u32),
     ];
 
     /// Opens the file of a drive; for reading only if that is how the drive is configured. It is not locked yet.

@@ -62,7 +62,7 @@ const SYSTEM_CALLS: [Call; 6] = {
         Call::any(libc::SYS_readv),
         Call::any(libc::SYS_writev),
         Call::any(libc::SYS_epoll_ctl),
-        Call::with(libc::SYS_ioctl, 1, libc::TUNSETOFFLOAD),
+        Call::with(libc::SYS_ioctl, 1, tap::SET_OFFLOAD),
         timer,
         Call::any(libc::SYS_getrandom),
     ]

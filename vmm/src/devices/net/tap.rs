@@ -6,10 +6,14 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ};
+use libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF, TUNSETVNETHDRSZ};
 
 use super::frame;
 use crate::virtio::IoVec;
+
+/// `TUNSETOFFLOAD`, as filters of system calls compare it.
+pub(super) const SET_OFFLOAD: u32 = 0x4004_54d0;
+const _: () = assert!(SET_OFFLOAD as u64 == libc::TUNSETOFFLOAD);
 
 /// Why a tap could not be opened. Exit code 3.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +112,7 @@ impl Tap {
     /// Says what the tap may leave undone in the frames that it gives: flags `TUN_F_…`.
     pub fn set_offload(&mut self, flags: u32) -> io::Result<()> {
         // SAFETY: the call takes a number.
-        check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) })?;
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), SET_OFFLOAD.into(), libc::c_ulong::from(flags)) })?;
         self.offload = flags;
         Ok(())
     }

@@ -15,15 +15,15 @@ const ACCEPTED: libc::c_int = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 
 /// What this room asks of the kernel: unix sockets and no others.
 pub const CALLS: &[Call] = &[
-    Call::with(libc::SYS_socket, 0, libc::AF_UNIX as u64),
+    Call::with(libc::SYS_socket, 0, libc::AF_UNIX as u32),
     Call::any(libc::SYS_connect),
-    Call::with(libc::SYS_accept4, 3, ACCEPTED as u64),
-    Call::with(libc::SYS_shutdown, 1, libc::SHUT_RD as u64),
-    Call::with(libc::SYS_shutdown, 1, libc::SHUT_WR as u64),
+    Call::with(libc::SYS_accept4, 3, ACCEPTED as u32),
+    Call::with(libc::SYS_shutdown, 1, libc::SHUT_RD as u32),
+    Call::with(libc::SYS_shutdown, 1, libc::SHUT_WR as u32),
     Call::any(libc::SYS_readv),
     Call::any(libc::SYS_writev),
-    Call::with(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_ADD as u64),
-    Call::with(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_DEL as u64),
+    Call::with(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_ADD as u32),
+    Call::with(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_DEL as u32),
     Call::any(libc::SYS_timerfd_settime),
 ];
 

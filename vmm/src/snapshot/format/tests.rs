@@ -45,9 +45,9 @@ fn every_way_to_be_no_snapshot_has_its_error() {
     assert_eq!(refused(&[bytes.as_slice(), b"x"].concat()), FormatError::TooLong { expected: len, found: len + 1 });
     assert_eq!(refused(&vec![0; usize::try_from(MAX_FILE).unwrap() + 1]), FormatError::TooBig);
     let mut other = bytes.clone();
-    other[8] = 2;
-    assert_eq!(refused(&other), FormatError::Version(2));
-    assert_eq!(describe(&other), Ok(2));
+    other[8] = u8::try_from(VERSION + 1).unwrap();
+    assert_eq!(refused(&other), FormatError::Version(VERSION + 1));
+    assert_eq!(describe(&other), Ok(VERSION + 1));
     // With the right checksum, but a state that is none, or that is followed by something.
     assert!(matches!(refused(&seal(bytes[..bytes.len() - 1].to_vec())), FormatError::State(_)));
     assert!(matches!(refused(&seal([bytes.as_slice(), b"x"].concat())), FormatError::State(_)));

@@ -1,6 +1,7 @@
 //! What runs on the host: this very program, started there with [`WORD`] before its arguments. Figures go to standard
 //! output, as JSON.
 
+mod life;
 mod loads;
 
 use std::io::{Read, Write as _};
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::guest::{ANSWER, SIGN};
@@ -71,30 +74,24 @@ fn read_until(from: &mut impl Read, text: &str) {
     }
 }
 
-/// Lives of a VM, one after the other.
-fn lives(times: usize, program: &[&str]) -> Value {
-    let mut all = Vec::new();
-    for _ in 0..times {
-        let before = of_children();
-        let begin = Instant::now();
-        let mut child = start(program);
-        let mut output = child.stdout.take().expect("standard output is a pipe");
-        read_until(&mut output, SIGN);
-        let sign = begin.elapsed();
-        let exits = exits();
-        finish(child, output);
-        let end = begin.elapsed();
-        all.push(json!({"sign": nanos(sign), "end": nanos(end), "cpu": of_children() - before, "exits": exits}));
-    }
-    json!({"lives": all})
+/// Processor time of a child and all its threads so far, its guest's among it.
+fn so_far(child: &Child) -> u64 {
+    let pid = Pid::from_raw(child.id().try_into().expect("a process"));
+    let clock = clock_getcpuclockid(pid).and_then(clock_gettime).expect("the child lives");
+    nanos(clock.into())
 }
 
-/// Waits until a VM has come to its end by itself.
-fn finish(mut child: Child, mut output: impl Read) {
-    let mut rest = Vec::new();
-    output.read_to_end(&mut rest).expect("a pipe");
-    let status = child.wait().expect("a child");
-    assert!(status.success(), "{status}: {}", String::from_utf8_lossy(&rest));
+/// Lives of a VM, one after the other.
+fn lives(times: usize, program: &[&str]) -> Value {
+    let (all, standstills) = life::ended(times, program, |life| {
+        let (before, begin) = (of_children(), life.begin);
+        life.hear(SIGN)?;
+        let sign = json!({"time": nanos(begin.elapsed()), "cpu": so_far(&life.child), "exits": exits()});
+        life.end()?;
+        let end = json!({"time": nanos(begin.elapsed()), "cpu": of_children() - before});
+        Ok(json!({"sign": sign, "end": end}))
+    });
+    json!({"lives": all, "standstills": standstills})
 }
 
 /// Time that the guests of such lives have, by the kernel's events of entries and exits.
@@ -109,26 +106,32 @@ fn guests(times: usize, program: &[&str]) -> Value {
             set(&format!("events/kvm/{event}/enable"), value);
         }
     };
-    let mut all = Vec::new();
-    for _ in 0..times {
-        record("1");
-        let mut child = start(program);
-        let output = child.stdout.take().expect("standard output is a pipe");
-        finish(child, output);
-        record("0");
+    record("1");
+    let (all, standstills) = life::ended(times, program, |life| {
+        let heard = life.hear(SIGN).and_then(|()| {
+            set("trace_marker", SIGN);
+            life.end()
+        });
         let text = std::fs::read_to_string(file("trace")).expect("tracefs");
         set("trace", "");
-        all.push(json!({"guest": in_the_guest(&text)}));
-    }
-    json!({"lives": all})
+        heard.map(|()| {
+            let (sign, end) = in_the_guest(&text);
+            json!({"sign": sign, "end": end})
+        })
+    });
+    record("0");
+    json!({"lives": all, "standstills": standstills})
 }
 
-/// Sum of the times from an entry to the exit after it. What the kernel does between its two events is in each of them:
-/// so much as is in the shortest is taken off all.
-fn in_the_guest(trace: &str) -> u64 {
-    let mut entered = None;
+/// Sums of the times from an entry to the exit after it, until the sign and until the end. What the kernel does between
+/// its two events is in each of them: so much as is in the shortest is taken off all.
+fn in_the_guest(trace: &str) -> (u64, u64) {
+    let (mut entered, mut until_sign) = (None, None);
     let mut stays = Vec::new();
     for line in trace.lines() {
+        if line.contains(SIGN) {
+            until_sign = Some(stays.len());
+        }
         let mut words = line.split_whitespace().map(|word| word.trim_end_matches(':'));
         let Some((at, event)) = words.clone().zip(words.by_ref().skip(1)).find(|(_, word)| word.starts_with("kvm_e"))
         else {
@@ -142,7 +145,9 @@ fn in_the_guest(trace: &str) -> u64 {
         }
     }
     let shortest = stays.iter().min().expect("a guest that ran");
-    stays.iter().map(|stay| stay - shortest).sum()
+    let (first, rest) = stays.split_at(until_sign.expect("a mark in the trace"));
+    let sum = |stays: &[u64]| stays.iter().map(|stay| stay - shortest).sum::<u64>();
+    (sum(first), sum(first) + sum(rest))
 }
 
 /// One request to the VMM's API, which has to succeed.
