@@ -55,7 +55,7 @@ fn load() -> SnapshotLoad {
 
 /// A whole file of this state, as the table of the format says.
 fn with_head(state: &[u8]) -> Vec<u8> {
-    let begin = [&b"PCLSNAP\0"[..], &1u32.to_le_bytes(), &(state.len() as u64).to_le_bytes()].concat();
+    let begin = [&b"PCLSNAP\0"[..], &2u32.to_le_bytes(), &(state.len() as u64).to_le_bytes()].concat();
     let mut sum = Sha256::new();
     sum.update(&begin);
     sum.update(state);
