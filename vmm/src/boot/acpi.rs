@@ -2,7 +2,7 @@
 //!
 //! The machine is one of reduced hardware (section 4.1): sleep registers to power it off, and nothing else that is at
 //! a fixed place; no PM timer, no PCI, no RTC. So Linux leaves the PIC alone, and asks the IOAPIC a third as often.
-//! The reset register is the i8042's, so that both ways to reset end in one device.
+//! The reset register is the i8042's, so that all ways to reset end in one device (see [`super::reset_vector`], too).
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};

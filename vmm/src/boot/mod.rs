@@ -1,4 +1,5 @@
-//! What the guest finds when it wakes: kernel, initrd, command line, memory map and ACPI tables.
+//! What the guest finds when it wakes: kernel, initrd, command line, memory map, ACPI tables, and a reset where a PC has
+//! its firmware.
 //!
 //! Kernel and initrd are files that a tenant chose: every number in them is checked before it is used, and nothing is
 //! written outside guest memory.
@@ -9,6 +10,7 @@ mod elf;
 mod file;
 mod linux;
 mod pvh;
+mod reset_vector;
 
 use std::path::PathBuf;
 
@@ -132,6 +134,7 @@ impl BootFiles {
         let cmdline = &config.cmdline();
         write_cmdline(ram, cmdline)?;
         acpi::write(ram, machine.vcpu_count, virtio)?;
+        reset_vector::write(ram)?;
         match kernel.entry {
             Entry::Long { .. } => linux::write_boot_params(ram, &kernel, initrd, cmdline, bytes)?,
             Entry::Pvh { .. } => pvh::write_start_info(ram, initrd, bytes)?,

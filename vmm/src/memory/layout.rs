@@ -5,7 +5,7 @@
 //! 0x0000_6000  PVH start info            0x0000_8ff0  initial stack, downwards
 //! 0x0000_9000  page tables (6 pages)     0x0002_0000  command line
 //! 0x0009_fc00  end of low memory         0x000e_0000  ACPI tables
-//! 0x000f_f000  VM generation ID, a page
+//! 0x000f_e000  VM generation ID, a page         0x000f_fff0  what resets the machine
 //! 0x0010_0000  kernel and everything else, initrd at the top
 //! 0xc000_0000  boot timer                0xc000_1000  virtio devices, a page each
 //! 0xfec0_0000  IOAPIC, LAPICs, KVM's own pages
@@ -31,7 +31,9 @@ pub const ACPI: u64 = 0xe_0000;
 /// End of the ACPI area.
 pub const ACPI_END: u64 = VM_GENERATION;
 /// The VM generation ID; nothing else lies in its page.
-pub const VM_GENERATION: u64 = 0xf_f000;
+pub const VM_GENERATION: u64 = 0xf_e000;
+/// Where the firmware of a PC begins in real mode (F000:FFF0).
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Lowest address of a kernel.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Start of the hole for memory-mapped devices.

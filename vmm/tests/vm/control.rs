@@ -17,7 +17,7 @@ const COUNT: u32 = 0x700;
 /// Another one, of the second vCPU.
 const OTHER: u32 = 0x704;
 /// The VM generation ID.
-const GENERATION: u32 = 0xf_f000;
+const GENERATION: u32 = 0xf_e000;
 const IRR: u32 = 0xfee0_0220;
 
 /// `inc dword [COUNT]`

@@ -33,6 +33,13 @@ fn a_guest_powers_off_through_acpi() {
 }
 
 #[test]
+fn where_a_pc_has_its_firmware_is_a_reset() {
+    // mov eax, F000:FFF0; jmp rax
+    let guest = Guest::new().print("bye").raw(&[0xb8, 0xf0, 0xff, 0x0f, 0x00, 0xff, 0xe0]);
+    Setup::new(&guest.hang()).run().expect_clean(EndReason::Reset);
+}
+
+#[test]
 fn a_pvh_guest_gets_its_start_info() {
     // cmp dword [ebx], magic; jne over the message
     let message = Guest::new().print("start info");
