@@ -63,7 +63,8 @@ fn skip(count: usize) -> Option<sock_filter> {
     Some(statement(JUMP, u32::try_from(count).ok()?))
 }
 
-/// The filter that kills the process unless `rules` allow the call, or nothing if a call has more conditions than a jump can pass (255).
+/// The filter that kills the process unless `rules` allow the call, or nothing if a call has more conditions than a jump
+/// can pass (255).
 pub(super) fn assemble(rules: &Rules) -> Option<Vec<sock_filter>> {
     let mut program = vec![
         statement(LOAD_WORD, ARCHITECTURE),
