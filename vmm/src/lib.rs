@@ -35,7 +35,7 @@
 //! ```
 //!
 //! # The way of one VM
-//! configuration → memory → KVM VM and irqchip → kernel, initrd and tables in guest memory → vCPUs → jail → run → end.
+//! configuration → memory → KVM VM and devices → kernel, initrd and tables in guest memory → vCPUs → jail → run → end.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]

@@ -1,5 +1,5 @@
 //! The old devices, behind ports and in the memory-mapped hole: the serial line, the keyboard controller, power
-//! management, and the boot timer.
+//! management, the I/O APIC, and the boot timer.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,9 +7,11 @@ use std::sync::Arc;
 use portcullis_vmm::devices::acpi_power::{self, AcpiPower};
 use portcullis_vmm::devices::boot_timer;
 use portcullis_vmm::devices::i8042::{self, I8042};
+use portcullis_vmm::devices::ioapic::{self, Ioapic, Message, Messages, Pin};
 use portcullis_vmm::devices::serial::{self, Serial};
 use portcullis_vmm::devices::{Action, Bus};
 use portcullis_vmm::log::MarkSource;
+use portcullis_vmm::memory::layout;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Target;
@@ -26,19 +28,28 @@ const MAX_INPUT: usize = 64;
 const MAX_OUTPUT: usize = 0x1_0000;
 /// Bytes of one string instruction: a page.
 const LONGEST: u16 = 4096;
+/// Lines of the I/O APIC.
+const LINES: u8 = 6;
+
 struct Machine {
     bus: Bus,
     serial: Arc<Serial>,
     keyboard: Arc<I8042>,
     power: Arc<AcpiPower>,
+    ioapic: Arc<Ioapic>,
     /// Marks that were made, those of booting as one.
     marks: BTreeSet<(bool, u8)>,
     /// What was passed on of the serial line, before each restore too.
     passed: u64,
 }
 
-fn line() -> EventFd {
-    EventFd::new(libc::EFD_NONBLOCK).expect("an event counter")
+/// The local APICs: no message is for anyone else.
+struct LocalApics;
+
+impl Messages for LocalApics {
+    fn send(&self, message: Message) {
+        assert!(message.address >> 20 == 0xfee && message.data <= 0x7ff, "{message:x?}");
+    }
 }
 
 fn ports(bytes: &[u8]) -> bool {
@@ -56,15 +67,19 @@ fn ports(bytes: &[u8]) -> bool {
 
 impl Machine {
     fn new() -> Self {
-        let serial = Arc::new(Serial::new(line(), Arc::new(line())));
-        let (keyboard, power) = (Arc::new(I8042::new(line())), Arc::new(AcpiPower::default()));
+        let ioapic = Arc::new(Ioapic::new(LINES, Arc::new(LocalApics)));
+        let line = |number| Pin::new(Arc::clone(&ioapic), number);
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("an event counter"));
+        let serial = Arc::new(Serial::new(line(serial::IRQ), wake));
+        let (keyboard, power) = (Arc::new(I8042::new(line(i8042::IRQ))), Arc::new(AcpiPower::default()));
         let mut bus = Bus::default();
         bus.attach(u64::from(serial::PORT), u64::from(serial::PORTS), serial.clone());
         bus.attach(u64::from(i8042::PORT), i8042::PORTS, keyboard.clone());
         bus.attach(u64::from(acpi_power::CONTROL_PORT), acpi_power::PORTS, power.clone());
         bus.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
         bus.attach(boot_timer::MMIO, boot_timer::MMIO_LEN, Arc::new(boot_timer::Register::default()));
-        Self { bus, serial, keyboard, power, marks: BTreeSet::new(), passed: 0 }
+        bus.attach(u64::from(layout::IOAPIC), ioapic::LEN, ioapic.clone());
+        Self { bus, serial, keyboard, power, ioapic, marks: BTreeSet::new(), passed: 0 }
     }
 
     /// One operation; gives whether the guest has ended its VM.
@@ -75,6 +90,7 @@ impl Machine {
             u64::from(acpi_power::CONTROL_PORT),
             u64::from(boot_timer::PORT),
             boot_timer::MMIO,
+            u64::from(layout::IOAPIC),
         ];
         match input.u8() % 8 {
             0..=2 => {
@@ -133,14 +149,16 @@ impl Machine {
 
     fn save_and_restore(&mut self) {
         let (line, keyboard, power) = (self.serial.save(), self.keyboard.save(), self.power.save());
-        let bytes = postcard::to_stdvec(&(&line, &keyboard, &power)).expect("it can be written");
-        let read: (serial::State, i8042::Controller, acpi_power::State) =
+        let ioapic = self.ioapic.save();
+        let bytes = postcard::to_stdvec(&(&line, &keyboard, &power, &ioapic)).expect("it can be written");
+        let read: (serial::State, i8042::Controller, acpi_power::State, ioapic::State) =
             postcard::from_bytes(&bytes).expect("what was written");
         let new = Self::new();
         new.serial.restore(read.0);
         new.keyboard.restore(read.1);
         new.power.restore(read.2);
-        assert_eq!((new.keyboard.save(), new.power.save()), (keyboard, power));
+        new.ioapic.restore(&read.3).expect("as many lines");
+        assert_eq!((new.keyboard.save(), new.power.save(), new.ioapic.save()), (keyboard, power, ioapic));
         *self = new;
     }
 }
@@ -162,7 +180,12 @@ fn seeds() -> Vec<Vec<u8>> {
         read(1, 0),
         write(3, 0, &[123]),
         write(4, 0, &[123]),
+        // The serial line's pin: vector 0x49, and an edge.
+        write(5, 0, &[0x18]),
+        write(5, 0x10, &[0x49, 0, 0, 0]),
+        write(0, 1, &[2]),
         vec![7],
+        read(5, 0x10),
         read(2, 2),
     ]
     .concat();

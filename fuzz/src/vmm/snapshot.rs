@@ -1,9 +1,9 @@
-//! The file of a snapshot's state. What it says of vCPUs and interrupt controllers is KVM's to judge; what it says of
+//! The file of a snapshot's state. What it says of vCPUs is KVM's to judge; what it says of
 //! devices, the targets of the devices try.
 
 use portcullis_vmm::config::VmConfig;
-use portcullis_vmm::devices::{acpi_power, i8042, serial};
-use portcullis_vmm::snapshot::{KvmState, MAX_FILE, SnapshotLoad, State, encode, parse};
+use portcullis_vmm::devices::{acpi_power, i8042, ioapic, serial};
+use portcullis_vmm::snapshot::{KvmClock, MAX_FILE, SnapshotLoad, State, encode, parse};
 use portcullis_vmm::vcpu::VcpuState;
 use portcullis_vmm::virtio::{Slot, SlotState};
 use sha2::{Digest, Sha256};
@@ -55,7 +55,7 @@ fn load() -> SnapshotLoad {
 
 /// A whole file of this state, as the table of the format says.
 fn with_head(state: &[u8]) -> Vec<u8> {
-    let begin = [&b"PCLSNAP\0"[..], &2u32.to_le_bytes(), &(state.len() as u64).to_le_bytes()].concat();
+    let begin = [&b"PCLSNAP\0"[..], &3u32.to_le_bytes(), &(state.len() as u64).to_le_bytes()].concat();
     let mut sum = Sha256::new();
     sum.update(&begin);
     sum.update(state);
@@ -75,7 +75,8 @@ fn seeds() -> Vec<Vec<u8>> {
         config,
         mem_mib: 128,
         vcpus: (0..vcpus).map(|_| VcpuState::default()).collect(),
-        kvm: KvmState::default(),
+        clock: KvmClock::default(),
+        ioapic: ioapic::State::default(),
         devices: vec![device()],
         serial: serial::State::default(),
         keyboard: i8042::Controller::default(),

@@ -12,13 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MEMORY = 128 << 20, TSS = 0xfffbd000, COM1 = 0x3f8, COM1_IRQ = 4, I8042 = 0x64, RESET = 0xfe, MAX_CPUID = 256 };
+enum { MEMORY = 128 << 20, TSS = 0xfffbd000, COM1 = 0x3f8, I8042 = 0x64, RESET = 0xfe, MAX_CPUID = 256 };
 enum { GDT = 0x500, STACK = 0x8ff0, TABLES = 0x9000 };
 
 static long ask(int fd, unsigned long request, void *argument, const char *what) {
@@ -28,15 +27,6 @@ static long ask(int fd, unsigned long request, void *argument, const char *what)
         exit(3);
     }
     return result;
-}
-
-static int count(void) {
-    int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (fd < 0) {
-        perror("eventfd");
-        exit(3);
-    }
-    return fd;
 }
 
 // Copies the segment where it belongs; gives where it begins.
@@ -101,11 +91,6 @@ static int make_vcpu(int kvm, int vm, uint64_t entry) {
         struct kvm_msr_entry entries[2];
     } msrs = {.head.nmsrs = 2, .entries = {{.index = 0x1a0, .data = 1}, {.index = 0x2ff, .data = (1 << 11) | 6}}};
     ask(vcpu, KVM_SET_MSRS, &msrs, "KVM_SET_MSRS");
-    struct kvm_lapic_state lapic;
-    ask(vcpu, KVM_GET_LAPIC, &lapic, "KVM_GET_LAPIC");
-    *(uint32_t *)(lapic.regs + 0x350) = 0x700;
-    *(uint32_t *)(lapic.regs + 0x360) = 0x400;
-    ask(vcpu, KVM_SET_LAPIC, &lapic, "KVM_SET_LAPIC");
     struct kvm_fpu fpu = {.fcw = 0x37f, .mxcsr = 0x1f80};
     ask(vcpu, KVM_SET_FPU, &fpu, "KVM_SET_FPU");
     start(vcpu, entry);
@@ -125,9 +110,8 @@ int main(int argc, char **argv) {
     struct kvm_userspace_memory_region slot = {.memory_size = MEMORY, .userspace_addr = (uint64_t)memory};
     ask(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
     ask(vm, KVM_SET_TSS_ADDR, (void *)TSS, "KVM_SET_TSS_ADDR");
-    ask(vm, KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP");
-    struct kvm_irqfd line = {.fd = count(), .gsi = COM1_IRQ};
-    ask(vm, KVM_IRQFD, &line, "KVM_IRQFD");
+    struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP};
+    ask(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
     tables(memory);
     int vcpu = make_vcpu(kvm, vm, load(memory, argv[1]));
     long size = ask(kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE");

@@ -1,7 +1,7 @@
 //! ACPI tables (ACPI 6.4, section 5.2): RSDP, XSDT, FADT, MADT and a DSDT.
 //!
 //! The machine is one of reduced hardware (section 4.1): sleep registers to power it off, and nothing else that is at
-//! a fixed place; no PM timer, no PCI, no RTC. So Linux leaves the PIC alone, and the IOAPIC much of the time.
+//! a fixed place; no PM timer, no PCI, no RTC, no 8259s.
 //! The reset register is the i8042's, so that all ways to reset end in one device (see [`super::reset_vector`], too).
 
 use acpi_tables::fadt::{FADTBuilder, Flags};

@@ -11,12 +11,15 @@ pub mod block;
 pub mod boot_timer;
 pub mod entropy;
 pub mod i8042;
+pub mod ioapic;
 pub mod net;
 pub mod serial;
 pub mod vm_generation;
 pub mod vsock;
 
 use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::VmConfig;
 use crate::log::MarkSource;
@@ -101,6 +104,19 @@ pub trait Device: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes what the guest writes.
     fn write(&self, offset: u64, data: &[u8]) -> Option<Action>;
+}
+
+/// What carries edges from a device to an interrupt controller.
+pub trait Line: Send + Sync {
+    /// One edge.
+    fn pulse(&self);
+}
+
+impl Line for EventFd {
+    fn pulse(&self) {
+        // Full only if nobody has looked for billions of edges.
+        let _ = self.write(1);
+    }
 }
 
 /// One device and its range of addresses.

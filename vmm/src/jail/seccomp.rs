@@ -20,16 +20,16 @@ pub enum ThreadKind {
 
 // Requests of ioctl. They are 32-bit numbers, and only those bits are compared, as the kernel does.
 const KVM_RUN: u32 = 0xae80;
-/// An edge of a device's interrupt.
-const KVM_IRQ_LINE: u32 = 0x4008_ae61;
+/// An interrupt of a device.
+const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_GET_SREGS: u32 = 0x8138_ae83;
 /// `TCGETS` and `TCSETS`: the terminal may have to be restored.
 const TERMINAL: [u32; 2] = [0x5401, 0x5402];
 /// What reads the state of a VM that stands still: of its vCPUs (`KVM_KVMCLOCK_CTRL`, which tells the guest of the pause,
 /// then `KVM_GET_MP_STATE`, `REGS`, `SREGS`, `XSAVE`, `XCRS`, `DEBUGREGS`, `LAPIC`, `MSRS`, `TSC_KHZ`,
-/// `VCPU_EVENTS`), of its interrupt controllers and its clock.
-const PAUSED: [u32; 13] = [
+/// `VCPU_EVENTS`), and of its clock.
+const PAUSED: [u32; 12] = [
     0xaead,
     0x8004_ae98,
     KVM_GET_REGS,
@@ -41,7 +41,6 @@ const PAUSED: [u32; 13] = [
     0xc008_ae88,
     0xaea3,
     0x8040_ae9f,
-    0xc208_ae62,
     0x8030_ae7c,
 ];
 
@@ -140,10 +139,10 @@ fn rules(kind: ThreadKind, devices: &[Call]) -> Rules {
     // Rust's standard library looks whether a descriptor is open before it closes it, in builds with debug assertions.
     rules.insert(number(libc::SYS_fcntl), vec![Condition::equals(1, libc::F_GETFD as u32)]);
     let ioctls: &[u32] = match kind {
-        ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_IRQ_LINE],
+        ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SIGNAL_MSI],
         ThreadKind::Main => {
             rules.extend(MAIN.iter().map(|call| (number(*call), Vec::new())));
-            &[TERMINAL.as_slice(), &PAUSED, &[KVM_IRQ_LINE]].concat()
+            &[TERMINAL.as_slice(), &PAUSED, &[KVM_SIGNAL_MSI]].concat()
         }
         ThreadKind::Api => {
             rules.extend(API.iter().map(|call| (number(*call), Vec::new())));

@@ -46,9 +46,9 @@ pub const VIRTIO_LEN: u64 = 0x1000;
 pub const VIRTIO_GSIS: [u8; 16] = [5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 /// First address above the hole.
 pub const FOUR_GIB: u64 = 1 << 32;
-/// The in-kernel IOAPIC.
+/// The I/O APIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
-/// The in-kernel local APICs.
+/// The local APICs, which KVM emulates.
 pub const LAPIC: u32 = 0xfee0_0000;
 /// Three pages that Intel's KVM needs for real mode.
 pub const KVM_TSS: usize = 0xfffb_d000;

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::State;
 
 /// Version of the format that is written, and the only one that is read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Largest file. 32 vCPUs take half a MiB; the rest is for devices.
 pub const MAX_FILE: u64 = 16 << 20;
 

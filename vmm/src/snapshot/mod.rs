@@ -5,9 +5,9 @@
 //! that were there are written in place, and a snapshot that fails leaves them empty. The memory's file is mapped, so that
 //! a restore takes as long with much memory as with little.
 
+mod clock;
 mod config;
 mod format;
-mod kvm;
 mod list;
 mod memory;
 mod state;
@@ -17,13 +17,14 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::devices::ioapic::WrongPins;
 use crate::memory::GuestRam;
 
+pub use clock::KvmClock;
 pub use config::{
     MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
 };
 pub use format::{FormatError, MAX_FILE, VERSION, encode, parse};
-pub use kvm::KvmState;
 pub(crate) use list::at_most;
 pub use state::State;
 
@@ -90,6 +91,9 @@ pub enum SnapshotError {
         /// From the configuration.
         expected: usize,
     },
+    /// Configuration and state do not go together either.
+    #[error(transparent)]
+    Pins(#[from] WrongPins),
     /// A device does not take its state.
     #[error("a device does not take the snapshot's state: {0}")]
     Device(String),

@@ -3,9 +3,9 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
-use super::{KvmState, SnapshotError, SnapshotLoad, at_most};
+use super::{KvmClock, SnapshotError, SnapshotLoad, at_most};
 use crate::config::{MAX_DEVICES, MAX_VCPUS, NetworkInterface, VmConfig};
-use crate::devices::{acpi_power, i8042, serial};
+use crate::devices::{acpi_power, i8042, ioapic, serial};
 use crate::vcpu::VcpuState;
 use crate::virtio::SlotState;
 
@@ -21,11 +21,13 @@ pub struct State {
     /// In order of their numbers.
     #[serde(deserialize_with = "at_most::<{ MAX_VCPUS as usize }, _, _>")]
     pub vcpus: Vec<VcpuState>,
-    /// Interrupt controllers and clock.
-    pub kvm: KvmState,
+    /// The guest's clock.
+    pub clock: KvmClock,
     /// The virtio devices, in their order.
     #[serde(deserialize_with = "at_most::<MAX_DEVICES, _, _>")]
     pub devices: Vec<SlotState>,
+    /// The interrupt controller.
+    pub ioapic: ioapic::State,
     /// The serial line.
     pub serial: serial::State,
     /// The keyboard controller.

@@ -33,11 +33,6 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs on, memory is write-back unless said otherwise.
 const MTRR_WRITE_BACK: u64 = (1 << 11) | 6;
 
-const LVT_LINT0: usize = 0x350;
-const LVT_LINT1: usize = 0x360;
-const DELIVERY_NMI: u32 = 4 << 8;
-const DELIVERY_EXTINT: u32 = 7 << 8;
-
 /// What the configuration of every vCPU of a VM shares.
 pub struct Shared<'a> {
     /// CPUID as this host's KVM supports it.
@@ -56,7 +51,6 @@ pub fn configure(fd: &VcpuFd, vcpu: u8, shared: &Shared<'_>, ram: &GuestRam) -> 
     let table = cpuid::for_vcpu(shared.supported, vcpu, shared.vcpus, shared.tsc_deadline)?;
     fd.set_cpuid2(&table).map_err(kvm("set its CPUID"))?;
     set_msrs(fd, vcpu)?;
-    set_lapic(fd).map_err(kvm("set its local APIC"))?;
     if vcpu == 0 {
         let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..kvm_fpu::default() };
         fd.set_fpu(&fpu).map_err(kvm("set its FPU"))?;
@@ -80,17 +74,6 @@ fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), VcpuError> {
         None => Ok(()),
         Some(refused) => Err(VcpuError::Msr { vcpu, index: refused.index }),
     }
-}
-
-/// As firmware leaves it: the PIC's interrupts come in by LINT0, NMIs by LINT1.
-fn set_lapic(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    let mut lapic = fd.get_lapic()?;
-    for (register, delivery) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {
-        for (byte, value) in lapic.regs.iter_mut().skip(register).zip(delivery.to_le_bytes()) {
-            *byte = i8::from_ne_bytes([value]);
-        }
-    }
-    fd.set_lapic(&lapic)
 }
 
 /// A flat 4 GiB segment. `kind` is the type field: 11 code, 3 data, both accessed.

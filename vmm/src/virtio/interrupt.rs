@@ -1,53 +1,13 @@
 //! How a device calls its driver (virtio 1.2, section 4.2.2: `InterruptStatus`, `InterruptACK`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use kvm_ioctls::VmFd;
-use vmm_sys_util::eventfd::EventFd;
+use crate::devices::Line;
 
 /// The device has used buffers of a queue.
 pub const USED_BUFFERS: u32 = 1;
 /// The device's configuration, or its status, has changed.
 pub const CONFIG_CHANGED: u32 = 2;
-
-/// What carries edges to an interrupt controller.
-pub trait Line: Send + Sync {
-    /// One edge. Devices call with their lock held, so that two never overlap: while the line is up, another is none.
-    fn pulse(&self);
-}
-
-/// A pin of the IOAPIC that KVM emulates.
-///
-/// The edge is given by system call, not by an event counter: KVM hands a counter's edges for the IOAPIC to a thread of
-/// the kernel, and two switches to it and back cost more than the calls.
-pub struct Pin {
-    vm: Arc<VmFd>,
-    number: u32,
-}
-
-impl Pin {
-    /// The pin `number`.
-    pub fn new(vm: Arc<VmFd>, number: u32) -> Self {
-        Self { vm, number }
-    }
-}
-
-impl Line for Pin {
-    fn pulse(&self) {
-        for level in [true, false] {
-            // KVM refuses only pins that the IOAPIC does not have.
-            let _ = self.vm.set_irq_line(self.number, level);
-        }
-    }
-}
-
-impl Line for EventFd {
-    fn pulse(&self) {
-        // Full only if nobody has looked for billions of edges.
-        let _ = self.write(1);
-    }
-}
 
 /// The interrupt of one device: an edge on a line, and the bits that say why.
 pub struct Interrupt {

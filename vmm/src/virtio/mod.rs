@@ -22,6 +22,6 @@ pub mod transport;
 pub use buffers::{Buffers, IoVec};
 pub use device::{Active, DeviceKind, Progress, VirtioDevice};
 pub use event_loop::{EventLoop, Heard, Source, Watch};
-pub use interrupt::{Interrupt, Line, Pin};
+pub use interrupt::Interrupt;
 pub use queue::{Chain, Queue, QueueError, QueueState};
 pub use transport::{MmioTransport, Slot, SlotState};

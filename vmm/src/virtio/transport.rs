@@ -13,12 +13,12 @@ use tracing::warn;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Interrupt;
 use super::device::{Active, Progress, VirtioDevice};
 use super::event_loop::{Source, Watch};
 use super::queue::{Queue, QueueError, QueueState};
 use super::registers::{Change, Registers, offset};
-use super::{Interrupt, Line};
-use crate::devices::{Action, Device};
+use crate::devices::{Action, Device, Line};
 use crate::jail::seccomp::Call;
 use crate::memory::GuestRam;
 

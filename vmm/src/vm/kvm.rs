@@ -2,7 +2,9 @@
 
 use std::ffi::CString;
 
-use kvm_bindings::{CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
+use kvm_bindings::{
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 /// The device.
@@ -12,8 +14,8 @@ const API_VERSION: i32 = 12;
 /// What this VMM cannot do without, with the names that people search for.
 const NEEDED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::MpState, "KVM_CAP_MP_STATE"),
@@ -75,6 +77,13 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
         vm.enable_cap(&off).map_err(|source| KvmError::Step { step: "take away performance counters", source })?;
     }
     Ok(vm)
+}
+
+/// Lets KVM emulate the local APICs of the vCPUs that come, and no other interrupt controller.
+pub fn add_local_apics(vm: &VmFd) -> Result<(), KvmError> {
+    // Its first argument is for how many interrupts KVM has to say that they have ended: none, all are edges.
+    let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
+    vm.enable_cap(&split).map_err(|source| KvmError::Step { step: "emulate local APICs alone", source })
 }
 
 /// CPUID as this host's KVM supports it.

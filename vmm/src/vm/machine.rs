@@ -12,16 +12,17 @@ use super::kvm::{self, KvmError};
 use crate::boot::{BootFiles, Entry};
 use crate::config::{HugePages, VmConfig};
 use crate::console::Outlet;
-use crate::devices::Bus;
 use crate::devices::acpi_power::{self, AcpiPower};
 use crate::devices::boot_timer;
 use crate::devices::i8042::{self, I8042};
+use crate::devices::ioapic::{self, Ioapic, Pin};
 use crate::devices::serial::{self, Serial};
 use crate::devices::vm_generation;
+use crate::devices::{Bus, Line as _};
 use crate::memory::{self, GuestRam, layout, layout::VirtioPlace};
-use crate::snapshot::{KvmState, SnapshotError, State};
+use crate::snapshot::{KvmClock, SnapshotError, State};
 use crate::vcpu::{self, VcpuError, VcpuState};
-use crate::virtio::{EventLoop, MmioTransport, Pin, Slot, VirtioDevice};
+use crate::virtio::{EventLoop, MmioTransport, Slot, VirtioDevice};
 
 /// A VM that is ready to run.
 ///
@@ -48,8 +49,9 @@ pub(super) struct Fixed {
     pub(super) serial: Arc<Serial>,
     pub(super) keyboard: Arc<I8042>,
     power: Arc<AcpiPower>,
+    ioapic: Arc<Ioapic>,
     /// The interrupt of [`vm_generation`].
-    generation: EventFd,
+    generation: Pin,
 }
 
 /// What has no vCPUs yet.
@@ -91,18 +93,18 @@ impl Machine {
         let ram = memory::map(state.mem_mib, memory)?;
         let Board { kvm, mut machine, .. } = Self::assemble(ram, virtio, options.boot_timer, wake)?;
         state.check_cpu(&kvm::supported_cpuid(&kvm)?)?;
-        let elapsed_ns = if options.clock_realtime { state.kvm.elapsed_ns() } else { 0 };
+        let elapsed_ns = if options.clock_realtime { state.clock.elapsed_ns() } else { 0 };
         for (number, vcpu) in (0u8..).zip(&state.vcpus) {
             let fd = create_vcpu(&machine.vm, number)?;
             vcpu.restore(&fd, number, elapsed_ns)?;
             machine.vcpus.push(fd);
             machine.cpuids.push(vcpu.cpuid.clone());
         }
-        state.kvm.restore(&machine.vm, elapsed_ns)?;
+        state.clock.restore(&machine.vm, elapsed_ns)?;
         machine.restore_devices(state)?;
-        // Behind the interrupt controllers' state: the edge would be lost with the state before.
+        // Behind the interrupt controllers' state: the edge would be lost before.
         vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
-        vm_generation::notify(&machine.fixed.generation);
+        machine.fixed.generation.pulse();
         Ok(machine)
     }
 
@@ -116,16 +118,16 @@ impl Machine {
         let step = |step| move |source| KvmError::Step { step, source };
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm::create_vm(&kvm)?);
-        // Before the irqchip: with one, every change of the slots waits for a grace period, some milliseconds.
+        // Before the local APICs: with them, every change of the slots waits for a grace period, some milliseconds.
         memory::register(&vm, &ram)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
-        vm.create_irq_chip().map_err(step("create the interrupt controllers"))?;
+        kvm::add_local_apics(&vm)?;
         let msrs = kvm.get_msr_index_list().map_err(step("list its model-specific registers"))?;
 
-        let fixed = Fixed::new(&vm, wake)?;
+        let fixed = Fixed::new(lines(virtio.len()), &vm, wake);
         let (ports, mut mmio) = buses(&fixed, boot_timer);
         let mut devices = EventLoop::new().map_err(VmError::EventFd)?;
-        let places = place_devices(virtio, &vm, &ram, &mut mmio, &mut devices)?;
+        let places = place_devices(virtio, &fixed.ioapic, &vm, &ram, &mut mmio, &mut devices)?;
         let machine = Self {
             vcpus: Vec::new(),
             outlet: Outlet::default(),
@@ -168,7 +170,8 @@ impl Machine {
             config: config.to_json().map_err(|e| SnapshotError::Config(e.to_string()))?,
             mem_mib: config.machine_config.mem_size_mib,
             vcpus: vcpus?,
-            kvm: KvmState::save(&self.vm)?,
+            clock: KvmClock::save(&self.vm)?,
+            ioapic: self.fixed.ioapic.save(),
             devices: self.devices.slots().iter().map(|slot| slot.save()).collect(),
             serial: self.fixed.serial.save(),
             keyboard: self.fixed.keyboard.save(),
@@ -181,6 +184,8 @@ impl Machine {
         if slots.len() != state.devices.len() {
             return Err(SnapshotError::Devices { found: state.devices.len(), expected: slots.len() });
         }
+        // First of all: devices give the edges again that may have been lost.
+        self.fixed.ioapic.restore(&state.ioapic)?;
         for (slot, state) in slots.iter().zip(&state.devices) {
             slot.restore(state.clone()).map_err(SnapshotError::Device)?;
         }
@@ -206,34 +211,40 @@ pub(super) struct Restore {
 }
 
 impl Fixed {
-    fn new(vm: &VmFd, wake: Arc<EventFd>) -> Result<Self, VmError> {
-        let line = |gsi: u8| -> Result<EventFd, VmError> {
-            let line = event_fd()?;
-            let connected = vm.register_irqfd(&line, u32::from(gsi));
-            connected.map_err(|source| KvmError::Step { step: "connect a device's interrupt", source })?;
-            Ok(line)
-        };
-        Ok(Self {
-            serial: Arc::new(Serial::new(line(serial::IRQ)?, wake)),
-            keyboard: Arc::new(I8042::new(line(i8042::IRQ)?)),
+    /// `lines` is how many the interrupt controller has.
+    fn new(lines: u8, vm: &Arc<VmFd>, wake: Arc<EventFd>) -> Self {
+        let ioapic = Arc::new(Ioapic::new(lines, Arc::clone(vm) as _));
+        let line = |number| Pin::new(Arc::clone(&ioapic), number);
+        Self {
+            serial: Arc::new(Serial::new(line(serial::IRQ), wake)),
+            keyboard: Arc::new(I8042::new(line(i8042::IRQ))),
             power: Arc::new(AcpiPower::default()),
-            generation: line(vm_generation::GSI)?,
-        })
+            generation: line(vm_generation::GSI),
+            ioapic,
+        }
     }
+}
+
+/// How many lines the interrupt controller has: up to the last that a device of this VM is connected to.
+fn lines(virtio: usize) -> u8 {
+    let places = layout::virtio_places().take(virtio).map(|place| place.gsi);
+    let last = places.chain([i8042::IRQ, serial::IRQ, vm_generation::GSI]).max();
+    last.map_or(0, |last| last + 1)
 }
 
 /// Puts the devices into their places on the bus, in KVM and in the event loop. A configuration that was checked has no
 /// more of them than there are places.
 fn place_devices(
     virtio: Vec<Box<dyn VirtioDevice>>,
-    vm: &Arc<VmFd>,
+    ioapic: &Arc<Ioapic>,
+    vm: &VmFd,
     ram: &GuestRam,
     mmio: &mut Bus,
     devices: &mut EventLoop,
 ) -> Result<Vec<VirtioPlace>, VmError> {
     let mut taken = Vec::with_capacity(virtio.len());
     for (device, place) in virtio.into_iter().zip(layout::virtio_places()) {
-        let pin = Pin::new(Arc::clone(vm), u32::from(place.gsi));
+        let pin = Pin::new(Arc::clone(ioapic), place.gsi);
         let slot = Slot::new(device, ram.clone(), pin).map_err(VmError::EventFd)?;
         slot.connect(vm, place.base)
             .map_err(|source| KvmError::Step { step: "connect a device's doorbells", source })?;
@@ -244,16 +255,13 @@ fn place_devices(
     Ok(taken)
 }
 
-fn event_fd() -> Result<EventFd, VmError> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)
-}
-
 /// The port bus and the memory-mapped one.
 fn buses(fixed: &Fixed, boot_timer: bool) -> (Bus, Bus) {
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
     ports.attach(u64::from(serial::PORT), u64::from(serial::PORTS), Arc::clone(&fixed.serial) as _);
     ports.attach(u64::from(i8042::PORT), i8042::PORTS, Arc::clone(&fixed.keyboard) as _);
     ports.attach(u64::from(acpi_power::CONTROL_PORT), acpi_power::PORTS, Arc::clone(&fixed.power) as _);
+    mmio.attach(u64::from(layout::IOAPIC), ioapic::LEN, Arc::clone(&fixed.ioapic) as _);
     if boot_timer {
         ports.attach(u64::from(boot_timer::PORT), 1, Arc::new(boot_timer::Port::default()));
         let register = Arc::new(boot_timer::Register::default());

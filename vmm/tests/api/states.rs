@@ -190,7 +190,7 @@ fn a_snapshot_is_written_described_and_loaded() {
         let mut command = program();
         command.arg("--describe-snapshot").arg(path).output().unwrap()
     };
-    assert_eq!(describe(&state).stdout, b"v2\n");
+    assert_eq!(describe(&state).stdout, b"v3\n");
     assert_eq!(describe(&memory).status.code(), Some(2));
 
     let other = Vmm::new();

@@ -10,6 +10,7 @@ use portcullis_vmm::log::EndReason;
 use crate::driver::Driven;
 use crate::guest::{Guest, SCRATCH};
 use crate::harness::Setup;
+use crate::interrupts::{IRR, watch_line};
 use crate::virtio::{BUFFERS, Descriptor, FIRST, QUEUE_NOTIFY, Queue, WRITE};
 
 /// A double word that guests count in.
@@ -18,17 +19,10 @@ const COUNT: u32 = 0x700;
 const OTHER: u32 = 0x704;
 /// The VM generation ID.
 const GENERATION: u32 = 0xf_e000;
-const IRR: u32 = 0xfee0_0220;
 
 /// `inc dword [COUNT]`
 fn count() -> Guest {
     Guest::new().edi(COUNT).raw(&[0xff, 0x07])
-}
-
-/// Connects a line of the IOAPIC to bit `bit` of [`IRR`]; interrupts stay off, so that it can be seen there.
-fn watch_line(guest: Guest, gsi: u32, bit: u32) -> Guest {
-    let guest = guest.store32(0xfee0_00f0, 0x1ff).store32(0xfec0_0000, 0x11 + 2 * gsi).store32(0xfec0_0010, 0);
-    guest.store32(0xfec0_0000, 0x10 + 2 * gsi).store32(0xfec0_0010, 0x40 + bit)
 }
 
 /// Asks the guest for what it prints at a key; gives that.
@@ -313,7 +307,7 @@ fn files_that_are_no_snapshot_are_refused_and_something_else_may_be_tried() {
     for (state, memory, error) in [
         (&state[..state.len() / 2], &memory[..], "cut short"),
         (&flipped, &memory, "checksum"),
-        (&version, &memory, "version 2"),
+        (&version, &memory, "version 3"),
         (b"{}", &memory, "no snapshot"),
         (&state, &memory[4096..], "memory file is no regular file of"),
     ] {

@@ -14,6 +14,7 @@ mod faults;
 mod guest;
 mod harness;
 mod hostile;
+mod interrupts;
 mod jail;
 mod life;
 mod mmds;

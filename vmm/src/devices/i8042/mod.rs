@@ -5,9 +5,8 @@ mod controller;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-use vmm_sys_util::eventfd::EventFd;
 
-use super::{Action, Device};
+use super::{Action, Device, Line};
 use crate::metrics::Counter;
 pub use controller::Controller;
 
@@ -27,7 +26,7 @@ const COMMAND_OFFSET: u64 = (COMMAND_PORT - PORT) as u64;
 /// The controller, its keyboard, and their interrupt.
 pub struct I8042 {
     controller: Mutex<Controller>,
-    interrupt: EventFd,
+    interrupt: Box<dyn Line>,
     metrics: Metrics,
 }
 
@@ -50,8 +49,12 @@ pub struct KeyboardOff;
 
 impl I8042 {
     /// After power-on; `interrupt` is [`IRQ`].
-    pub fn new(interrupt: EventFd) -> Self {
-        Self { controller: Mutex::new(Controller::default()), interrupt, metrics: Metrics::default() }
+    pub fn new(interrupt: impl Line + 'static) -> Self {
+        Self {
+            controller: Mutex::new(Controller::default()),
+            interrupt: Box::new(interrupt),
+            metrics: Metrics::default(),
+        }
     }
 
     fn controller(&self) -> MutexGuard<'_, Controller> {
@@ -64,18 +67,13 @@ impl I8042 {
         if !self.controller().press_ctrl_alt_del() {
             return Err(KeyboardOff);
         }
-        self.raise();
+        self.interrupt.pulse();
         Ok(())
     }
 
     /// What was counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
-    }
-
-    fn raise(&self) {
-        // Full only if KVM has not looked for billions of edges.
-        let _ = self.interrupt.write(1);
     }
 
     /// What a snapshot keeps.
@@ -108,7 +106,7 @@ impl Device for I8042 {
             }
         }
         if more {
-            self.raise();
+            self.interrupt.pulse();
         }
     }
 
@@ -121,7 +119,7 @@ impl Device for I8042 {
             _ => return None,
         };
         if effect.interrupt {
-            self.raise();
+            self.interrupt.pulse();
         }
         if effect.reset {
             self.metrics.reset_count.inc();
@@ -132,6 +130,8 @@ impl Device for I8042 {
 
 #[cfg(test)]
 mod tests {
+    use vmm_sys_util::eventfd::EventFd;
+
     use super::*;
 
     fn device() -> I8042 {
@@ -170,15 +170,16 @@ mod tests {
 
     #[test]
     fn the_chord_comes_byte_by_byte_with_an_interrupt_each() {
-        let device = device();
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let device = I8042::new(line.try_clone().unwrap());
         device.press_ctrl_alt_del().unwrap();
         let mut codes = Vec::new();
         while read(&device, COMMAND_OFFSET) & 1 != 0 {
-            assert_eq!(device.interrupt.read().unwrap(), 1);
+            assert_eq!(line.read().unwrap(), 1);
             codes.push(read(&device, 0));
         }
         assert_eq!(codes, [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14]);
-        assert!(device.interrupt.read().is_err(), "an interrupt too many");
+        assert!(line.read().is_err(), "an interrupt too many");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Action, Device};
+use super::{Action, Device, Line};
 use crate::metrics::Counter;
 pub use uart::State;
 use uart::Uart;
@@ -27,7 +27,7 @@ pub const IRQ: u8 = 4;
 /// The serial line of a VM.
 pub struct Serial {
     uart: Mutex<Uart>,
-    interrupt: EventFd,
+    interrupt: Box<dyn Line>,
     wake: Arc<EventFd>,
     metrics: Metrics,
 }
@@ -57,7 +57,8 @@ pub struct Counters {
 
 impl Serial {
     /// A line whose interrupt is `interrupt`; `wake` is written when the main thread has something to do.
-    pub fn new(interrupt: EventFd, wake: Arc<EventFd>) -> Self {
+    pub fn new(interrupt: impl Line + 'static, wake: Arc<EventFd>) -> Self {
+        let interrupt = Box::new(interrupt);
         Self { uart: Mutex::new(Uart::default()), interrupt, wake, metrics: Metrics::default() }
     }
 
@@ -66,8 +67,8 @@ impl Serial {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does `work` on the registers, then passes on what it asks for. A full event counter means that the other side
-    /// has not looked yet and will find this too, so the errors of the writes say nothing.
+    /// Does `work` on the registers, then passes on what it asks for. A full event counter means that the main thread
+    /// has not looked yet and will find this too, so the error of the write says nothing.
     fn with<T>(&self, work: impl FnOnce(&mut Uart) -> T) -> T {
         let (result, signals) = {
             let mut uart = self.uart();
@@ -75,7 +76,7 @@ impl Serial {
             (result, uart.take_signals())
         };
         if signals.interrupt {
-            let _ = self.interrupt.write(1);
+            self.interrupt.pulse();
         }
         if signals.wake {
             let _ = self.wake.write(1);

@@ -7,7 +7,6 @@
 use std::io;
 
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::{GuestRam, layout};
 
@@ -25,12 +24,6 @@ pub fn renew(ram: &GuestRam) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     ram.write_slice(&id, GuestAddress(layout::VM_GENERATION)).map_err(io::Error::other)
-}
-
-/// Tells the guest that the ID is new.
-pub fn notify(line: &EventFd) {
-    // Full only if KVM has not looked for billions of edges.
-    let _ = line.write(1);
 }
 
 #[cfg(test)]

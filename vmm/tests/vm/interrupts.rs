@@ -1,0 +1,64 @@
+//! Interrupts: from a device's edge through the I/O APIC to a vCPU's local APIC.
+
+use portcullis_vmm::config::EntropyConfig;
+use portcullis_vmm::log::EndReason;
+
+use crate::guest::{Guest, SCRATCH};
+use crate::harness::Setup;
+
+/// Register select and window of the I/O APIC.
+const SELECT: u32 = 0xfec0_0000;
+const WINDOW: u32 = 0xfec0_0010;
+const VERSION: u32 = 1;
+/// Of the local APIC: the requests of vectors 0x40 to 0x5f.
+pub const IRR: u32 = 0xfee0_0220;
+const MASKED: u32 = 1 << 16;
+/// The UART's interrupt enable register, its bit for an empty transmitter, and its line.
+const INTERRUPT_ENABLE: u16 = 0x3f9;
+const TRANSMITTER_EMPTY: u8 = 2;
+const SERIAL: u32 = 4;
+
+/// Sets what line `gsi` sends to the first vCPU.
+fn connect(guest: Guest, gsi: u32, entry: u32) -> Guest {
+    let guest = guest.store32(SELECT, 0x11 + 2 * gsi).store32(WINDOW, 0);
+    guest.store32(SELECT, 0x10 + 2 * gsi).store32(WINDOW, entry)
+}
+
+/// Switches the local APIC on and connects a line of the I/O APIC to bit `bit` of [`IRR`]; interrupts stay off, so that it
+/// can be seen there.
+pub fn watch_line(guest: Guest, gsi: u32, bit: u32) -> Guest {
+    connect(guest.store32(0xfee0_00f0, 0x1ff), gsi, 0x40 + bit)
+}
+
+/// What a guest prints before it resets.
+fn output(setup: Setup) -> String {
+    let ended = setup.run();
+    ended.expect_clean(EndReason::Reset);
+    ended.output
+}
+
+#[test]
+fn the_controller_has_lines_up_to_the_last_device_and_no_more() {
+    let guest = Guest::new().store32(SELECT, VERSION).copy32(WINDOW, SCRATCH).print_hex(SCRATCH, 4).reset();
+    assert_eq!(output(Setup::new(&guest)), "11000400");
+    let mut setup = Setup::new(&guest);
+    setup.config.entropy = Some(EntropyConfig::default());
+    assert_eq!(output(setup), "11000500");
+}
+
+#[test]
+fn an_edge_comes_to_the_vcpu_if_its_line_is_not_masked() {
+    let edge = |guest: Guest| {
+        let guest = guest.out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY).copy32(IRR, SCRATCH);
+        output(Setup::new(&guest.out8(INTERRUPT_ENABLE, 0).print_hex(SCRATCH, 4).reset()))
+    };
+    let watched = || watch_line(Guest::new(), SERIAL, 9);
+    assert_eq!(edge(watched()), "00020000");
+    assert_eq!(edge(connect(watched(), SERIAL, MASKED | 0x49)), "00000000");
+    // One that was masked when the edge came has lost it.
+    let late = |guest: Guest| connect(guest.out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY), SERIAL, 0x49);
+    let lost = late(connect(watched(), SERIAL, MASKED | 0x49)).copy32(IRR, SCRATCH);
+    assert_eq!(output(Setup::new(&lost.out8(INTERRUPT_ENABLE, 0).print_hex(SCRATCH, 4).reset())), "00000000");
+    // Another line's edge.
+    assert_eq!(edge(watch_line(Guest::new(), 3, 9)), "00000000");
+}
