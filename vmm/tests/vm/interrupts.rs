@@ -1,5 +1,6 @@
 //! Interrupts: from a device's edge through the I/O APIC to a vCPU's local APIC.
 
+use nix::sys::signal::Signal;
 use portcullis_vmm::config::EntropyConfig;
 use portcullis_vmm::log::EndReason;
 
@@ -61,4 +62,26 @@ fn an_edge_comes_to_the_vcpu_if_its_line_is_not_masked() {
     assert_eq!(output(Setup::new(&lost.out8(INTERRUPT_ENABLE, 0).print_hex(SCRATCH, 4).reset())), "00000000");
     // Another line's edge.
     assert_eq!(edge(watch_line(Guest::new(), 3, 9)), "00000000");
+}
+
+/// Whatever a guest lets a line send to itself, an SMI, an NMI, an INIT or what no APIC knows: it harms nobody else.
+#[test]
+fn a_guest_that_interrupts_itself_in_every_way_can_be_ended() {
+    // Vectors that are none, and all delivery and destination modes, to itself and to nobody.
+    let entries = (0..16).flat_map(|modes| [0x00, 0x49].map(|vector| (modes << 8) | vector));
+    for entry in entries {
+        for destination in [0u32, 0xff] {
+            let guest = connect(Guest::new().store32(0xfee0_00f0, 0x1ff), SERIAL, entry);
+            let guest = guest.store32(SELECT, 0x11 + 2 * SERIAL).store32(WINDOW, destination << 24);
+            let mut vmm = Setup::new(&guest.print("now").out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY).hang()).start();
+            vmm.wait_for("now");
+            vmm.signal(Signal::SIGTERM);
+            let ended = vmm.wait();
+            match ended.end() {
+                (EndReason::Killed, None) => assert_eq!(ended.code(), Some(0)),
+                (EndReason::Error, Some("triple-fault" | "cannot-emulate")) => assert_eq!(ended.code(), Some(1)),
+                other => panic!("{entry:#x} to {destination:#x}: {other:?}: {ended:?}"),
+            }
+        }
+    }
 }
