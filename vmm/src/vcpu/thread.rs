@@ -198,8 +198,9 @@ impl Threads {
         let Some(vcpus) = vcpus.or_else(|| self.pause()) else {
             return false;
         };
-        drop(vcpus);
+        // The threads end while the vCPUs are closed.
         self.gates.clear();
+        drop(vcpus);
         for thread in self.handles.drain(..) {
             // It waits for its vCPU and finds that there will be none. A panic in a thread has aborted the process.
             drop(thread.join());

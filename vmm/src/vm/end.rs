@@ -39,6 +39,9 @@ pub enum VmError {
     /// An event counter could not be made.
     #[error("cannot make an event counter: {0}")]
     EventFd(std::io::Error),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// A device could not be made from what the configuration says.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -86,7 +89,12 @@ impl VmError {
             Self::Metrics { .. } => "metrics",
             Self::Config(_) => "configuration",
             Self::Guest(fault) => fault.kind.code(),
-            Self::Signals(_) | Self::EventFd(_) | Self::Random(_) | Self::Poll(_) | Self::Devices(_) => "system",
+            Self::Signals(_)
+            | Self::EventFd(_)
+            | Self::Thread(_)
+            | Self::Random(_)
+            | Self::Poll(_)
+            | Self::Devices(_) => "system",
         }
     }
 

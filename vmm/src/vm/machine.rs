@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VmError;
 use super::kvm::{self, KvmError};
+use super::{STACK, VmError};
 use crate::boot::{BootFiles, Entry};
 use crate::config::{HugePages, VmConfig};
 use crate::console::Outlet;
@@ -56,7 +56,6 @@ pub(super) struct Fixed {
 
 /// What has no vCPUs yet.
 struct Board {
-    kvm: Kvm,
     machine: Machine,
     places: Vec<VirtioPlace>,
 }
@@ -70,16 +69,24 @@ impl Machine {
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
-        let mib = config.machine_config.mem_size_mib;
-        let ram = match config.machine_config.huge_pages {
-            HugePages::None => memory::reserve(mib),
-            HugePages::TwoMib => memory::reserve_huge(mib),
-        }?;
-        let Board { kvm, mut machine, places } = Self::assemble(ram, virtio, boot_timer, wake)?;
-        let entry = files.load(&machine.ram, config, &places)?;
-        vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
-        machine.boot_vcpus(&kvm, config.machine_config.vcpu_count, entry)?;
-        Ok(machine)
+        let kvm = kvm::open()?;
+        std::thread::scope(|scope| {
+            // Beside the rest: it takes as long as all that, where each CPUID instruction of this host is an exit.
+            let supported = std::thread::Builder::new().stack_size(STACK);
+            let supported = supported.spawn_scoped(scope, || kvm::supported_cpuid(&kvm)).map_err(VmError::Thread)?;
+            let mib = config.machine_config.mem_size_mib;
+            let ram = match config.machine_config.huge_pages {
+                HugePages::None => memory::reserve(mib),
+                HugePages::TwoMib => memory::reserve_huge(mib),
+            }?;
+            let Board { mut machine, places } = Self::assemble(&kvm, ram, virtio, boot_timer, wake)?;
+            let entry = files.load(&machine.ram, config, &places)?;
+            vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
+            // A panic in a thread has aborted the process.
+            let supported = supported.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            machine.boot_vcpus(&kvm, &supported, config.machine_config.vcpu_count, entry)?;
+            Ok(machine)
+        })
     }
 
     /// Puts the VM of a snapshot together, as it stood when it was saved.
@@ -91,7 +98,8 @@ impl Machine {
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
         let ram = memory::map(state.mem_mib, memory)?;
-        let Board { kvm, mut machine, .. } = Self::assemble(ram, virtio, options.boot_timer, wake)?;
+        let kvm = kvm::open()?;
+        let Board { mut machine, .. } = Self::assemble(&kvm, ram, virtio, options.boot_timer, wake)?;
         state.check_cpu(&kvm::supported_cpuid(&kvm)?)?;
         let elapsed_ns = if options.clock_realtime { state.clock.elapsed_ns() } else { 0 };
         for (number, vcpu) in (0u8..).zip(&state.vcpus) {
@@ -110,14 +118,14 @@ impl Machine {
 
     /// Memory, KVM's VM and all devices.
     fn assemble(
+        kvm: &Kvm,
         ram: GuestRam,
         virtio: Vec<Box<dyn VirtioDevice>>,
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Board, VmError> {
         let step = |step| move |source| KvmError::Step { step, source };
-        let kvm = kvm::open()?;
-        let vm = Arc::new(kvm::create_vm(&kvm)?);
+        let vm = Arc::new(kvm::create_vm(kvm)?);
         // Before the local APICs: with them, every change of the slots waits for a grace period, some milliseconds.
         memory::register(&vm, &ram)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
@@ -140,13 +148,12 @@ impl Machine {
             vm,
             ram,
         };
-        Ok(Board { kvm, machine, places })
+        Ok(Board { machine, places })
     }
 
-    fn boot_vcpus(&mut self, kvm: &Kvm, count: u8, entry: Entry) -> Result<(), VmError> {
-        let supported = kvm::supported_cpuid(kvm)?;
+    fn boot_vcpus(&mut self, kvm: &Kvm, supported: &CpuId, count: u8, entry: Entry) -> Result<(), VmError> {
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let shared = vcpu::Shared { supported: &supported, vcpus: count, tsc_deadline, entry };
+        let shared = vcpu::Shared { supported, vcpus: count, tsc_deadline, entry };
         for number in 0..count {
             let fd = create_vcpu(&self.vm, number)?;
             let cpuid = vcpu::configure(&fd, number, &shared, &self.ram)?;
