@@ -1,5 +1,5 @@
-//! The file of a snapshot's state. What it says of vCPUs is KVM's to judge; what it says of
-//! devices, the targets of the devices try.
+//! The file of a snapshot's state. What it says of vCPUs is KVM's to judge; what it says of devices, the
+//! targets of the devices try.
 
 use portcullis_vmm::config::VmConfig;
 use portcullis_vmm::devices::{acpi_power, i8042, ioapic, serial};

@@ -1,5 +1,7 @@
 //! Interrupts: from a device's edge through the I/O APIC to a vCPU's local APIC.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 use portcullis_vmm::config::EntropyConfig;
 use portcullis_vmm::log::EndReason;
@@ -75,6 +77,8 @@ fn a_guest_that_interrupts_itself_in_every_way_can_be_ended() {
             let guest = guest.store32(SELECT, 0x11 + 2 * SERIAL).store32(WINDOW, destination << 24);
             let mut vmm = Setup::new(&guest.print("now").out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY).hang()).start();
             vmm.wait_for("now");
+            // The edge is the guest's next instruction but one.
+            std::thread::sleep(Duration::from_millis(10));
             vmm.signal(Signal::SIGTERM);
             let ended = vmm.wait();
             match ended.end() {
