@@ -7,7 +7,7 @@ use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
 use portcullis_attest::evidence::{Evidence, SignedQuote};
 use portcullis_attest::key::{Bank, EnrolledAk, PublicArea};
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::reason::Reason;
+use portcullis_attest::reason::{Denial, Reason};
 use portcullis_attest::release::WrappedKey;
 use portcullis_attest::tpm::{AkBlob, ParentHandle, Tpm, TpmError};
 use portcullis_verifier::api::{ActivateResponse, EnrolRequest, ReleaseRequest};
@@ -43,10 +43,10 @@ pub enum ProverError {
     Store(#[from] StoreError),
     /// The TPM's keys are not what they have to be.
     #[error("the TPM's keys cannot be used: {}", list(.0))]
-    Keys(Vec<Reason>),
+    Keys(Denial),
     /// The TPM's own quote does not verify.
     #[error("the TPM's quote does not verify on this host: {}", list(.0))]
-    Quote(Vec<Reason>),
+    Quote(Denial),
     /// The verifier refuses or cannot be reached.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -133,10 +133,10 @@ pub fn endorsement(tcti: &str) -> Result<([u8; 32], bool), ProverError> {
 fn fingerprint(ek_public: &[u8]) -> Result<[u8; 32], ProverError> {
     use portcullis_attest::reason::ReasonCode;
     let unreadable = |error: &dyn std::fmt::Display| {
-        ProverError::Keys(vec![Reason::new(ReasonCode::EkMalformed).found(error.to_string())])
+        ProverError::Keys(Reason::new(ReasonCode::EkMalformed).found(error.to_string()).into())
     };
     let area = PublicArea::parse(ek_public).map_err(|error| unreadable(&error))?;
-    Ok(Sha256::digest(area.spki_der().map_err(|error| unreadable(&error))?).into())
+    area.fingerprint().map_err(|error| unreadable(&error))
 }
 
 impl Prover {
@@ -219,7 +219,7 @@ impl Prover {
         let quote = self.quote(binding)?;
         let mut evidence = Evidence::new(binding.clone(), vec![quote], eventlog, Vec::new());
         let quote = VerifiedQuote::verify(&evidence, &self.ak, binding).map_err(ProverError::Quote)?;
-        let boot = BootInstance::of(Some(self.ek), &quote);
+        let boot = BootInstance::of(&quote);
         let ima_from = if self.last_boot.as_ref() == Some(&boot) { ima_from } else { 0 };
         // After the quote: the list then covers at least what it covers.
         (evidence.ima_from, evidence.ima) = measurements::ima(&self.ima, ima_from)?;

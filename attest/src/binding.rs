@@ -23,6 +23,7 @@ pub const EMPTY_BODY: [u8; 32] = [
 /// What a quote or certification is for. One made for a purpose counts for no other.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Purpose {
     /// A host proves its state; the body is empty.
     Attest,

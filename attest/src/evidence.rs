@@ -33,6 +33,7 @@ pub type PcrValues = BTreeMap<Bank, BTreeMap<u8, Vec<u8>>>;
 
 /// Why bytes are not evidence.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum EvidenceError {
     /// More than [`MAX_JSON`] bytes.
     #[error("evidence of {0} bytes is larger than the {MAX_JSON} bytes that are read")]

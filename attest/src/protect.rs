@@ -18,6 +18,7 @@ use crate::wire::sized;
 
 /// Why nothing can be encrypted to a key.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ProtectError {
     /// The key has a name algorithm, cipher, size or curve with which no storage key that we trust is made.
     #[error("nothing can be encrypted to this key: {0}")]

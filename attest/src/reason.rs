@@ -89,6 +89,69 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Why something is denied: at least one reason. The error of every check in this crate that judges evidence or keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Every reason that the check found.
+    pub reasons: Vec<Reason>,
+}
+
+impl From<Vec<Reason>> for Denial {
+    fn from(reasons: Vec<Reason>) -> Self {
+        Self { reasons }
+    }
+}
+
+impl From<Reason> for Denial {
+    fn from(reason: Reason) -> Self {
+        Self { reasons: vec![reason] }
+    }
+}
+
+impl From<ReasonCode> for Denial {
+    fn from(code: ReasonCode) -> Self {
+        Reason::new(code).into()
+    }
+}
+
+impl From<Denial> for Vec<Reason> {
+    fn from(denial: Denial) -> Self {
+        denial.reasons
+    }
+}
+
+impl core::ops::Deref for Denial {
+    type Target = [Reason];
+
+    fn deref(&self) -> &[Reason] {
+        &self.reasons
+    }
+}
+
+impl IntoIterator for Denial {
+    type Item = Reason;
+    type IntoIter = std::vec::IntoIter<Reason>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.reasons.into_iter()
+    }
+}
+
+/// One reason a line.
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, reason) in self.reasons.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Denial {}
+
 /// Evidence is written by whoever is judged: what is repeated from it is cut to a bound, and nothing in it moves a
 /// terminal's cursor or hides text.
 fn printable(text: &str) -> String {

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 /// Why bytes are not the TPM structure that they should be.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum WireError {
     /// The structure says it is longer than the bytes that are there.
     #[error("{what} needs {needed} bytes at offset {offset}, {left} are left")]

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portcullis_attest::endorsement::{CrlError, EkCertificate, EkRoots, EndorsementKey, Revocations};
 use portcullis_attest::key::{Bank, PublicArea};
-use portcullis_attest::reason::{Reason, ReasonCode as Code};
+use portcullis_attest::reason::{Denial, ReasonCode as Code};
 use software_ca::*;
 use software_tpm::{Public, codes, ek};
 
@@ -52,7 +52,7 @@ impl Vendor {
         let issuing = &self.issuing_der;
         let key = EndorsementKey::check(&self.ek.bytes(), Some(&self.leaf), &[issuing], roots, now());
         let alone = EkCertificate::check(&self.leaf, &[issuing], roots, now());
-        let codes_of = |reasons: Option<Vec<Reason>>| reasons.map_or(Vec::new(), |reasons| codes(&reasons));
+        let codes_of = |denial: Option<Denial>| denial.map_or(Vec::new(), |denial| codes(&denial));
         let (key, mut alone) = (codes_of(key.err()), codes_of(alone.err()));
         alone.sort();
         let mut sorted = key.clone();

@@ -11,7 +11,8 @@ use portcullis_attest::eventlog::{CertificateCache, EventLog};
 use portcullis_attest::evidence::{Evidence, PcrValues};
 use portcullis_attest::ima::{ExtendRule, ImaList};
 use portcullis_attest::key::Bank;
-use portcullis_attest::reason::{Reason, ReasonCode};
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::reason::{Denial, ReasonCode};
 use portcullis_attest::reference::{ReferenceBuilder, ReferenceValues};
 use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
 use serde_json::Value;
@@ -51,22 +52,19 @@ fn reference() -> ReferenceValues {
     builder.build().unwrap()
 }
 
-fn judge(boot: &RecordedBoot) -> Result<Appraisal, Vec<Reason>> {
+fn judge(boot: &RecordedBoot) -> Result<Appraisal, Denial> {
     let tpm = SoftTpm::new();
     let quote = tpm.evidence(&binding(), &quoted(boot)).quotes;
     let evidence = Evidence::new(binding(), quote, boot.event_log.to_vec(), boot.ima.to_vec());
     let policy = "schema = \"portcullis/policy/1\"\nname = \"lab\"\nbank = \"sha256\"\nsecure_boot = true\nima = true\n\
                   references = [\"lab\"]\nhosts = [\"*\"]\nunsigned_references = true\n";
     let context = Context {
-        ak: &tpm.enrolled().unwrap(),
-        binding: &binding(),
-        ek: Some([1; 32]),
         references: &[reference()],
         policy: &Policy::from_toml(policy).unwrap(),
         certificates: &CertificateCache::new(),
         previous: None,
     };
-    appraise(&evidence, &context).map_err(|denial| denial.reasons)
+    appraise(VerifiedQuote::verify(&evidence, &tpm.enrolled().unwrap(), &binding())?, &evidence, &context)
 }
 
 /// The command line that an image's build gave its kernel.

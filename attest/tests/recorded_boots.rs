@@ -10,7 +10,7 @@ use portcullis_attest::evidence::SignedQuote;
 use portcullis_attest::ima::ImaList;
 use portcullis_attest::key::{Bank, EnrolledAk, PublicArea, QuotingKey};
 use portcullis_attest::quote::{Caveat, CheckedQuote, PcrFile};
-use portcullis_attest::reason::{Reason, ReasonCode};
+use portcullis_attest::reason::{Denial, ReasonCode};
 use portcullis_firmware_fixtures::recorded::{ALL, NONCE, RecordedBoot, SEABIOS};
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn key(ak: &RecordedBoot, ek: &RecordedBoot) -> QuotingKey {
     QuotingKey::parse(ak.ak_public).unwrap().under(&PublicArea::parse_tpm2b(ek.ek_public).unwrap()).unwrap()
 }
 
-fn check(quote: &SignedQuote, key: &QuotingKey, nonce: &[u8]) -> Result<CheckedQuote, Vec<Reason>> {
+fn check(quote: &SignedQuote, key: &QuotingKey, nonce: &[u8]) -> Result<CheckedQuote, Denial> {
     CheckedQuote::check(key, &quote.message, &quote.signature, &PcrFile::Named(quote.pcrs.clone()), nonce)
 }
 
@@ -99,7 +99,7 @@ fn recorded_quotes_hold_for_nothing_else() {
 fn recorded_logs_lead_to_what_their_quotes_cover() {
     let [one, other, ..] = ALL;
     let quote = check(&quote(&one), &key(&one, &one), NONCE).unwrap();
-    let codes = |reasons: Vec<Reason>| reasons.iter().map(|reason| reason.code).collect::<Vec<_>>();
+    let codes = |denial: Denial| denial.iter().map(|reason| reason.code).collect::<Vec<_>>();
     let events = |log: &[u8]| quote.replay_eventlog(&EventLog::parse(log).unwrap()).map_err(codes);
     let entries = |list: &[u8]| quote.replay_ima(&ImaList::parse(list).unwrap()).map_err(codes);
     // PCR 10 is the IMA list's, so a log alone leaves it open.

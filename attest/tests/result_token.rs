@@ -1,53 +1,111 @@
 //! Results as tokens: what one key signed, another does not check, and nothing holds for ever.
 
-use portcullis_attest::endorsement::VerifierKeys;
-use portcullis_attest::result::{AttestationResult, TokenError, TokenSigner};
-use serde_json::{Value, json};
+mod software_tpm;
 
-fn result() -> AttestationResult {
-    serde_json::from_str(include_str!("../schemas/examples/result-1.json")).unwrap()
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use portcullis_attest::appraise::{Appraisal, Context, Policy, STATIC_PCRS, appraise};
+use portcullis_attest::endorsement::VerifierKeys;
+use portcullis_attest::eventlog::{CertificateCache, EventLog, initial_value};
+use portcullis_attest::evidence::Evidence;
+use portcullis_attest::key::Bank;
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::reference::ReferenceBuilder;
+use portcullis_attest::result::{AttestationResult, ResultClaims, ResultContext, TokenError, TokenSigner};
+use portcullis_firmware_fixtures::recorded::SECURE_BOOT;
+use serde_json::{Value, json};
+use software_tpm::{SoftTpm, binding};
+
+const ISSUED: u64 = 1_000;
+const EXPIRES: u64 = 1_300;
+
+/// A recorded boot, found good.
+fn appraisal() -> Appraisal {
+    let log = EventLog::parse(SECURE_BOOT.event_log).unwrap();
+    let mut builder = ReferenceBuilder::new("lab", "recorded");
+    builder.recorded(&log, &[Bank::Sha256], &STATIC_PCRS);
+    let policy = "schema = \"portcullis/policy/1\"\nname = \"lab\"\nbank = \"sha256\"\nsecure_boot = true\n\
+                  references = [\"lab\"]\nhosts = [\"*\"]\nunsigned_references = true\n";
+    let replayed = log.replay(Bank::Sha256);
+    let value = |pcr| replayed.get(&pcr).cloned().unwrap_or_else(|| initial_value(Bank::Sha256, pcr, 0));
+    let pcrs = (0..=15).filter(|pcr| *pcr != 10).map(|pcr| (pcr, value(pcr))).collect();
+    let tpm = SoftTpm::new();
+    let quotes = tpm.evidence(&binding(), &[(Bank::Sha256, pcrs)].into()).quotes;
+    let evidence = Evidence::new(binding(), quotes, SECURE_BOOT.event_log.to_vec(), Vec::new());
+    let quote = VerifiedQuote::verify(&evidence, &tpm.enrolled().unwrap(), &binding()).unwrap();
+    let context = Context {
+        references: &[builder.build().unwrap()],
+        policy: &Policy::from_toml(policy).unwrap(),
+        certificates: &CertificateCache::new(),
+        previous: None,
+    };
+    appraise(quote, &evidence, &context).unwrap()
 }
 
-fn keys(signer: &TokenSigner) -> VerifierKeys {
-    VerifierKeys::from_jwks(json!({ "keys": [signer.jwk()] }).to_string().as_bytes()).unwrap()
+fn result(expires_at: u64) -> AttestationResult {
+    let context = ResultContext { verifier: "verifier.example", host: "host-1", issued_at: ISSUED, expires_at };
+    AttestationResult::new(&appraisal(), &context)
+}
+
+fn keys(jwk: &impl serde::Serialize) -> VerifierKeys {
+    VerifierKeys::from_jwks(json!({ "keys": [jwk] }).to_string().as_bytes()).unwrap()
 }
 
 #[test]
 fn n77_a_token_holds_for_its_key_and_its_time() {
     let signer = TokenSigner::generate().unwrap();
-    let token = signer.sign(&result()).unwrap();
-    let read = AttestationResult::from_token(&format!("{token}\n"), &keys(&signer)).unwrap();
-    assert_eq!(read, result());
-    for now in [read.iat, read.exp - 1] {
+    let signed = result(EXPIRES);
+    let token = signer.sign(&signed).unwrap();
+    let read = ResultClaims::from_token(&format!("{token}\n"), &keys(signer.jwk())).unwrap();
+    assert_eq!(read, *signed);
+    for now in [ISSUED, EXPIRES - 1] {
         read.holds_at(now).unwrap();
     }
-    for now in [read.iat - 1, read.exp, u64::MAX] {
+    for now in [ISSUED - 1, EXPIRES, u64::MAX] {
         assert!(matches!(read.holds_at(now), Err(TokenError::Expired { .. })), "{now}");
     }
     let other = TokenSigner::generate().unwrap();
-    assert!(matches!(AttestationResult::from_token(&token, &keys(&other)), Err(TokenError::Jws(_))));
+    assert!(matches!(ResultClaims::from_token(&token, &keys(other.jwk())), Err(TokenError::Jws(_))));
     // Another payload under the same signature.
-    let mut changed = result();
-    changed.exp += 3600;
     let (_, signature) = token.rsplit_once('.').unwrap();
-    let elsewhere = signer.sign(&changed).unwrap();
+    let elsewhere = signer.sign(&result(EXPIRES + 3600)).unwrap();
     let (payload, _) = elsewhere.rsplit_once('.').unwrap();
     let forged = format!("{payload}.{signature}");
-    assert!(matches!(AttestationResult::from_token(&forged, &keys(&signer)), Err(TokenError::Jws(_))));
+    assert!(matches!(ResultClaims::from_token(&forged, &keys(signer.jwk())), Err(TokenError::Jws(_))));
+}
+
+/// A key of somebody who does not use this library: it signs anything.
+struct AnySigner(EcdsaKeyPair);
+
+impl AnySigner {
+    fn keys(&self) -> VerifierKeys {
+        let point = self.0.public_key().as_ref();
+        let (x, y) = (URL_SAFE_NO_PAD.encode(&point[1..33]), URL_SAFE_NO_PAD.encode(&point[33..]));
+        keys(&json!({ "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "any", "x": x, "y": y }))
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        let header = json!({ "alg": "ES256", "typ": "JWT", "kid": "any" });
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let input = format!("{}.{}", part(&header), part(claims));
+        let signature = self.0.sign(&SystemRandom::new(), input.as_bytes()).unwrap();
+        format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    }
 }
 
 #[test]
 fn a_token_is_about_one_host() {
-    let signer = TokenSigner::generate().unwrap();
-    let mut two = result();
-    let submodule = two.submods["host-1"].clone();
-    two.submods.insert("host-2".to_owned(), submodule);
-    let token = signer.sign(&two).unwrap();
-    assert!(matches!(AttestationResult::from_token(&token, &keys(&signer)), Err(TokenError::Hosts(2))));
-    let mut none = result();
-    none.submods.clear();
-    let token = signer.sign(&none).unwrap();
-    assert!(matches!(AttestationResult::from_token(&token, &keys(&signer)), Err(TokenError::Hosts(0))));
+    let signer = AnySigner(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
+    let one = serde_json::to_value(result(EXPIRES)).unwrap();
+    ResultClaims::from_token(&signer.sign(&one), &signer.keys()).unwrap();
+    let mut two = one.clone();
+    two["submods"]["host-2"] = one["submods"]["host-1"].clone();
+    assert!(matches!(ResultClaims::from_token(&signer.sign(&two), &signer.keys()), Err(TokenError::Hosts(2))));
+    let mut none = one;
+    none["submods"] = json!({});
+    assert!(matches!(ResultClaims::from_token(&signer.sign(&none), &signer.keys()), Err(TokenError::Hosts(0))));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use portcullis_attest::appraise::Policy;
 use portcullis_attest::key::Bank;
 use portcullis_attest::reference::ReferenceValues;
-use portcullis_attest::result::{AttestationResult, PROFILE};
+use portcullis_attest::result::{PROFILE, ResultClaims};
 use serde_json::Value;
 
 fn read(name: &str) -> String {
@@ -190,7 +190,7 @@ fn the_signature_example_is_of_the_reference_example() {
 #[test]
 fn the_result_example_reads_and_is_what_the_schema_says() {
     let text = read("examples/result-1.json");
-    let result: AttestationResult = serde_json::from_str(&text).unwrap();
+    let result: ResultClaims = serde_json::from_str(&text).unwrap();
     assert_eq!(result.eat_profile, PROFILE);
     let schema = schema("result-1.json");
     let value: Value = serde_json::from_str(&text).unwrap();
@@ -206,6 +206,6 @@ fn the_result_example_reads_and_is_what_the_schema_says() {
         let mut wrong = value.clone();
         *wrong.pointer_mut(pointer).unwrap() = wrong_value;
         assert!(check(&schema, &wrong).is_some(), "{pointer}");
-        assert!(serde_json::from_value::<AttestationResult>(wrong).is_err(), "{pointer}");
+        assert!(serde_json::from_value::<ResultClaims>(wrong).is_err(), "{pointer}");
     }
 }

@@ -4,8 +4,8 @@
 mod swtpm;
 
 use portcullis_attest::binding::{Binding, Purpose};
+use portcullis_attest::eventlog::EventType;
 use portcullis_attest::key::Bank;
-use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reason::ReasonCode;
 use portcullis_attest::release::{CertifiedParent, RELEASE_PCRS, ReleaseError, WrappedKey, wrap_key};
 use portcullis_attest::tpm::{ParentHandle, TpmError};
@@ -17,8 +17,8 @@ const KEY: [u8; 64] = [0x42; 64];
 /// key is wrapped.
 fn release(host: &mut Host) -> (ParentHandle, WrappedKey) {
     let (parent, certified) = certified_parent(host);
-    let quote = quote(host);
-    let wrapped = wrap_key(&KEY, &certified, &quote).unwrap();
+    let appraisal = host.appraise(Bank::Sha256, &selection());
+    let wrapped = wrap_key(&KEY, &certified, &appraisal).unwrap();
     (parent, wrapped)
 }
 
@@ -31,15 +31,16 @@ fn certified_parent(host: &mut Host) -> (ParentHandle, CertifiedParent) {
     (parent, certified)
 }
 
-fn quote(host: &mut Host) -> VerifiedQuote {
-    let asked = binding(Purpose::Launch);
-    let evidence = host.evidence(&asked, &selection());
-    VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap()
+/// A host that booted.
+fn booted() -> Host {
+    let mut host = Host::new();
+    host.boot();
+    host
 }
 
 #[test]
 fn a_wrapped_key_opens_where_it_was_made_for() {
-    let mut host = Host::new();
+    let mut host = booted();
     for _ in 0..3 {
         let (parent, wrapped) = release(&mut host);
         assert_eq!(host.tpm.import_unseal(parent, &wrapped).unwrap().as_slice(), KEY);
@@ -52,10 +53,10 @@ fn a_wrapped_key_opens_where_it_was_made_for() {
 
 #[test]
 fn n82_no_key_opens_after_a_change_of_a_static_pcr() {
-    let mut host = Host::new();
+    let mut host = booted();
     for pcr in RELEASE_PCRS {
         let (parent, wrapped) = release(&mut host);
-        host.tpm.extend(pcr, &[(Bank::Sha256, vec![1; 32])]).unwrap();
+        host.measure(pcr, EventType::EFI_PLATFORM_FIRMWARE_BLOB, b"more");
         let refused = host.tpm.import_unseal(parent, &wrapped).unwrap_err();
         assert!(matches!(refused, TpmError::PolicyFailed), "PCR {pcr}: {refused:?}");
     }
@@ -63,7 +64,7 @@ fn n82_no_key_opens_after_a_change_of_a_static_pcr() {
 
 #[test]
 fn n82_no_key_opens_after_a_reset() {
-    let mut host = Host::new();
+    let mut host = booted();
     let (parent, wrapped) = release(&mut host);
     let mut host = host.power_cycle();
     // The old parent is gone with the boot; a new one has another seed.
@@ -75,8 +76,8 @@ fn n82_no_key_opens_after_a_reset() {
 
 #[test]
 fn n82_no_key_opens_in_another_tpm() {
-    let mut honest = Host::new();
-    let mut tampered = Host::new();
+    let mut honest = booted();
+    let mut tampered = booted();
     let (_, wrapped) = release(&mut honest);
     let parent = tampered.tpm.null_parent().unwrap();
     let refused = tampered.tpm.import_unseal(parent, &wrapped).unwrap_err();
@@ -85,7 +86,7 @@ fn n82_no_key_opens_in_another_tpm() {
 
 #[test]
 fn a_wrapped_key_that_was_tampered_with_does_not_open() {
-    let mut host = Host::new();
+    let mut host = booted();
     for field in 0..2 {
         let (parent, mut wrapped) = release(&mut host);
         let bytes = if field == 0 { &mut wrapped.public } else { &mut wrapped.duplicate };
@@ -126,20 +127,20 @@ fn n83_a_parent_certified_for_something_else_or_by_another_is_refused() {
 
 #[test]
 fn no_key_is_wrapped_across_tpms_or_boots() {
-    let mut host = Host::new();
-    let mut other = Host::new();
+    let (mut host, mut other) = (booted(), booted());
     let (_, parent) = certified_parent(&mut host);
-    let foreign = quote(&mut other);
+    let foreign = other.appraise(Bank::Sha256, &selection());
     assert!(matches!(wrap_key(&KEY, &parent, &foreign), Err(ReleaseError::OtherTpm)));
     let mut host = host.power_cycle();
-    let later = quote(&mut host);
+    host.boot();
+    let later = host.appraise(Bank::Sha256, &selection());
     assert!(matches!(wrap_key(&KEY, &parent, &later), Err(ReleaseError::OtherBoot)));
 
     let (_, parent) = certified_parent(&mut host);
     assert!(matches!(wrap_key(&[], &parent, &later), Err(ReleaseError::KeyLength(0))));
     assert!(matches!(wrap_key(&[0; 129], &parent, &later), Err(ReleaseError::KeyLength(129))));
-    let asked = binding(Purpose::Launch);
-    let evidence = host.evidence(&asked, &[(Bank::Sha256, (0..=9).collect())]);
-    let partial = VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap();
-    assert!(matches!(wrap_key(&KEY, &parent, &partial), Err(ReleaseError::PcrMissing(14))));
+    // Keys are bound to the sha256 bank, whichever bank was judged.
+    let [_, sha384] = <[_; 2]>::try_from(selection()).unwrap();
+    let other_bank = host.appraise(Bank::Sha384, &[sha384]);
+    assert!(matches!(wrap_key(&KEY, &parent, &other_bank), Err(ReleaseError::PcrMissing(0))));
 }

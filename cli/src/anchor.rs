@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
-use portcullis_attest::key::{Bank, EnrolledAk, PublicArea};
+use portcullis_attest::key::{EnrolledAk, PublicArea};
 
 use crate::failure::Failure;
 use crate::files::{self, SMALL};
@@ -33,8 +33,6 @@ pub struct AnchorArguments {
 pub struct Anchor {
     /// The key.
     pub ak: EnrolledAk,
-    /// The fingerprint of its parent, if that is known.
-    pub ek: Option<[u8; 32]>,
     /// The host and the verifier that the enrolment is about.
     pub enrolled: Option<(String, String)>,
 }
@@ -68,7 +66,7 @@ fn enrolment(path: &Path, keys: &Path) -> Result<Anchor, Failure> {
     };
     let statement = EnrolmentStatement::verify(&jws, &verifier_keys).map_err(|error| unanchored(&error))?;
     let ak = statement.ak().map_err(|error| unanchored(&error))?;
-    Ok(Anchor { ak, ek: Some(statement.ek), enrolled: Some((statement.host, statement.verifier)) })
+    Ok(Anchor { ak, enrolled: Some((statement.host, statement.verifier)) })
 }
 
 fn keys(ak: &Path, ek: Option<&Path>) -> Result<Anchor, Failure> {
@@ -82,11 +80,11 @@ fn keys(ak: &Path, ek: Option<&Path>) -> Result<Anchor, Failure> {
     }
     let ak = public_area(ak, ak_bytes)?;
     let Some(path) = ek else {
-        return Ok(Anchor { ak: EnrolledAk::without_parent(&ak).map_err(denied)?, ek: None, enrolled: None });
+        return Ok(Anchor { ak: EnrolledAk::without_parent(&ak).map_err(denied)?, enrolled: None });
     };
     let ek_public = public_area(path, files::read(path, SMALL)?)?;
     let ak = EnrolledAk::new(&ak, &ek_public).map_err(denied)?;
-    Ok(Anchor { ak, ek: Some(fingerprint(path, &ek_public)?), enrolled: None })
+    Ok(Anchor { ak, enrolled: None })
 }
 
 /// A public area, without the length that TPM2B_PUBLIC puts before it.
@@ -97,10 +95,4 @@ fn public_area(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
     };
     PublicArea::parse(&area).map_err(|error| content(path, &format!("no TPMT_PUBLIC or TPM2B_PUBLIC: {error}")))?;
     Ok(area)
-}
-
-fn fingerprint(path: &Path, ek_public: &[u8]) -> Result<[u8; 32], Failure> {
-    let area = PublicArea::parse(ek_public).map_err(|error| content(path, &error))?;
-    let spki = area.spki_der().map_err(|error| content(path, &error))?;
-    Bank::Sha256.hash(&spki).try_into().map_err(|_| content(path, &"its fingerprint cannot be computed"))
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use portcullis_attest::eventlog::{Coverage, Event, EventLog};
+use portcullis_attest::eventlog::{Event, EventLog};
 use portcullis_attest::key::Bank;
 use serde::Serialize;
 use serde_json::json;
@@ -131,13 +131,7 @@ struct ShownEvent {
 impl ShownEvent {
     fn new(event: &Event<'_>, bank: Bank) -> Self {
         let description = event.describe(bank);
-        let covered = match description.coverage {
-            Coverage::Data => "data",
-            Coverage::Beginning(_) => "beginning",
-            Coverage::Text => "text",
-            Coverage::Value => "value",
-            Coverage::Nothing => "no",
-        };
+        let covered = description.coverage.as_str();
         Self {
             number: event.number,
             pcr: event.extends().then_some(event.pcr),

@@ -91,14 +91,7 @@ fn replay(list: &ImaList<'_>, bank: Option<Bank>, out: Output) -> Result<(), Fai
 
 /// What template digests say of how their bank was extended: SHA-1 digests are the same by both rules.
 fn said_by(hash: TemplateHash) -> Option<&'static str> {
-    (hash.bank != Bank::Sha1).then(|| name_of(hash.rule))
-}
-
-const fn name_of(rule: ExtendRule) -> &'static str {
-    match rule {
-        ExtendRule::Digest => "digest",
-        ExtendRule::PaddedSha1 => "padded-sha1",
-    }
+    (hash.bank != Bank::Sha1).then(|| hash.rule.as_str())
 }
 
 fn find(list: &ImaList<'_>, bank: Option<Bank>, wanted: &str, out: Output) -> Result<(), Failure> {
@@ -121,7 +114,7 @@ fn find(list: &ImaList<'_>, bank: Option<Bank>, wanted: &str, out: Output) -> Re
         let text = format!("None of the list's {} entries leads to this PCR 10 in {}.", list.len(), names.join(" or "));
         return Err(Failure::NotTrusted(vec![crate::verify::reason("ima.pcr-mismatch", text)]));
     };
-    let (rule, count) = (name_of(rule), list.len());
+    let (rule, count) = (rule.as_str(), list.len());
     let value = json!({
         "entries": count,
         "violations": list.violations(),

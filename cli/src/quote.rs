@@ -113,9 +113,9 @@ fn with_logs(quote: CheckedQuote, arguments: &QuoteCheck) -> Result<Answer, Fail
 }
 
 fn key(ak: &Path, ek: Option<&Path>) -> Result<QuotingKey, Failure> {
-    let key = QuotingKey::parse(&files::read(ak, SMALL)?).map_err(|reasons| match reasons.as_slice() {
+    let key = QuotingKey::parse(&files::read(ak, SMALL)?).map_err(|denial| match &*denial {
         [Reason { code: ReasonCode::AkMalformed, found, .. }] => content(ak, &found.as_deref().unwrap_or("no key")),
-        _ => denied(reasons),
+        _ => denied(denial),
     })?;
     let Some(path) = ek else { return Ok(key) };
     let ek = PublicArea::parse_either(&files::read(path, SMALL)?).map_err(|error| content(path, &error))?;

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use portcullis_attest::endorsement::VerifierKeys;
-use portcullis_attest::result::{AttestationResult, Continuity, Submodule, TokenError};
+use portcullis_attest::result::{Continuity, ResultClaims, Submodule, TokenError};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -54,9 +54,9 @@ fn keys(path: &Path) -> Result<VerifierKeys, Failure> {
 }
 
 /// A result that one of the keys signed: the host, and what is said of it.
-fn signed(path: &Path, keys: &VerifierKeys) -> Result<(AttestationResult, String, Submodule), Failure> {
+fn signed(path: &Path, keys: &VerifierKeys) -> Result<(ResultClaims, String, Submodule), Failure> {
     let token = files::read_text(path, SMALL)?;
-    let result = AttestationResult::from_token(&token, keys).map_err(|error| untrusted(path, &error))?;
+    let result = ResultClaims::from_token(&token, keys).map_err(|error| untrusted(path, &error))?;
     let of_host = result.submods.iter().next().map(|(host, submodule)| (host.clone(), submodule.clone()));
     let (host, submodule) = of_host.ok_or_else(|| content(path, &"it is about no host"))?;
     Ok((result, host, submodule))
@@ -99,7 +99,8 @@ fn compare(earlier: &Path, later: &Path, keys: &VerifierKeys, out: Output) -> Re
         Continuity::OtherState => Some("boot.static-pcrs"),
         Continuity::Backwards => Some("boot.reset-count"),
         Continuity::OtherTpm => Some("boot.other-tpm"),
-        Continuity::Unproved => Some("boot.unproved"),
+        // Whatever this version does not know proves nothing.
+        _ => Some("boot.unproved"),
     };
     if let Some(code) = contradiction {
         return Err(Failure::NotTrusted(vec![reason(code, format!("{host}: {continuity}."))]));

@@ -8,6 +8,8 @@ use portcullis_attest::appraise::{Appraisal, Context, Policy, appraise};
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose, is_valid_id};
 use portcullis_attest::eventlog::CertificateCache;
 use portcullis_attest::evidence::Evidence;
+use portcullis_attest::quote::VerifiedQuote;
+use portcullis_attest::reason::Denial;
 use portcullis_attest::reference::signature::SignatureError;
 use portcullis_attest::reference::{ReferenceError, ReferenceValues};
 use portcullis_attest::result::{AttestationResult, Jwk, ResultContext, TokenSigner};
@@ -87,17 +89,11 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
     let anchor = arguments.anchor.read()?;
     about_whom_was_asked(arguments, &anchor)?;
     let binding = binding(arguments, &anchor, &evidence, nonce);
-    let context = Context {
-        ak: &anchor.ak,
-        binding: &binding,
-        ek: anchor.ek,
-        references: &references,
-        policy: &policy,
-        certificates: &CertificateCache::new(),
-        previous: None,
-    };
+    let context =
+        Context { references: &references, policy: &policy, certificates: &CertificateCache::new(), previous: None };
     let named = arguments.host.is_some() || anchor.enrolled.is_some();
-    let good = appraise(&evidence, &context).map_err(|denial| denied(denial.reasons))?;
+    let quote = VerifiedQuote::verify(&evidence, &anchor.ak, &binding).map_err(denied)?;
+    let good = appraise(quote, &evidence, &context).map_err(denied)?;
     let key = match (&arguments.token_out, &signer) {
         (Some(path), Some(signer)) => Some(write_token(path, signer, &good, &arguments.issuer)?),
         _ => None,
@@ -252,8 +248,8 @@ pub fn content(path: &Path, error: &dyn std::fmt::Display) -> Failure {
 }
 
 /// Evidence that does not hold.
-pub fn denied(reasons: Vec<portcullis_attest::reason::Reason>) -> Failure {
-    Failure::NotTrusted(reasons.into_iter().map(Into::into).collect())
+pub fn denied(denial: impl Into<Denial>) -> Failure {
+    Failure::NotTrusted(denial.into().into_iter().map(Into::into).collect())
 }
 
 /// A reason of this program's own.

@@ -1,8 +1,8 @@
 //! Every case of the library's appraisal, asked of the program as well: `portcullis verify` says what the library says, with
 //! the same codes in the same order. N08, N15, N44 to N51, N54 to N72, N75 and N87, with their twins.
 //!
-//! The cases are the library's own (`attest/src/appraise/tests`), and so are their builders. In their place of
-//! `crate::appraise::appraise` stands one here that runs the program too.
+//! The cases are the library's own (`attest/src/appraise/tests`), and so are their builders. In place of the library's
+//! `crate::appraise::judge`, they call one here that runs the program too.
 #![allow(missing_docs)]
 
 mod program;
@@ -15,17 +15,25 @@ mod appraise {
 
     use std::path::Path;
 
+    use portcullis_attest::binding::Binding;
     use portcullis_attest::evidence::Evidence;
+    use portcullis_attest::key::EnrolledAk;
+    use portcullis_attest::quote::VerifiedQuote;
 
     use crate::program::{codes, json};
 
     /// What the library says of the evidence, after the program said the same.
-    pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
-        let verdict = portcullis_attest::appraise::appraise(evidence, context);
+    pub fn judge(
+        evidence: &Evidence,
+        ak: &EnrolledAk,
+        binding: &Binding,
+        context: &Context<'_>,
+    ) -> Result<Appraisal, Denial> {
+        let verdict = VerifiedQuote::verify(evidence, ak, binding).and_then(|quote| appraise(quote, evidence, context));
         if program_can_be_asked(context) {
             let expected = verdict.as_ref().err().map(|denial| &denial.reasons[..]).unwrap_or_default();
             let dir = tempfile::tempdir().unwrap();
-            let answer = verify(dir.path(), evidence, context, i32::from(verdict.is_err()));
+            let answer = verify(dir.path(), evidence, (ak, binding), context, i32::from(verdict.is_err()));
             assert_eq!(answer["trusted"], verdict.is_ok());
             assert_eq!(codes(&answer), expected.iter().map(|reason| reason.code.as_str()).collect::<Vec<_>>());
             for (shown, reason) in answer["reasons"].as_array().unwrap().iter().zip(expected) {
@@ -41,15 +49,21 @@ mod appraise {
         context.previous.is_none() && context.references.iter().all(|values| values.signed_by().is_none())
     }
 
-    fn verify(dir: &Path, evidence: &Evidence, context: &Context<'_>, code: i32) -> serde_json::Value {
+    fn verify(
+        dir: &Path,
+        evidence: &Evidence,
+        (ak, binding): (&EnrolledAk, &Binding),
+        context: &Context<'_>,
+        code: i32,
+    ) -> serde_json::Value {
         let write = |name: &str, bytes: &[u8]| std::fs::write(dir.join(name), bytes).unwrap();
         write("evidence", &evidence.to_json().unwrap());
-        write("ak", context.ak.public().bytes());
+        write("ak", ak.public().bytes());
         // An empty policy has not even a schema: it is an empty file.
         let policy = (*context.policy != Policy::default()).then(|| toml::to_string(context.policy).unwrap());
         write("policy", policy.unwrap_or_default().as_bytes());
-        let nonce = hex::encode(&context.binding.nonce);
-        let (host, verifier) = (context.binding.host.as_str(), context.binding.verifier.as_str());
+        let nonce = hex::encode(&binding.nonce);
+        let (host, verifier) = (binding.host.as_str(), binding.verifier.as_str());
         let mut arguments =
             vec!["verify", "--evidence", "evidence", "--nonce", &nonce, "--ak", "ak", "--policy", "policy"];
         arguments.extend(["--host", host, "--verifier", verifier]);

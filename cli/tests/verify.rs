@@ -8,7 +8,7 @@ use std::path::Path;
 use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::{Bank, PublicArea};
-use portcullis_attest::result::{AttestationResult, TokenSigner};
+use portcullis_attest::result::{ResultClaims, TYP};
 use portcullis_verifier::service::signer::Signer;
 use program::{codes, json, run};
 use serde_json::{Value, json as object};
@@ -194,15 +194,15 @@ fn a_name_that_only_the_evidence_gives_is_said_to_be_that() {
 #[test]
 fn n40_n41_counters_that_go_back_are_refused_and_after_a_reset_nothing_continues() {
     let dir = tempfile::tempdir().unwrap();
-    let signer = TokenSigner::from_pem(SIGNING_KEY).unwrap();
+    let signer = Signer::from_pem(SIGNING_KEY).unwrap();
     std::fs::write(dir.path().join("keys.json"), object!({ "keys": [signer.jwk()] }).to_string()).unwrap();
     let write = |name: &str, counters: (u32, u32)| {
         let example = include_str!("../../attest/schemas/examples/result-1.json");
-        let mut result: AttestationResult = serde_json::from_str(example).unwrap();
+        let mut result: ResultClaims = serde_json::from_str(example).unwrap();
         for submodule in result.submods.values_mut() {
             (submodule.boot.reset_count, submodule.boot.restart_count) = counters;
         }
-        std::fs::write(dir.path().join(name), signer.sign(&result).unwrap()).unwrap();
+        std::fs::write(dir.path().join(name), signer.sign(TYP, &result).unwrap()).unwrap();
     };
     let compare = |later: (u32, u32), code: i32| {
         write("earlier", (7, 2));

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::reference::ReferenceValues;
-use portcullis_attest::result::{AttestationResult, Continuity, Submodule};
+use portcullis_attest::result::{Continuity, ResultClaims, Submodule};
 use portcullis_verifier::api;
 use portcullis_verifier::client::ClientError;
 use support::boot::{Boot, references};
@@ -22,7 +22,7 @@ fn codes<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> Vec<String> {
 }
 
 /// What a relying party reads of a token at `now`; nothing when it is no good then.
-fn read(service: &Running, token: &str, now: u64) -> Option<AttestationResult> {
+fn read(service: &Running, token: &str, now: u64) -> Option<ResultClaims> {
     let jwks: JwkSet = serde_json::from_value(service.client(None).jwks().unwrap()).unwrap();
     let kid = jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
     let key = DecodingKey::from_jwk(jwks.find(&kid).unwrap()).unwrap();
@@ -30,11 +30,11 @@ fn read(service: &Running, token: &str, now: u64) -> Option<AttestationResult> {
     // The library knows no other clock than the machine's.
     validation.validate_exp = false;
     validation.set_issuer(&[VERIFIER]);
-    let claims = jsonwebtoken::decode::<AttestationResult>(token, &key, &validation).ok()?.claims;
+    let claims = jsonwebtoken::decode::<ResultClaims>(token, &key, &validation).ok()?.claims;
     (claims.iat <= now + 60 && now < claims.exp).then_some(claims)
 }
 
-fn of<'a>(result: &'a AttestationResult, host: &str) -> Option<&'a Submodule> {
+fn of<'a>(result: &'a ResultClaims, host: &str) -> Option<&'a Submodule> {
     result.submods.get(host)
 }
 
@@ -54,7 +54,7 @@ fn n77_a_verdict_is_of_one_host_one_boot_and_some_minutes() {
     assert_eq!(of(&first, "h1").unwrap().tls_spki_sha256, hex::encode(host.identity.spki_sha256()));
     assert_eq!(codes(other.client(&service).orders("h1")), ["host.other-tls-key"]);
     let of_other = read(&service, &other.attest(&service).unwrap().token, now).unwrap();
-    let between = |then: &AttestationResult, now: &AttestationResult, host: &str| {
+    let between = |then: &ResultClaims, now: &ResultClaims, host: &str| {
         Continuity::between(of(then, "h1").unwrap(), of(now, host).unwrap())
     };
     assert_eq!(between(&first, &of_other, "h2"), Continuity::OtherTpm);

@@ -4,6 +4,7 @@ use portcullis_attest::appraise::{Appraisal, Context, Denial, Policy, STATIC_PCR
 use portcullis_attest::eventlog::{CertificateCache, EventLog};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::{Bank, EnrolledAk};
+use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reference::{ReferenceBuilder, ReferenceValues};
 
 use crate::software_tpm::binding;
@@ -34,8 +35,7 @@ impl Rules {
         certificates: &CertificateCache,
     ) -> Result<Appraisal, Denial> {
         let (policy, references) = (&self.policy, &self.references);
-        let context =
-            Context { ak, binding: &binding(), ek: Some([1; 32]), references, policy, certificates, previous: None };
-        appraise(evidence, &context)
+        let context = Context { references, policy, certificates, previous: None };
+        appraise(VerifiedQuote::verify(evidence, ak, &binding())?, evidence, &context)
     }
 }

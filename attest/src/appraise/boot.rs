@@ -26,10 +26,10 @@ pub struct BootInstance {
 }
 
 impl BootInstance {
-    /// The boot instance that a quote was made in.
-    pub fn of(ek: Option<[u8; 32]>, quote: &VerifiedQuote) -> Self {
+    /// The boot instance that a quote was made in. The endorsement key is the one under which the quote's AK is enrolled.
+    pub fn of(quote: &VerifiedQuote) -> Self {
         let clock = quote.clock();
-        Self { ek: ek.map(hex::encode), reset_count: clock.reset_count, restart_count: clock.restart_count }
+        Self { ek: quote.ek().map(hex::encode), reset_count: clock.reset_count, restart_count: clock.restart_count }
     }
 
     /// Whether this is certainly the same boot of the same TPM.

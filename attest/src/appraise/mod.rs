@@ -30,11 +30,12 @@ pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRules
 pub use programs::rules as ima_rules;
 pub use replayed::ReplayedLog;
 
-use crate::binding::Binding;
+pub use crate::reason::Denial;
+
 use crate::eventlog::CertificateCache;
 use crate::evidence::Evidence;
 use crate::ima::ImaState;
-use crate::key::{Bank, EnrolledAk};
+use crate::key::Bank;
 use crate::quote::VerifiedQuote;
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::ReferenceValues;
@@ -49,13 +50,6 @@ pub const MAX_REASONS: usize = 100;
 /// What evidence is judged against.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The enrolled attestation key.
-    pub ak: &'a EnrolledAk,
-    /// What the quote must be bound to.
-    pub binding: &'a Binding,
-    /// SHA-256 of the SubjectPublicKeyInfo of the endorsement key under which the AK was enrolled. `None` for an AK whose
-    /// parent nobody vouches for.
-    pub ek: Option<[u8; 32]>,
     /// The reference values that the policy may name.
     pub references: &'a [ReferenceValues],
     /// What is required.
@@ -67,40 +61,18 @@ pub struct Context<'a> {
     pub previous: Option<&'a Judged>,
 }
 
-/// Why evidence does not make a host trusted: at least one reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// All reasons of the stage that was reached.
-    pub reasons: Vec<Reason>,
-}
-
-impl Denial {
-    fn new(mut reasons: Vec<Reason>) -> Self {
-        reasons.sort_by_key(|reason| compare::weight(reason.code));
-        let more = reasons.len().saturating_sub(MAX_REASONS);
-        reasons.truncate(MAX_REASONS);
-        if more > 0
-            && let Some(last) = reasons.last_mut()
-        {
-            last.text = format!("{} (And {more} more reasons.)", last.text);
-        }
-        Self { reasons }
+/// The denial of one stage: the gravest reasons first, and no more of them than anybody reads.
+fn denial(mut reasons: Vec<Reason>) -> Denial {
+    reasons.sort_by_key(|reason| compare::weight(reason.code));
+    let more = reasons.len().saturating_sub(MAX_REASONS);
+    reasons.truncate(MAX_REASONS);
+    if more > 0
+        && let Some(last) = reasons.last_mut()
+    {
+        last.text = format!("{} (And {more} more reasons.)", last.text);
     }
+    reasons.into()
 }
-
-impl std::fmt::Display for Denial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, reason) in self.reasons.iter().enumerate() {
-            if index > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "{reason}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Denial {}
 
 /// The positive verdict: the host booted what the reference values say, as the policy requires.
 ///
@@ -146,46 +118,40 @@ impl MatchedReference {
     }
 }
 
-/// Judges evidence from its first byte to the verdict.
+/// Judges evidence whose quotes were verified: replays its logs against them, and compares what the logs say with the policy
+/// and the reference values.
+///
+/// `quote` is what [`VerifiedQuote::verify`] made of this evidence. Logs of other evidence would not lead to its PCR values.
 ///
 /// # Errors
 /// Every reason of the stage that was reached, the gravest first.
-pub fn appraise(evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
-    let quote = VerifiedQuote::verify(evidence, context.ak, context.binding).map_err(Denial::new)?;
-    // Only of a child of the EK the counters are true.
-    let ek = context.ek.filter(|_| context.ak.qualified_name().is_some());
-    let boot = BootInstance::of(ek, &quote);
+pub fn appraise(quote: VerifiedQuote, evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
+    let boot = BootInstance::of(&quote);
     let fresh = context.previous.map_or_else(Vec::new, |previous| boot::freshness(&quote, &boot, previous));
     let same_boot = context.previous.filter(|previous| previous.boot.is_same_boot(&boot));
     let ima = same_boot.and_then(|previous| previous.ima.as_ref());
     let replayed = match ReplayedLog::replay(quote, evidence, ima) {
         Ok(replayed) if fresh.is_empty() => replayed,
-        Ok(_) => return Err(Denial::new(fresh)),
-        Err(reasons) => return Err(Denial::new([fresh, reasons].concat())),
+        Ok(_) => return Err(denial(fresh)),
+        Err(replay) => return Err(denial([fresh, replay.into()].concat())),
     };
     let Some(bank) = context.policy.bank_if_any() else {
-        return Err(Denial::new(vec![Reason::new(ReasonCode::PolicyEmpty)]));
+        return Err(ReasonCode::PolicyEmpty.into());
     };
-    let claims = Claims::read(replayed, bank, context.certificates).map_err(Denial::new)?;
-    let appraisal = claims.appraise(ek, context.policy, context.references).map_err(Denial::new)?;
+    let claims = Claims::read(replayed, bank, context.certificates).map_err(|bad| denial(bad.into()))?;
+    let appraisal = claims.appraise(context.policy, context.references).map_err(|bad| denial(bad.into()))?;
     match same_boot.map(|previous| appraisal.same_static_pcrs(previous)) {
-        Some(reasons) if !reasons.is_empty() => Err(Denial::new(reasons)),
+        Some(reasons) if !reasons.is_empty() => Err(denial(reasons)),
         _ => Ok(appraisal),
     }
 }
 
 impl Claims<'_> {
-    /// Compares the claims with what the policy requires: the last stage. `ek` is the fingerprint of the endorsement key
-    /// under which the AK was enrolled, if it was; which boot of it this is, the quote says.
+    /// Compares the claims with what the policy requires: the last stage.
     ///
     /// # Errors
     /// Every difference.
-    pub fn appraise(
-        self,
-        ek: Option<[u8; 32]>,
-        policy: &Policy,
-        references: &[ReferenceValues],
-    ) -> Result<Appraisal, Vec<Reason>> {
+    pub fn appraise(self, policy: &Policy, references: &[ReferenceValues]) -> Result<Appraisal, Denial> {
         let matched = compare::policy(&self, policy, references)?;
         let replayed = self.replayed();
         let bank = self.bank();
@@ -194,7 +160,7 @@ impl Claims<'_> {
         let programs_known = policy.ima && !rules_used.any(|reason| policy.programs.accept_any_content(reason));
         Ok(Appraisal {
             quote: replayed.quote().clone(),
-            boot: BootInstance::of(ek, replayed.quote()),
+            boot: BootInstance::of(replayed.quote()),
             bank,
             policy: policy.name.clone(),
             policy_digest: policy.digest(),
@@ -251,7 +217,7 @@ impl Appraisal {
     ///
     /// # Errors
     /// Everything that changed.
-    pub fn continues(&self, judged: &Judged) -> Result<(), Vec<Reason>> {
+    pub fn continues(&self, judged: &Judged) -> Result<(), Denial> {
         let mut reasons = Vec::new();
         if !self.boot.is_same_boot(&judged.boot) {
             let (then, now) = (judged.boot.to_string(), self.boot.to_string());
@@ -262,7 +228,7 @@ impl Appraisal {
             let text = "The list of measured programs was not compared with what this boot showed before.";
             reasons.push(Reason::new(ReasonCode::ImaHistoryChanged).pcr(RUNTIME_PCR.into()).text(text));
         }
-        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons.into()) }
     }
 
     fn same_static_pcrs(&self, judged: &Judged) -> Vec<Reason> {
@@ -325,6 +291,17 @@ impl Appraisal {
     pub const fn programs_known(&self) -> bool {
         self.programs_known
     }
+}
+
+/// Verifies the quotes and appraises: what the tests ask. The same tests ask the program too, with another one of these.
+#[cfg(test)]
+pub(crate) fn judge(
+    evidence: &Evidence,
+    ak: &crate::key::EnrolledAk,
+    binding: &crate::binding::Binding,
+    context: &Context<'_>,
+) -> Result<Appraisal, Denial> {
+    appraise(VerifiedQuote::verify(evidence, ak, binding)?, evidence, context)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub struct NamePattern {
 
 /// Why a text is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum NamePatternError {
     /// Nothing, or more than is matched.
     #[error("the pattern {0:?} has not 1 to {MAX_ELEMENTS} bytes")]

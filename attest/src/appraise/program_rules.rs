@@ -45,6 +45,7 @@ pub struct ProgramRule {
 #[serde_as]
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum AcceptedContent {
     /// Content with one of these digests. SHA-1 is refused.
     Digests(#[serde_as(as = "BTreeMap<_, Vec<Hex>>")] BTreeMap<Bank, Vec<Vec<u8>>>),
@@ -60,6 +61,7 @@ pub enum AcceptedContent {
 
 /// Why rules cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ProgramRulesError {
     /// More rules than are read.
     #[error("{0} rules are more than the {MAX_RULES} that are read")]

@@ -8,7 +8,7 @@ use crate::evidence::Evidence;
 use crate::ima::{Entries, ImaList, ImaState};
 use crate::key::Bank;
 use crate::quote::{QuotedState, VerifiedQuote};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// PCRs that every firmware extends, if only with the separator.
 const ALWAYS_EXTENDED: core::ops::RangeInclusive<u8> = 0..=7;
@@ -36,11 +36,7 @@ impl<'a> ReplayedLog<'a> {
     ///
     /// # Errors
     /// Every PCR to which the logs do not lead, and everything that nothing accounts for.
-    pub fn replay(
-        quote: VerifiedQuote,
-        evidence: &'a Evidence,
-        previous: Option<&ImaState>,
-    ) -> Result<Self, Vec<Reason>> {
+    pub fn replay(quote: VerifiedQuote, evidence: &'a Evidence, previous: Option<&ImaState>) -> Result<Self, Denial> {
         let mut reasons = Vec::new();
         let log = match EventLog::parse(&evidence.eventlog) {
             Ok(log) => Some(log),
@@ -64,7 +60,7 @@ impl<'a> ReplayedLog<'a> {
             (list, entries)
         });
         let (Some(log), Some((ima, ima_entries)), true) = (log, ima, reasons.is_empty()) else {
-            return Err(reasons);
+            return Err(reasons.into());
         };
         let ima_bank = quote
             .banks()
@@ -79,10 +75,10 @@ impl<'a> ReplayedLog<'a> {
     }
 
     /// How many entries of a whole IMA list quoted values cover, if they cover it at all.
-    pub(crate) fn ima_covered(quote: &QuotedState, list: &ImaList<'_>) -> Result<usize, Vec<Reason>> {
+    pub(crate) fn ima_covered(quote: &QuotedState, list: &ImaList<'_>) -> Result<usize, Denial> {
         let mut reasons = Vec::new();
         let covered = programs::covered(quote, list, 0, None, &mut reasons);
-        if reasons.is_empty() { Ok(covered) } else { Err(reasons) }
+        if reasons.is_empty() { Ok(covered) } else { Err(reasons.into()) }
     }
 
     /// The quote.

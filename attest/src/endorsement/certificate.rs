@@ -20,6 +20,7 @@ const MAX_CERTIFICATE: usize = 8192;
 
 /// Why bytes are not a certificate that we read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum CertificateError {
     /// Longer than any certificate of a TPM or its vendor.
     #[error("{0} bytes are more than a certificate has")]

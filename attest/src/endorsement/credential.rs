@@ -13,6 +13,7 @@ use crate::wire::sized;
 
 /// Why no credential is made.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CredentialError {
     /// The endorsement key cannot be read.
     #[error("endorsement key: {0}")]

@@ -13,7 +13,7 @@ use super::certificate::{CertificateError, ParsedCertificate};
 use super::roots::EkRoots;
 use super::{chain, fingerprint_of, key_weakness};
 use crate::key::{KeyKind, PublicArea};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// tcg-kp-EKCertificate: the extended key usage of endorsement keys.
 const EK_CERTIFICATE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
@@ -46,7 +46,7 @@ struct Examined {
 impl EkCertificate {
     /// Checks a certificate (DER, padding of an NV index allowed) by itself at the time `now`, with further intermediates
     /// (DER). Gives every reason against it; where a root is missing, which.
-    pub fn check(der: &[u8], intermediates: &[&[u8]], roots: &EkRoots, now: SystemTime) -> Result<Self, Vec<Reason>> {
+    pub fn check(der: &[u8], intermediates: &[&[u8]], roots: &EkRoots, now: SystemTime) -> Result<Self, Denial> {
         let Examined { leaf, key, root, mut reasons } = examine(der, intermediates, roots, now)?;
         let weak = |found: String| Reason::new(ReasonCode::EkWeakKey).event("EK certificate").found(found);
         match &key {
@@ -61,7 +61,7 @@ impl EkCertificate {
             (Some(fingerprint), Some(root)) if reasons.is_empty() => {
                 Ok(Self { fingerprint, issuer: leaf.issuer(), root, tpm: TPM_NAMES.map(|oid| tpm_name(&leaf, oid)) })
             }
-            _ => Err(reasons),
+            _ => Err(reasons.into()),
         }
     }
 

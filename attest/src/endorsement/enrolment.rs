@@ -13,7 +13,7 @@ use super::fingerprint;
 use super::verifier_keys::{JwsError, VerifierKeys};
 use crate::binding::is_valid_id;
 use crate::key::{EnrolledAk, PublicArea};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// The `typ` of a statement's JWS header: nothing else that a verifier signs can be taken for one.
 pub const ENROLMENT_TYP: &str = "portcullis-enrolment+jwt";
@@ -22,6 +22,7 @@ pub const ENROLMENT_SCHEMA: &str = "portcullis/enrolment/1";
 
 /// Why an enrolment statement is refused.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum EnrolmentError {
     /// Not a JWS that one of the keys signed, or not of the schema.
     #[error("the enrolment statement does not hold: {0}")]
@@ -31,7 +32,7 @@ pub enum EnrolmentError {
     Field(&'static str),
     /// The keys that it names are no attestation key under an endorsement key.
     #[error("the enrolment statement's keys are refused: {}", codes(.0))]
-    Keys(Vec<Reason>),
+    Keys(Denial),
 }
 
 fn codes(reasons: &[Reason]) -> String {
@@ -116,5 +117,5 @@ fn endorsement_fingerprint(ek_public: &[u8]) -> Result<[u8; 32], EnrolmentError>
     PublicArea::parse(ek_public)
         .map_err(malformed)
         .and_then(|public| fingerprint(&public))
-        .map_err(|reason| EnrolmentError::Keys(vec![reason]))
+        .map_err(|reason| EnrolmentError::Keys(reason.into()))
 }

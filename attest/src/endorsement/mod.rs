@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::key::{
     Attributes, Bank, KeyError, KeyKind, PublicArea, Symmetric, curve_weakness, encode_spki, rsa_weakness,
 };
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 pub use certificate::CertificateError;
 pub use credential::{Credential, CredentialError, make_credential};
@@ -53,9 +53,9 @@ impl EndorsementKey {
         intermediates: &[&[u8]],
         roots: &EkRoots,
         now: SystemTime,
-    ) -> Result<Self, Vec<Reason>> {
+    ) -> Result<Self, Denial> {
         let public = PublicArea::parse(ek_public)
-            .map_err(|error| vec![Reason::new(ReasonCode::EkMalformed).found(error.to_string())])?;
+            .map_err(|error| Reason::new(ReasonCode::EkMalformed).found(error.to_string()))?;
         let mut reasons = check_key(&public);
         let root =
             certificate.and_then(|der| match ek_certificate::check_for(&public, der, intermediates, roots, now) {
@@ -71,10 +71,10 @@ impl EndorsementKey {
         }
         match fingerprint {
             Ok(fingerprint) if reasons.is_empty() => Ok(Self { public, fingerprint, root }),
-            Ok(_) => Err(reasons),
+            Ok(_) => Err(reasons.into()),
             Err(reason) => {
                 reasons.push(reason);
-                Err(reasons)
+                Err(reasons.into())
             }
         }
     }
@@ -106,7 +106,7 @@ impl EndorsementKey {
 
 /// The fingerprint of an endorsement key: SHA-256 of its DER SubjectPublicKeyInfo.
 fn fingerprint(public: &PublicArea) -> Result<[u8; 32], Reason> {
-    fingerprint_of(public.kind()).map_err(|error| Reason::new(ReasonCode::EkWeakKey).found(error.to_string()))
+    public.fingerprint().map_err(|error| Reason::new(ReasonCode::EkWeakKey).found(error.to_string()))
 }
 
 fn fingerprint_of(key: &KeyKind) -> Result<[u8; 32], KeyError> {

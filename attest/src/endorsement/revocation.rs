@@ -36,6 +36,7 @@ const ISSUING_DISTRIBUTION_POINT: ObjectIdentifier = ObjectIdentifier::new_unwra
 
 /// Why bytes are not a list that can be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum CrlError {
     /// Longer than any vendor's.
     #[error("{0} bytes are more than a revocation list has")]

@@ -22,6 +22,7 @@ pub struct RootsError {
 
 /// What is wrong with a file among the roots.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum RootsProblem {
     /// A PEM block without an end, or whose content is not base64.
     #[error("the PEM block has no end or is not base64")]

@@ -14,6 +14,7 @@ const MAX_KEYS: usize = 16;
 
 /// Why a key set or a JWS is refused.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum JwsError {
     /// The key set cannot be used.
     #[error("the verifier's keys (JWKS): {0}")]

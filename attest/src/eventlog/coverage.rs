@@ -5,6 +5,7 @@ use crate::key::Bank;
 
 /// How far an event's digest covers what the event says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Coverage {
     /// The digest is that of all the event's data.
     Data,
@@ -20,6 +21,17 @@ pub enum Coverage {
 }
 
 impl Coverage {
+    /// A word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Beginning(_) => "beginning",
+            Self::Text => "text",
+            Self::Value => "value",
+            Self::Nothing => "no",
+        }
+    }
+
     /// Whether the digest covers the event's text.
     pub const fn covers_text(self) -> bool {
         matches!(self, Self::Data | Self::Beginning(_) | Self::Text)

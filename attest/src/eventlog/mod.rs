@@ -57,6 +57,7 @@ pub struct EventLog<'a> {
 
 /// In which of the two forms a log is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format<'a> {
     /// Crypto-agile: a digest for each algorithm that the header declares.
     Agile(SpecId<'a>),

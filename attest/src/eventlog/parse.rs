@@ -31,6 +31,7 @@ pub(crate) const NO_PCR: u32 = u32::MAX;
 
 /// Why bytes are not a firmware event log.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum EventLogError {
     /// The log has no event at all.
     #[error("the log is empty: read it from /sys/kernel/security/tpm0/binary_bios_measurements as root")]

@@ -20,6 +20,7 @@ const CERT_X509: Guid =
 
 /// What a signature is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SignatureType {
     /// The SHA-256 digest of an image.
     Sha256,
@@ -42,6 +43,7 @@ pub struct Signature<'a> {
 
 /// Why a variable's content is no list of signatures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SignatureListError {
     /// A list says it is longer than the bytes that are there.
     #[error("a signature list needs {needed} bytes, {left} are left")]

@@ -71,6 +71,7 @@ pub struct Variable<'a> {
 
 /// Why an event's data is no variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum VariableError {
     /// The data ends before the variable does.
     #[error("the variable needs {needed} bytes, {left} are left")]

@@ -50,6 +50,7 @@ pub(super) struct Key {
 
 /// Why something is no key of a keyring.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum KeyringError {
     /// More keys than a keyring holds.
     #[error("a keyring has at most {MAX_KEYS} keys")]

@@ -75,6 +75,7 @@ pub struct Entries<'a> {
 
 /// Why bytes are not an IMA list.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ImaError {
     /// The list is larger than any that is read.
     #[error("the list has {0} bytes, {MAX_BYTES} are the most that is read")]

@@ -12,11 +12,22 @@ use crate::key::{Bank, Digest};
 
 /// With what the kernel extended a bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ExtendRule {
     /// The bank's own hash of the template data.
     Digest,
     /// The SHA-1 hash of the template data, padded with zeros.
     PaddedSha1,
+}
+
+impl ExtendRule {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Digest => "digest",
+            Self::PaddedSha1 => "padded-sha1",
+        }
+    }
 }
 
 /// The template digests that a list shows: those with which the kernel extended a bank.

@@ -22,6 +22,7 @@ const VERITY: u8 = 6;
 
 /// Why a measured file counts as signed by no key of a keyring.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SignatureProblem {
     /// The entry lists no signature.
     #[error("it has no signature")]

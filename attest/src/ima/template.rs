@@ -26,6 +26,7 @@ const NAMED: [(&str, &str); 8] = [
 
 /// A field of template data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Field {
     /// `d`: a SHA-1 or MD5 digest.
     OldDigest,

@@ -12,6 +12,7 @@ use super::digest::Digest;
 
 /// A TPM's hash algorithm, and so the name of a PCR bank. Ordered by its algorithm id in the TCG registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, SerializeDisplay, DeserializeFromStr)]
+#[non_exhaustive]
 pub enum Bank {
     /// SHA-1, TPM_ALG_SHA1 (0x0004). Collisions are practical: good for telling banks apart, proves nothing.
     Sha1,

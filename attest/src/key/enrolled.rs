@@ -4,7 +4,7 @@ use super::HIERARCHY_ENDORSEMENT;
 use super::bank::Bank;
 use super::public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme};
 use super::signature::{Sha1, Signature, SignatureError, VerifyingKey, scheme_name};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// An attestation key whose signatures mean that a TPM made what they sign, under a known endorsement key.
 ///
@@ -16,38 +16,46 @@ pub struct EnrolledAk {
     public: PublicArea,
     name: Vec<u8>,
     qualified_name: Option<Vec<u8>>,
+    ek: Option<[u8; 32]>,
     verifying: VerifyingKey,
 }
 
 impl EnrolledAk {
     /// Checks both public areas (TPMT_PUBLIC) and computes the names. Gives every reason against the pair.
-    pub fn new(ak_public: &[u8], ek_public: &[u8]) -> Result<Self, Vec<Reason>> {
+    pub fn new(ak_public: &[u8], ek_public: &[u8]) -> Result<Self, Denial> {
         let mut reasons = Vec::new();
         let ek = PublicArea::parse(ek_public)
             .map_err(|error| reasons.push(Reason::new(ReasonCode::EkMalformed).found(error.to_string())))
             .ok();
         let ak = PublicArea::parse(ak_public).map_err(|error| reasons.push(unreadable(&error))).ok();
         let verifying = ak.as_ref().and_then(|ak| check_attestation_key(ak, Sha1::Refused, &mut reasons));
+        let fingerprint = ek.as_ref().and_then(|ek| match ek.fingerprint() {
+            Ok(fingerprint) => Some(fingerprint),
+            Err(error) => {
+                reasons.push(Reason::new(ReasonCode::EkWeakKey).found(error.to_string()));
+                None
+            }
+        });
         match (ak, ek, verifying) {
             (Some(public), Some(ek), Some(verifying)) if reasons.is_empty() => {
                 let name = public.name();
                 let qualified_name = public.qualified_name(&ek.qualified_name_in_hierarchy(HIERARCHY_ENDORSEMENT));
-                Ok(Self { public, name, qualified_name: Some(qualified_name), verifying })
+                Ok(Self { public, name, qualified_name: Some(qualified_name), ek: fingerprint, verifying })
             }
-            _ => Err(reasons),
+            _ => Err(reasons.into()),
         }
     }
 
     /// Checks a public area (TPMT_PUBLIC) whose parent nobody vouches for. Its quotes are those of some TPM and no other's;
     /// but a key outside the endorsement hierarchy gives obfuscated counters, so in which boot they were made is unproved.
-    pub fn without_parent(ak_public: &[u8]) -> Result<Self, Vec<Reason>> {
-        let public = PublicArea::parse(ak_public).map_err(|error| vec![unreadable(&error)])?;
+    pub fn without_parent(ak_public: &[u8]) -> Result<Self, Denial> {
+        let public = PublicArea::parse(ak_public).map_err(|error| unreadable(&error))?;
         let mut reasons = Vec::new();
         match check_attestation_key(&public, Sha1::Refused, &mut reasons) {
             Some(verifying) if reasons.is_empty() => {
-                Ok(Self { name: public.name(), public, qualified_name: None, verifying })
+                Ok(Self { name: public.name(), public, qualified_name: None, ek: None, verifying })
             }
-            _ => Err(reasons),
+            _ => Err(reasons.into()),
         }
     }
 
@@ -61,6 +69,12 @@ impl EnrolledAk {
     #[must_use]
     pub fn qualified_name(&self) -> Option<&[u8]> {
         self.qualified_name.as_deref()
+    }
+
+    /// The fingerprint of the endorsement key: SHA-256 of its SubjectPublicKeyInfo (DER). `None` if the parent is unknown.
+    #[must_use]
+    pub const fn ek(&self) -> Option<[u8; 32]> {
+        self.ek
     }
 
     /// The public area.

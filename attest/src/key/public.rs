@@ -1,5 +1,6 @@
 //! TPMT_PUBLIC: the public half of a TPM object (TPM 2.0 Library, Part 2, 12.2).
 
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::bank::Bank;
@@ -29,6 +30,7 @@ const MAX_PUBLIC: usize = 1024;
 
 /// Why bytes are not the public area of an asymmetric key.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum KeyError {
     /// Sizes do not add up, or bytes are left over.
     #[error("TPMT_PUBLIC: {0}")]
@@ -106,6 +108,7 @@ impl std::fmt::Debug for Attributes {
 
 /// An elliptic curve of the TCG registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Curve {
     /// NIST P-256.
     P256,
@@ -144,6 +147,7 @@ impl Curve {
 
 /// The kind of a signing scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SchemeKind {
     /// RSASSA-PKCS1-v1_5.
     RsaSsa,
@@ -169,6 +173,7 @@ impl SchemeKind {
 
 /// The scheme that a key is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scheme {
     /// TPM_ALG_NULL: the caller of the TPM chooses.
     Any,
@@ -180,6 +185,7 @@ pub enum Scheme {
 
 /// The symmetric cipher that a storage key protects its children with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Symmetric {
     /// TPM_ALG_NULL: not a storage key.
     None,
@@ -191,6 +197,7 @@ pub enum Symmetric {
 
 /// What kind of key it is, with its public numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyKind {
     /// RSA.
     Rsa {
@@ -335,6 +342,14 @@ impl PublicArea {
     /// The key as DER SubjectPublicKeyInfo.
     pub fn spki_der(&self) -> Result<Vec<u8>, KeyError> {
         super::spki::encode(&self.kind)
+    }
+
+    /// The key's fingerprint: SHA-256 of its DER SubjectPublicKeyInfo. Operators admit endorsement keys by it.
+    ///
+    /// # Errors
+    /// If the key is of a kind that has no SubjectPublicKeyInfo here.
+    pub fn fingerprint(&self) -> Result<[u8; 32], KeyError> {
+        Ok(Sha256::digest(self.spki_der()?).into())
     }
 }
 

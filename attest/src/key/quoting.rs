@@ -9,7 +9,7 @@ use super::bank::Bank;
 use super::enrolled::{attestation_key_weakness, check_attestation_key, unreadable};
 use super::public::{KeyKind, PublicArea, SchemeKind};
 use super::signature::{Sha1, Signature, SignatureError, VerifyingKey, scheme_name};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// A key that quotes can be checked with: a public area, with or without its parent, or a bare public key.
 ///
@@ -30,27 +30,27 @@ enum Known {
 
 impl QuotingKey {
     /// Reads a key as tools write it: TPM2B_PUBLIC, TPMT_PUBLIC, or SubjectPublicKeyInfo in PEM.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Vec<Reason>> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Denial> {
         match std::str::from_utf8(bytes) {
             Ok(text) if text.trim_start().starts_with("-----BEGIN") => Self::from_pem(text),
-            _ => Self::from_public(PublicArea::parse_either(bytes).map_err(|error| vec![unreadable(&error)])?),
+            _ => Self::from_public(PublicArea::parse_either(bytes).map_err(|error| unreadable(&error))?),
         }
     }
 
     /// Checks a public area. Gives every reason against it.
-    pub fn from_public(public: PublicArea) -> Result<Self, Vec<Reason>> {
+    pub fn from_public(public: PublicArea) -> Result<Self, Denial> {
         let mut reasons = Vec::new();
         match check_attestation_key(&public, Sha1::Legacy, &mut reasons) {
             Some(verifying) if reasons.is_empty() => {
                 Ok(Self { known: Known::Area { public: Box::new(public), verifying, qualified_name: None } })
             }
-            _ => Err(reasons),
+            _ => Err(reasons.into()),
         }
     }
 
     /// Reads a SubjectPublicKeyInfo in PEM.
-    pub fn from_pem(pem: &str) -> Result<Self, Vec<Reason>> {
-        let malformed = |found: String| vec![Reason::new(ReasonCode::AkMalformed).found(found)];
+    pub fn from_pem(pem: &str) -> Result<Self, Denial> {
+        let malformed = |found: String| Denial::from(Reason::new(ReasonCode::AkMalformed).found(found));
         let (label, spki) = Document::from_pem(pem.trim()).map_err(|error| malformed(format!("PEM: {error}")))?;
         if label != SubjectPublicKeyInfoRef::PEM_LABEL {
             return Err(malformed(format!("a PEM of type {label:?}, not {:?}", SubjectPublicKeyInfoRef::PEM_LABEL)));
@@ -58,7 +58,7 @@ impl QuotingKey {
         let kind = super::spki::decode(spki.as_bytes()).map_err(|error| malformed(error.to_string()))?;
         match attestation_key_weakness(&kind) {
             None => Ok(Self { known: Known::Bare(kind) }),
-            Some(reason) => Err(vec![reason]),
+            Some(reason) => Err(reason.into()),
         }
     }
 

@@ -16,6 +16,7 @@ const MAX_NUMBER: usize = 512;
 
 /// Why a signature is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SignatureError {
     /// Sizes do not add up, or bytes are left over.
     #[error("TPMT_SIGNATURE: {0}")]

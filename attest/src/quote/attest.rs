@@ -17,6 +17,7 @@ const MAX_BANKS: u32 = 16;
 
 /// Why signed bytes are not the attestation that they should be.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum AttestError {
     /// Sizes do not add up, or bytes are left over.
     #[error("TPMS_ATTEST: {0}")]

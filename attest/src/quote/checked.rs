@@ -10,10 +10,11 @@ use super::{check_signed, signature_reason, structure_reason};
 use crate::evidence::MAX_SIGNED;
 use crate::key::{Bank, QuotingKey};
 use crate::quote::attest::Quote;
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// What a quote that holds leaves open. None of it is a reason to refuse the quote, all of it is one to trust it less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Caveat {
     /// The key is a bare public key: it may sign whatever it is given.
     AttributesUnknown,
@@ -86,13 +87,13 @@ impl CheckedQuote {
         signature: &[u8],
         values: &PcrFile,
         nonce: &[u8],
-    ) -> Result<Self, Vec<Reason>> {
-        let hash = key.verify(message, signature).map_err(|error| vec![signature_reason(&error)])?;
+    ) -> Result<Self, Denial> {
+        let hash = key.verify(message, signature).map_err(|error| signature_reason(&error))?;
         if message.len() > MAX_SIGNED {
             let found = format!("{} bytes", message.len());
-            return Err(vec![Reason::new(ReasonCode::QuoteMalformed).found(found)]);
+            return Err(Reason::new(ReasonCode::QuoteMalformed).found(found).into());
         }
-        let parsed = Quote::parse(message).map_err(|error| vec![structure_reason(&error)])?;
+        let parsed = Quote::parse(message).map_err(|error| structure_reason(&error))?;
         let pcrs = values.named(&parsed)?;
         let mut reasons = check_signed(&parsed, &pcrs, hash, key.qualified_name());
         reasons.extend(unfit_signer(key, parsed.header.qualified_signer));
@@ -101,7 +102,7 @@ impl CheckedQuote {
             reasons.push(Reason::new(ReasonCode::QuoteNonceMismatch).expected(hex::encode(nonce)).found(found));
         }
         if !reasons.is_empty() {
-            return Err(reasons);
+            return Err(reasons.into());
         }
         let caveats = [
             (key.public().is_none(), Caveat::AttributesUnknown),
@@ -152,8 +153,8 @@ fn unfit_signer(key: &QuotingKey, found: &[u8]) -> Option<Reason> {
     (!fits && key.qualified_name().is_none()).then(reason)
 }
 
-impl From<PcrFileError> for Vec<Reason> {
+impl From<PcrFileError> for Denial {
     fn from(error: PcrFileError) -> Self {
-        vec![Reason::new(ReasonCode::QuotePcrLength).found(error.to_string())]
+        Reason::new(ReasonCode::QuotePcrLength).found(error.to_string()).into()
     }
 }

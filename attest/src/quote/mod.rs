@@ -20,7 +20,7 @@ pub use values::QuotedState;
 use crate::binding::Binding;
 use crate::evidence::{Evidence, MAX_QUOTES, PcrValues, SignedQuote};
 use crate::key::{Bank, EnrolledAk, SignatureError};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// PCR values that a known TPM signed for what was asked, and the counters that say in which boot: a [`QuotedState`].
 ///
@@ -30,6 +30,7 @@ pub struct VerifiedQuote {
     state: QuotedState,
     binding: Binding,
     ak_name: Vec<u8>,
+    ek: Option<[u8; 32]>,
 }
 
 /// One quote that held by itself.
@@ -50,14 +51,14 @@ impl VerifiedQuote {
     /// 6. all quotes are of one boot and agree.
     ///
     /// Every reason against the evidence is given, except that nothing is read out of bytes whose signature is wrong.
-    pub fn verify(evidence: &Evidence, ak: &EnrolledAk, expected: &Binding) -> Result<Self, Vec<Reason>> {
+    pub fn verify(evidence: &Evidence, ak: &EnrolledAk, expected: &Binding) -> Result<Self, Denial> {
         let mut reasons = Vec::new();
         if evidence.quotes.is_empty() {
-            return Err(vec![Reason::new(ReasonCode::EvidenceNoQuote)]);
+            return Err(ReasonCode::EvidenceNoQuote.into());
         }
         if evidence.quotes.len() > MAX_QUOTES {
             let found = format!("{} quotes, {MAX_QUOTES} are read", evidence.quotes.len());
-            return Err(vec![Reason::new(ReasonCode::EvidenceMalformed).found(found)]);
+            return Err(Reason::new(ReasonCode::EvidenceMalformed).found(found).into());
         }
         let mut checked = Vec::new();
         for quote in &evidence.quotes {
@@ -68,9 +69,9 @@ impl VerifiedQuote {
         }
         match merge(&checked, &mut reasons) {
             Some(state) if reasons.is_empty() => {
-                Ok(Self { state, binding: expected.clone(), ak_name: ak.name().to_vec() })
+                Ok(Self { state, binding: expected.clone(), ak_name: ak.name().to_vec(), ek: ak.ek() })
             }
-            _ => Err(reasons),
+            _ => Err(reasons.into()),
         }
     }
 
@@ -84,6 +85,12 @@ impl VerifiedQuote {
     #[must_use]
     pub fn ak_name(&self) -> &[u8] {
         &self.ak_name
+    }
+
+    /// The fingerprint of the endorsement key under which that key is enrolled, see [`EnrolledAk::ek`].
+    #[must_use]
+    pub const fn ek(&self) -> Option<[u8; 32]> {
+        self.ek
     }
 }
 

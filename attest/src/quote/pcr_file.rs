@@ -15,6 +15,7 @@ const MAX_LISTS: usize = 32;
 
 /// Why bytes are no PCR values.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum PcrFileError {
     /// More than all PCRs of all banks.
     #[error("{0} bytes are more than the PCRs of a TPM have")]
@@ -34,6 +35,7 @@ pub enum PcrFileError {
 
 /// PCR values that came with a quote, not believed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PcrFile {
     /// Values with the names of their PCRs. The names are only what the file says.
     Named(PcrValues),

@@ -24,6 +24,7 @@ pub struct Change {
 /// What became of a value.
 #[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ChangeKind {
     /// It is accepted now.
     Added,

@@ -15,6 +15,7 @@ use super::ReferenceBuilder;
 
 /// Why a runtime policy cannot be imported.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum KeylimeError {
     /// Longer than any that is read.
     #[error("the runtime policy has {0} bytes, {max} are the most that is read", max = super::MAX_BYTES)]

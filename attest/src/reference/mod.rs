@@ -80,6 +80,7 @@ pub struct Slot {
 
 /// Why something is not a file of reference values.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ReferenceError {
     /// Larger than any that is read.
     #[error("the reference values have {0} bytes, {MAX_BYTES} are the most that is read")]

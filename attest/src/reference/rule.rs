@@ -12,6 +12,7 @@ const MAX_BOOT_ORDER: usize = 128;
 
 /// A rule on an event's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rule {
     /// The variable BootOrder: a list of option numbers, each once.
     BootOrder,

@@ -28,6 +28,7 @@ const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10
 
 /// Why a signature of reference values does not hold, or cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum SignatureError {
     /// Not a public key in PEM, or of a kind that does not sign reference values.
     #[error("not a public key that signs reference values (PEM, ECDSA P-256 or Ed25519): {0}")]
@@ -51,6 +52,7 @@ pub enum SignatureError {
 
 /// How a key signs.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Algorithm {
     /// ECDSA with P-256 and SHA-256 (RFC 7518, 3.4).
     #[serde(rename = "ES256")]

@@ -16,9 +16,10 @@ use zeroize::Zeroizing;
 pub use crate::protect::ProtectError;
 pub use parent::CertifiedParent;
 
+use crate::appraise::Appraisal;
 use crate::key::{Attributes, Bank};
 use crate::protect::{Seed, Use, random};
-use crate::quote::VerifiedQuote;
+use crate::quote::QuotedState;
 use crate::wire::sized;
 
 /// The PCRs (of the SHA-256 bank) whose values a wrapped key is bound to: firmware, boot loader, kernel, initrd, command line
@@ -36,6 +37,7 @@ const CC_POLICY_PCR: u32 = 0x0000_017F;
 
 /// Why a key is not wrapped.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ReleaseError {
     /// Empty, or longer than sealed data may be.
     #[error("a key of {0} bytes cannot be sealed: 1 to {MAX_KEY} bytes can")]
@@ -70,10 +72,15 @@ pub struct WrappedKey {
     pub seed: Vec<u8>,
 }
 
-/// Wraps `key` for `parent`, to be opened only while PCRs [`RELEASE_PCRS`] have the values that `quote` proves.
+/// Wraps `key` for `parent`, to be opened only while PCRs [`RELEASE_PCRS`] have the values that were appraised.
 ///
-/// The parent must have been certified by the key that quoted, and in the quoted boot.
-pub fn wrap_key(key: &[u8], parent: &CertifiedParent, quote: &VerifiedQuote) -> Result<WrappedKey, ReleaseError> {
+/// Takes the appraisal and not a quote, so that no key is wrapped for a state that nobody judged; and its own quote, never a
+/// stored one, so that values that differ from boot to boot do no harm.
+///
+/// # Errors
+/// If the parent was certified by another key than the one that quoted, or in another boot.
+pub fn wrap_key(key: &[u8], parent: &CertifiedParent, appraisal: &Appraisal) -> Result<WrappedKey, ReleaseError> {
+    let quote = appraisal.quote();
     if key.is_empty() || key.len() > MAX_KEY {
         return Err(ReleaseError::KeyLength(key.len()));
     }
@@ -104,7 +111,7 @@ pub fn wrap_key(key: &[u8], parent: &CertifiedParent, quote: &VerifiedQuote) -> 
 }
 
 /// TPM2_PolicyPCR's digest over [`RELEASE_PCRS`] with the quoted values (Part 3, 23.7).
-fn release_policy(quote: &VerifiedQuote) -> Result<[u8; 32], ReleaseError> {
+fn release_policy(quote: &QuotedState) -> Result<[u8; 32], ReleaseError> {
     let mut values = Sha256::new();
     for pcr in RELEASE_PCRS {
         values.update(quote.pcr(Bank::Sha256, pcr).ok_or(ReleaseError::PcrMissing(pcr))?);

@@ -7,7 +7,7 @@ use crate::key::{
     Attributes, Bank, EnrolledAk, HIERARCHY_NULL, KeyKind, PublicArea, Scheme, Symmetric, curve_weakness, rsa_weakness,
 };
 use crate::quote::{AttestError, Certify, ClockInfo};
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// A storage key that a known TPM holds in its NULL hierarchy: it cannot leave that TPM, opens nothing but what was wrapped
 /// for it, and is gone at the next reset.
@@ -31,7 +31,7 @@ impl CertifiedParent {
         certify_signature: &[u8],
         ak: &EnrolledAk,
         expected: &Binding,
-    ) -> Result<Self, Vec<Reason>> {
+    ) -> Result<Self, Denial> {
         let mut reasons = Vec::new();
         let public = PublicArea::parse(parent_public)
             .map_err(|error| reasons.push(Reason::new(ReasonCode::ParentMalformed).found(error.to_string())))
@@ -50,7 +50,7 @@ impl CertifiedParent {
             (Some(public), Some(clock)) if reasons.is_empty() => {
                 Ok(Self { public, clock, ak_name: ak.name().to_vec() })
             }
-            _ => Err(reasons),
+            _ => Err(reasons.into()),
         }
     }
 

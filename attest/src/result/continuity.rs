@@ -9,6 +9,7 @@ use super::Submodule;
 /// How a later result of a host continues an earlier one.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case", tag = "continuity")]
+#[non_exhaustive]
 pub enum Continuity {
     /// The same boot, with the same measured state.
     SameBoot,
@@ -77,12 +78,12 @@ impl fmt::Display for Continuity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::result::AttestationResult;
+    use crate::result::ResultClaims;
 
     #[test]
     fn counters_say_what_lies_between_two_results() {
         let result = include_str!("../../schemas/examples/result-1.json");
-        let result: AttestationResult = serde_json::from_str(result).unwrap();
+        let result: ResultClaims = serde_json::from_str(result).unwrap();
         let earlier = result.submods["host-1"].clone();
         let after = |change: &dyn Fn(&mut Submodule)| {
             let mut later = earlier.clone();

@@ -7,6 +7,7 @@ mod continuity;
 mod token;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,10 +22,15 @@ pub const PROFILE: &str = "tag:github.com,2023:veraison/ear";
 /// Who made the verifier.
 pub const DEVELOPER: &str = "Portcullis";
 
-/// The claims of a result token.
+/// A result that an appraisal led to. Made only by [`AttestationResult::new`], and only this is ever signed.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct AttestationResult(ResultClaims);
+
+/// The claims of a result token, as relying parties read them.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct AttestationResult {
+pub struct ResultClaims {
     /// Always [`PROFILE`].
     #[serde(deserialize_with = "known_profile")]
     pub eat_profile: String,
@@ -54,6 +60,7 @@ pub struct VerifierId {
 /// The overall verdict.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Status {
     /// Nothing was found out.
     None,
@@ -165,7 +172,7 @@ pub struct ResultContext<'a> {
 }
 
 impl AttestationResult {
-    /// The claims for a host that was found good. There is no other way to make them.
+    /// The result for a host that was found good.
     pub fn new(appraisal: &Appraisal, context: &ResultContext<'_>) -> Self {
         let quote = appraisal.quote();
         let submodule = Submodule {
@@ -192,7 +199,7 @@ impl AttestationResult {
             ima_entries: appraisal.ima_entries(),
             tpm_firmware: quote.firmware_version(),
         };
-        Self {
+        Self(ResultClaims {
             eat_profile: PROFILE.to_owned(),
             iss: context.verifier.to_owned(),
             iat: context.issued_at,
@@ -202,7 +209,15 @@ impl AttestationResult {
                 build: format!("portcullis-attest {}", env!("CARGO_PKG_VERSION")),
             },
             submods: BTreeMap::from([(context.host.to_owned(), submodule)]),
-        }
+        })
+    }
+}
+
+impl Deref for AttestationResult {
+    type Target = ResultClaims;
+
+    fn deref(&self) -> &ResultClaims {
+        &self.0
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::AttestationResult;
+use super::{AttestationResult, ResultClaims};
 use crate::endorsement::{JwsError, VerifierKeys};
 
 /// `typ` of a result's JWS header.
@@ -17,6 +17,7 @@ pub const TYP: &str = "JWT";
 
 /// Why a token is refused, or cannot be made.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TokenError {
     /// Not a JWS that one of the keys signed, or not the claims of a result.
     #[error("the result does not hold: {0}")]
@@ -42,8 +43,8 @@ pub enum TokenError {
     Sign,
 }
 
-impl AttestationResult {
-    /// Reads a token that one of `keys` signed. Whether it still holds is asked with [`AttestationResult::holds_at`].
+impl ResultClaims {
+    /// Reads a token that one of `keys` signed. Whether it still holds is asked with [`ResultClaims::holds_at`].
     ///
     /// # Errors
     /// If none of the keys signed it, or it is no result about one host.

@@ -7,6 +7,7 @@ use crate::key::Bank;
 
 /// Why the TPM did not do what it was asked.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TpmError {
     /// The TCTI string is not one that libtss2 knows.
     #[error("{0:?} names no TPM: use device:/dev/tpmrm0, swtpm:host=HOST,port=PORT, mssim:… or tabrmd:…")]

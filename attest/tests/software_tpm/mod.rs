@@ -13,7 +13,7 @@ use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
 use portcullis_attest::evidence::{Evidence, PcrValues, SignedQuote};
 use portcullis_attest::key::{Bank, EnrolledAk};
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::reason::{Reason, ReasonCode};
+use portcullis_attest::reason::{Denial, Reason, ReasonCode};
 
 pub const RSA: u16 = 0x0001;
 pub const NULL: u16 = 0x0010;
@@ -197,7 +197,7 @@ impl SoftTpm {
         Self { ek: ek(), ak: rsa_public(&key, scheme, hash), secret: Secret::Rsa(key, encoding) }
     }
 
-    pub fn enrolled(&self) -> Result<EnrolledAk, Vec<Reason>> {
+    pub fn enrolled(&self) -> Result<EnrolledAk, Denial> {
         EnrolledAk::new(&self.ak.bytes(), &self.ek.bytes())
     }
 

@@ -8,7 +8,7 @@ use portcullis_attest::appraise::{CommandLineRules, Judged, NamePattern, Policy,
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::reference::{KeylimePolicy, ReferenceBuilder, ReferenceValues};
 use portcullis_attest::release::WrappedKey;
-use portcullis_attest::result::AttestationResult;
+use portcullis_attest::result::ResultClaims;
 
 use super::Target;
 use super::appraisal;
@@ -154,7 +154,7 @@ fn stored(bytes: &[u8]) -> bool {
     let Some((kind, json)) = bytes.split_first() else { return false };
     match kind % 3 {
         0 => serde_json::from_slice::<Judged>(json).is_ok(),
-        1 => serde_json::from_slice::<AttestationResult>(json).is_ok(),
+        1 => serde_json::from_slice::<ResultClaims>(json).is_ok(),
         _ => serde_json::from_slice::<WrappedKey>(json).is_ok(),
     }
 }

@@ -33,6 +33,7 @@ impl LogParts {
             Format::Agile(spec) => {
                 spec.algorithms.iter().map(|(id, _)| Bank::from_tpm_alg_id(*id)).collect::<Option<_>>()?
             }
+            _ => return None,
         };
         let event = |event: &portcullis_attest::eventlog::Event<'_>| EventParts {
             is_old: *log.format() == Format::Sha1,

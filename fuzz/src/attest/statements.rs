@@ -10,7 +10,7 @@ use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement, Verifier
 use portcullis_attest::key::Bank;
 use portcullis_attest::reference::ReferenceValues;
 use portcullis_attest::reference::signature::SignerKey;
-use portcullis_attest::result::{AttestationResult, TYP};
+use portcullis_attest::result::{ResultClaims, TYP};
 
 use super::Target;
 use super::documents::pem;
@@ -101,7 +101,7 @@ pub const VERIFIER_KEYS: Target = Target {
 /// An attestation result, which the verifier signs whatever it says.
 pub const RESULT_TOKEN: Target = Target {
     name: "result_token",
-    body: |bytes| AttestationResult::from_token(&jws(TYP, bytes), &VERIFIER).is_ok(),
+    body: |bytes| ResultClaims::from_token(&jws(TYP, bytes), &VERIFIER).is_ok(),
     max_len: 2048,
     seeds: |_| vec![include_bytes!("../../../attest/schemas/examples/result-1.json").to_vec()],
 };

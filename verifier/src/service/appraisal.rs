@@ -113,10 +113,9 @@ fn history_moved(
     host: &HostRow,
     evidence: &Evidence,
     previous: Option<&Judged>,
-    ek: [u8; 32],
     quote: &VerifiedQuote,
 ) -> Option<Reason> {
-    let boot = BootInstance::of(Some(ek), quote);
+    let boot = BootInstance::of(quote);
     let previous = previous.filter(|previous| previous.boot == boot);
     let (left_out, judged) = (evidence.ima_from, service.rules.ima_from(&host.host, previous));
     let expected = || if judged == 0 { "0".to_owned() } else { format!("0 or {judged}") };
@@ -131,7 +130,7 @@ fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
     let certificate = host.ek_certificate.as_deref();
     let now = SystemTime::now();
     let checked = EndorsementKey::check(&host.ek_public, certificate, &[], service.rules.roots(), now);
-    let reasons = checked.err().unwrap_or_default().into_iter();
+    let reasons = checked.err().into_iter().flatten();
     reasons.filter(|reason| reason.code == ReasonCode::EkRevoked).map(Reason::from).collect()
 }
 
@@ -158,35 +157,35 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
             return Ok(Judgment { appraisal: None, previous: None, ak: None, binding, reasons, authentic: false });
         }
     };
-    let mut ek = [0u8; 32];
-    hex::decode_to_slice(&host.ek, &mut ek).map_err(|e| Refusal::Internal(e.to_string()))?;
     let previous = judged(host)?;
-    let quote = VerifiedQuote::verify(evidence, &ak, &binding).ok();
-    let authentic = answered && quote.is_some();
-    if let Some(reason) = quote.and_then(|quote| history_moved(service, host, evidence, previous.as_ref(), ek, &quote))
-    {
+    let quote = match VerifiedQuote::verify(evidence, &ak, &binding) {
+        Ok(quote) => quote,
+        Err(denial) => {
+            reasons.extend(denial.into_iter().map(Reason::from));
+            reasons.extend(revoked(service, host));
+            return Ok(Judgment { appraisal: None, previous, ak: Some(ak), binding, reasons, authentic: false });
+        }
+    };
+    if let Some(reason) = history_moved(service, host, evidence, previous.as_ref(), &quote) {
         reasons.push(reason);
         return Ok(Judgment { appraisal: None, previous, ak: Some(ak), binding, reasons, authentic: false });
     }
     let context = Context {
-        ak: &ak,
-        binding: &binding,
-        ek: Some(ek),
         references: service.rules.references(),
         policy: service.rules.policy(&host.host),
         certificates: &service.certificates,
         previous: previous.as_ref(),
     };
     let revoked = revoked(service, host);
-    let appraisal = match appraise(evidence, &context) {
+    let appraisal = match appraise(quote, evidence, &context) {
         Ok(appraisal) => Some(appraisal).filter(|_| revoked.is_empty()),
         Err(denial) => {
-            reasons.extend(denial.reasons.into_iter().map(Reason::from));
+            reasons.extend(denial.into_iter().map(Reason::from));
             None
         }
     };
     reasons.extend(revoked);
-    Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic })
+    Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic: answered })
 }
 
 /// Turns a judgement with reasons into a denial. What a host's own TPM says against it closes the host at once.

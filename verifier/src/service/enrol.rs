@@ -3,6 +3,7 @@
 use aws_lc_rs::rand;
 use portcullis_attest::endorsement::{EndorsementKey, make_credential};
 use portcullis_attest::key::EnrolledAk;
+use portcullis_attest::reason::Denial;
 use sha2::{Digest, Sha256};
 use std::time::SystemTime;
 use subtle::ConstantTimeEq;
@@ -41,7 +42,7 @@ pub fn begin(service: &Service, key: [u8; 32], request: &api::EnrolRequest) -> A
         (ek, ak) => {
             let reasons = [ek.err(), ak.err()].into_iter().flatten().flatten().collect::<Vec<_>>();
             tracing::info!(host = request.host, "enrolment refused");
-            return Err(reasons.into());
+            return Err(Denial::from(reasons).into());
         }
     };
     let secret = Zeroizing::new(random::<32>()?);

@@ -66,9 +66,9 @@ impl From<StoreError> for Refusal {
     }
 }
 
-impl From<Vec<portcullis_attest::reason::Reason>> for Refusal {
-    fn from(reasons: Vec<portcullis_attest::reason::Reason>) -> Self {
-        Self::Denied(reasons.into_iter().map(Into::into).collect())
+impl From<portcullis_attest::reason::Denial> for Refusal {
+    fn from(denial: portcullis_attest::reason::Denial) -> Self {
+        Self::Denied(denial.into_iter().map(Into::into).collect())
     }
 }
 

@@ -175,7 +175,7 @@ pub fn release(
         .volume_key(&order.tenant, &order.volume)?
         .ok_or_else(|| Refusal::code(ServiceCode::VolumeUnknown))?;
     let volume_key = service.vault.open(&order.tenant, &order.volume, &sealed).map_err(|e| internal(&e))?;
-    let wrapped = wrap_key(&volume_key, &parent, appraisal.quote()).map_err(|e| not_wrapped(&e))?;
+    let wrapped = wrap_key(&volume_key, &parent, appraisal).map_err(|e| not_wrapped(&e))?;
     drop(volume_key);
     let record =
         Release { order: order.id.clone(), host: host.host.clone(), judgement: judgement(&question, appraisal)? };
@@ -188,17 +188,15 @@ pub fn release(
 
 /// What the host sent is at fault, and it is told so, unless the fault is the deposited key's or the machine's.
 fn not_wrapped(error: &ReleaseError) -> Refusal {
-    use portcullis_attest::release::ProtectError::{Crypto, Key, TooLong, Unsupported};
+    use portcullis_attest::release::ProtectError::{Key, Unsupported};
     match error {
-        ReleaseError::KeyLength(_) | ReleaseError::Protect(Crypto(_) | TooLong(_)) => {
-            Refusal::Internal(error.to_string())
-        }
         ReleaseError::PcrMissing(_)
         | ReleaseError::OtherTpm
         | ReleaseError::OtherBoot
         | ReleaseError::Protect(Key | Unsupported(_)) => {
             Refusal::Denied(vec![Reason { text: error.to_string(), ..ServiceCode::KeyNotWrapped.into() }])
         }
+        _ => Refusal::Internal(error.to_string()),
     }
 }
 
@@ -206,7 +204,7 @@ fn not_wrapped(error: &ReleaseError) -> Refusal {
 fn boot_reasons(judgment: &Judgment, order: &OrderRow) -> Answer<Vec<Reason>> {
     let Some(appraisal) = &judgment.appraisal else { return Ok(Vec::new()) };
     let mut reasons: Vec<Reason> = match &judgment.previous {
-        Some(previous) => appraisal.continues(previous).err().unwrap_or_default().into_iter().map(Into::into).collect(),
+        Some(previous) => appraisal.continues(previous).err().into_iter().flatten().map(Into::into).collect(),
         None => vec![ServiceCode::HostNeverAttested.into()],
     };
     let quoted = appraisal.boot();

@@ -22,6 +22,7 @@ const EXTENSIONS: u32 = 13;
 
 /// Who measured something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Measurer {
     /// GRUB, into PCRs 8 and 9.
     Grub,

@@ -26,6 +26,7 @@ pub struct Image {
 
 /// As what an image was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ImageKind {
     /// A boot loader, a kernel, or another application.
     Application,

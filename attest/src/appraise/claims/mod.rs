@@ -38,7 +38,7 @@ use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs, separators};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
-use crate::reason::{Reason, ReasonCode};
+use crate::reason::{Denial, Reason, ReasonCode};
 
 /// Something that a digest proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,14 +80,10 @@ impl<'a> Claims<'a> {
     ///
     /// # Errors
     /// Everything that contradicts how firmware measures, and PCRs of the bank that were not quoted.
-    pub fn read(
-        replayed: ReplayedLog<'a>,
-        bank: Bank,
-        certificates: &'a CertificateCache,
-    ) -> Result<Self, Vec<Reason>> {
+    pub fn read(replayed: ReplayedLog<'a>, bank: Bank, certificates: &'a CertificateCache) -> Result<Self, Denial> {
         let missing = not_quoted(&replayed, bank);
         if !missing.is_empty() {
-            return Err(missing);
+            return Err(missing.into());
         }
         let events = replayed.log().events();
         let coverages = Coverages::of(events, bank);
@@ -99,7 +95,7 @@ impl<'a> Claims<'a> {
         if reasons.is_empty() {
             Ok(Self { replayed, bank, coverages, certificates, secure_boot })
         } else {
-            Err(reasons)
+            Err(reasons.into())
         }
     }
 

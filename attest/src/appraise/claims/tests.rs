@@ -36,7 +36,7 @@ fn claims<'a>(
     evidence: &'a Evidence,
     bank: Bank,
     cache: &'a CertificateCache,
-) -> Result<Claims<'a>, Vec<Reason>> {
+) -> Result<Claims<'a>, Denial> {
     let quote = VerifiedQuote::verify(evidence, &host.ak, &Host::binding())?;
     Claims::read(ReplayedLog::replay(quote, evidence, None)?, bank, cache)
 }

@@ -1,11 +1,12 @@
 //! A host whose TPM is software: its key signs whatever the test says, so that only the named thing is wrong.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
-use crate::appraise::{Appraisal, Context, Judged, Policy, STATIC_PCRS, appraise};
+use crate::appraise::{Appraisal, Context, Judged, Policy, STATIC_PCRS, judge};
 use crate::binding::{Binding, Purpose};
 use crate::eventlog::log_builder::LogBuilder;
 use crate::eventlog::{CertificateCache, EventLog};
@@ -44,12 +45,15 @@ pub struct Host {
     pub tamper: Option<fn(&mut Evidence)>,
 }
 
+/// The endorsement key of all hosts here: they are one machine at different times.
+static EK: LazyLock<EcdsaKeyPair> =
+    LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
+
 impl Host {
     /// A host that is as it should be.
     pub fn good() -> Self {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        let ek = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        let ak = EnrolledAk::new(&ak_public(&key), &ek_public(&ek)).unwrap();
+        let ak = EnrolledAk::new(&ak_public(&key), &ek_public(&EK)).unwrap();
         let log = LogBuilder::good_boot(&BANKS);
         let mut host = Self {
             key,
@@ -194,16 +198,20 @@ impl Host {
     }
 
     pub fn appraise_with(&self, evidence: &Evidence, previous: Option<&Judged>) -> Result<Appraisal, Vec<Reason>> {
-        let context = Context {
-            ak: &self.ak,
-            binding: &Self::binding(),
-            ek: Some([0xee; 32]),
-            references: &self.references,
-            policy: &self.policy,
-            certificates: &CertificateCache::new(),
-            previous,
-        };
-        appraise(evidence, &context).map_err(|denial| denial.reasons)
+        self.appraise_by(&self.ak, evidence, previous)
+    }
+
+    /// With an attestation key that need not be the enrolled one.
+    pub fn appraise_by(
+        &self,
+        ak: &EnrolledAk,
+        evidence: &Evidence,
+        previous: Option<&Judged>,
+    ) -> Result<Appraisal, Vec<Reason>> {
+        let (references, policy) = (self.references.as_slice(), &self.policy);
+        let certificates = &CertificateCache::new();
+        let context = Context { references, policy, certificates, previous };
+        Ok(judge(evidence, ak, &Self::binding(), &context)?)
     }
 
     pub fn appraise(&self) -> Result<Appraisal, Vec<Reason>> {
