@@ -224,6 +224,8 @@ reason_codes! {
     EventlogBankUnextended = "eventlog.bank-unextended", "A PCR that every firmware extends still has its initial value: the firmware does not measure into this bank.";
     EventlogForgedNoAction = "eventlog.forged-no-action", "An event that says it extends no PCR carries a digest.";
     EventlogUnknownEvent = "eventlog.unknown-event", "An event has a type that has no place in a measured boot.";
+    EventlogUnexpectedType = "eventlog.unexpected-type", "An event has a type that no firmware and no boot loader measures into this PCR: the type is covered by no digest and may hide what the event is.";
+    EventlogRepeated = "eventlog.repeated-event", "The firmware measured something twice that it measures once, with different content.";
     EventlogDigestMismatch = "eventlog.digest-mismatch", "An event's digest does not cover what the event says.";
     EventlogTextNotCovered = "eventlog.text-not-covered", "An event's text is not what its digest was made of.";
     EventlogLocality = "eventlog.startup-locality", "The event that tells the startup locality is malformed, repeated or comes too late.";
@@ -250,6 +252,12 @@ reason_codes! {
     SecureBootVariableMissing = "secure-boot.variable-missing", "A variable that Secure Boot rests on (PK, KEK, db, dbx) was not measured.";
     SecureBootNoAuthority = "secure-boot.no-authority", "Secure Boot is said to be on, but nothing was verified by it.";
     SecureBootDebugMode = "secure-boot.debug-mode", "The firmware runs in debug mode, in which what it measures can be forged.";
+
+    // Shim, which verifies what Secure Boot does not.
+    ShimAmbiguous = "shim.ambiguous-setting", "A setting of shim was measured twice with different content, or after shim had verified something: an operating system could have done that.";
+    PolicyShimValidation = "policy.shim-validation", "Shim's own validation is disabled (MokSBState), or cannot be told: it starts anything though Secure Boot is on.";
+    PolicySbat = "policy.sbat", "Shim starts boot loaders of older generations (SBAT) than the policy takes, or did not measure which.";
+    PolicyMokList = "policy.mok-list", "Shim trusts another list of keys (MokList) than the policy names.";
 
     // The IMA list.
     ImaUnreadable = "ima.unreadable", "The list of programs that the kernel measured (IMA) cannot be read.";

@@ -191,7 +191,8 @@ fn as_json(good: &Appraisal, caveats: &[&str], key: Option<&Jwk>) -> Value {
         "policy": good.policy_name(), "policy_sha256": hex::encode(good.policy_digest()),
         "reference": reference.name, "reference_version": reference.version,
         "reference_sha256": hex::encode(reference.digest), "reference_signer": reference.signed_by,
-        "by_rule": good.by_rule(), "secure_boot": good.secure_boot(), "command_line": good.command_line(),
+        "by_rule": good.by_rule(), "secure_boot": good.secure_boot(), "shim_validation": good.shim_validation(), "sbat_date": good.sbat_date(),
+        "command_line": good.command_line(),
         "ima_judged": good.ima_judged(), "ima_entries": good.ima_entries(), "caveats": caveats,
     });
     if let (Some(key), Some(value)) = (key, value.as_object_mut()) {

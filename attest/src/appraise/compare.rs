@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::RUNTIME_PCR;
 use super::claims::Claims;
-use super::policy::{Policy, demands};
+use super::policy::Policy;
+use super::policy::demands::{self, Judgement, UnclearLine};
 use super::programs::{self, Programs};
 use crate::eventlog::{Coverage, Event, EventKind};
 use crate::evidence::PCR_COUNT;
@@ -31,9 +32,9 @@ pub(super) fn policy<'r>(
     policy: &Policy,
     references: &'r [ReferenceValues],
 ) -> Result<Match<'r>, Vec<Reason>> {
-    let mut reasons = demands::check(claims, policy);
+    let Judgement { mut reasons, unclear } = demands::check(claims, policy);
     let secure_boot_denied = demands::secure_boot_denied(claims, policy);
-    match best(claims, policy, references) {
+    match best(claims, policy, references, &unclear) {
         Ok(matched) if reasons.is_empty() => return Ok(matched),
         Ok(_) => {}
         Err(differences) => reasons.extend(differences.into_iter().filter(|reason| {
@@ -49,7 +50,12 @@ fn is_secure_boot_state(reason: &Reason) -> bool {
 }
 
 /// The reference values that match. If none do, the differences from those that come nearest.
-fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValues]) -> Result<Match<'r>, Vec<Reason>> {
+fn best<'r>(
+    claims: &Claims<'_>,
+    policy: &Policy,
+    references: &'r [ReferenceValues],
+    unclear: &[UnclearLine<'_>],
+) -> Result<Match<'r>, Vec<Reason>> {
     let mut nearest: Option<Vec<Reason>> = None;
     let mut distrusted = Vec::new();
     for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
@@ -57,7 +63,12 @@ fn best<'r>(claims: &Claims<'_>, policy: &Policy, references: &'r [ReferenceValu
             distrusted.push(reason);
             continue;
         }
-        let (mut differences, by_rule) = compare(claims, policy, values);
+        let (mut differences, mut by_rule) = compare(claims, policy, values);
+        let unlisted = command_lines(claims, policy, values, unclear, &mut by_rule);
+        // Named where the comparison has not named the same event already.
+        if differences.is_empty() {
+            differences.extend(unlisted);
+        }
         let programs =
             if policy.ima { Programs::judge(claims.replayed(), &policy.programs, values) } else { Programs::default() };
         differences.extend(programs.reasons);
@@ -100,6 +111,39 @@ fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> (V
         by_rule.extend(steps.iter().filter_map(accepted_by_rule));
     }
     (reasons, by_rule)
+}
+
+/// What is wrong with the command lines that the policy's rules cannot be applied to. One that the reference values list by
+/// its value is accepted, and said to be.
+fn command_lines(
+    claims: &Claims<'_>,
+    policy: &Policy,
+    values: &ReferenceValues,
+    unclear: &[UnclearLine<'_>],
+    by_rule: &mut BTreeSet<ByRule>,
+) -> Vec<Reason> {
+    let mut listed: BTreeMap<u32, BTreeMap<&[u8], Option<&str>>> = BTreeMap::new();
+    let mut reasons = Vec::new();
+    for line in unclear {
+        let of_pcr = listed.entry(line.ground.pcr).or_insert_with(|| {
+            u8::try_from(line.ground.pcr).map_or_else(|_| BTreeMap::new(), |pcr| values.listed(pcr, claims.bank()))
+        });
+        let Some(text) = of_pcr.get(line.ground.digest) else {
+            reasons.push(line.reason.clone());
+            continue;
+        };
+        let found = line.if_listed(*text, policy);
+        if found.is_empty() {
+            let why = &line.reason.text;
+            by_rule.insert(ByRule {
+                what: "kernel command line".to_owned(),
+                rule: "listed".to_owned(),
+                reason: format!("The reference values list exactly this one. {why}"),
+            });
+        }
+        reasons.extend(found);
+    }
+    reasons
 }
 
 fn accepted_by_rule(step: &Step<'_>) -> Option<ByRule> {

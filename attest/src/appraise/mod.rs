@@ -23,8 +23,8 @@ pub use boot::{BootInstance, Judged, static_digest};
 pub use claims::Claims;
 pub use name_pattern::{NamePattern, NamePatternError};
 pub use policy::{
-    Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, MAX_POLICY, Policy, PolicyError,
-    SCHEMA as POLICY_SCHEMA, STATIC_PCRS, arguments,
+    AmbiguousLine, Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, MAX_POLICY, Policy, PolicyError,
+    SCHEMA as POLICY_SCHEMA, STATIC_PCRS, ShimRules, arguments,
 };
 pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
 pub use programs::rules as ima_rules;
@@ -87,6 +87,8 @@ pub struct Appraisal {
     reference: MatchedReference,
     by_rule: Vec<ByRule>,
     secure_boot: Option<bool>,
+    shim_validation: Option<bool>,
+    sbat_date: Option<u64>,
     command_line: Option<String>,
     ima: Option<ImaState>,
     ima_judged: bool,
@@ -167,6 +169,8 @@ impl Claims<'_> {
             reference: MatchedReference::new(matched.values),
             by_rule: matched.by_rule.into_iter().collect(),
             secure_boot: self.secure_boot().map(|claim| claim.value),
+            shim_validation: self.shim_validation().map(|claim| claim.value),
+            sbat_date: self.sbat_level().and_then(|claim| claim.value.date()),
             command_line: self.command_line().and_then(|claim| claim.value.text),
             ima,
             ima_judged: policy.ima,
@@ -279,6 +283,16 @@ impl Appraisal {
     /// that the rule gives.
     pub fn programs_by_rule(&self) -> impl Iterator<Item = (&str, u64)> {
         self.ima.iter().flat_map(|ima| &ima.by_rule).map(|(reason, count)| (reason.as_str(), *count))
+    }
+
+    /// Whether shim verified what it started; `None` if the host was started without shim.
+    pub const fn shim_validation(&self) -> Option<bool> {
+        self.shim_validation
+    }
+
+    /// The date of shim's list of the oldest generations of boot loaders that it starts (SBAT), as it is written there.
+    pub const fn sbat_date(&self) -> Option<u64> {
+        self.sbat_date
     }
 
     /// Whether the programs that ran were compared with the reference values.

@@ -120,21 +120,6 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What the kernel reads of a command line as GRUB measures it, behind the kernel's path. `None` where no path stands
-/// there, or one in which the kernel could see arguments, the end of a word or a quote: GRUB passes some of these on.
-pub(crate) fn kernel_arguments(line: &str) -> Option<&str> {
-    let (path, arguments) = line.split_once(' ').unwrap_or((line, ""));
-    let is_plain = |c: char| matches!(c, '!'..='~') && !matches!(c, '"' | '\'' | '\\');
-    (path.starts_with(['/', '(']) && path.chars().all(is_plain)).then_some(arguments)
-}
-
-/// Whether a text of GRUB's begins with a path, as command lines do and commands do not. The kind that GRUB writes before
-/// a text is covered by no digest.
-pub(crate) fn begins_with_path(text: &str) -> bool {
-    // With a blank in it GRUB puts it in quotes.
-    text.starts_with(['/', '(', '"'])
-}
-
 /// Kind and text of an event in which GRUB logs text. The digest is that of the text without prefix and terminator;
 /// what follows the terminator, as some old versions log it, no digest covers.
 pub(super) fn grub_text(data: &[u8]) -> Option<(EventKind, &[u8])> {

@@ -168,6 +168,16 @@ impl<'a> Event<'a> {
         }
     }
 
+    /// Whether the data are those of a tagged event from their first byte to their last, whatever the type says.
+    pub(crate) fn is_whole_tagged(&self) -> bool {
+        tagged::is_whole(self.data)
+    }
+
+    /// Whether the data tell of an option ROM that a conventional BIOS ran, whatever the type says.
+    pub(crate) fn is_bios_option_rom(&self) -> bool {
+        tagged::is_bios_option_rom(self.data)
+    }
+
     /// What a tagged event names, and its text.
     pub(crate) fn tagged(&self) -> Option<(EventKind, Option<String>)> {
         let tagged = || tagged::meaning(self.pcr, self.data);

@@ -73,6 +73,18 @@ const SIPA: [(u32, &str); 33] = [
     (0x0007_0001, "module's path"),
 ];
 
+/// Whether data are one tagged event, from the first byte to the last.
+pub(super) fn is_whole(data: &[u8]) -> bool {
+    let mut cursor = Cursor::new(data);
+    let size = cursor.u32().and_then(|_tag| cursor.u32());
+    size.is_ok_and(|size| u64::try_from(cursor.rest().len()).is_ok_and(|left| left == u64::from(size)))
+}
+
+/// Whether data are a conventional BIOS's event of an option ROM, or of microcode from one.
+pub(super) fn is_bios_option_rom(data: &[u8]) -> bool {
+    is_whole(data) && Cursor::new(data).u32().is_ok_and(|tag| matches!(tag, 0x7 | 0xa))
+}
+
 /// What a tagged event means, in words, with its text where it has one.
 pub(super) fn meaning(pcr: u32, data: &[u8]) -> (EventKind, String, Option<String>) {
     let mut cursor = Cursor::new(data);

@@ -50,6 +50,13 @@ impl Expected {
         &self.slot
     }
 
+    /// The digests of one bank that it lists, each with the text that it is of.
+    pub fn listed(&self, bank: Bank) -> impl Iterator<Item = (&[u8], Option<&str>)> {
+        let digests = self.slot.digests.get(&bank).into_iter().flatten().map(|digest| (digest.as_slice(), None));
+        let of_texts = self.texts.get(&bank).into_iter().flatten().map(Vec::as_slice);
+        digests.chain(of_texts.zip(self.slot.texts.iter().map(|text| Some(text.as_str()))))
+    }
+
     /// How it accepts an event, if it does.
     pub fn accepts(&self, event: &Event<'_>, judge: &Judge<'_>) -> Option<Acceptance> {
         let digest = event.digests.get(judge.bank).filter(|_| event.event_type == self.slot.event_type)?;

@@ -255,6 +255,11 @@ impl ReferenceValues {
         self.slots.get(&pcr).map_or(&[], Vec::as_slice)
     }
 
+    /// All digests that the slots of a PCR list, each with the text that it is of where the slot lists a text.
+    pub(crate) fn listed(&self, pcr: u8, bank: Bank) -> BTreeMap<&[u8], Option<&str>> {
+        self.expected(pcr).iter().flat_map(|expected| expected.listed(bank)).collect()
+    }
+
     /// The programs, each with its accepted digests.
     pub fn programs(&self) -> impl Iterator<Item = (&str, &BTreeSet<Vec<u8>>)> {
         self.ima.iter().map(|(path, digests)| (path.as_str(), digests))

@@ -113,7 +113,8 @@ pub struct Submodule {
     /// The key that signed them, if one did.
     #[serde(rename = "portcullis.reference-signer", default, skip_serializing_if = "Option::is_none")]
     pub reference_signer: Option<String>,
-    /// What was accepted by a rule and not by its digest, and why.
+    /// What was accepted by a rule and not by its digest, and why. With the rule `listed`, a command line that the policy's
+    /// rules could not be applied to, accepted because the reference values list exactly this one.
     #[serde(rename = "portcullis.by-rule", default, skip_serializing_if = "Vec::is_empty")]
     pub by_rule: Vec<ByRule>,
     /// How many programs were accepted by a rule of the policy and not by the reference values, by the rule's reason.

@@ -2,7 +2,11 @@
 
 use super::covered::Covered;
 use super::{Claim, Claims};
-use crate::eventlog::{Coverage, EventKind, EventType, begins_with_path, kernel_arguments, text_of};
+use crate::appraise::separators;
+use crate::eventlog::{
+    Coverage, EventKind, EventType, is_command, kernel_arguments, load_options, loader_arguments, text_of,
+    without_quoting,
+};
 use crate::key::Bank;
 
 /// The PCR of GRUB's commands.
@@ -20,6 +24,9 @@ const UKI_PARAMETERS: u32 = 12;
 /// The PCR of extensions that were given to a unified kernel image.
 const EXTENSIONS: u32 = 13;
 
+/// What Windows' boot log ends with in each of its PCRs, under the type of a separator.
+const WINDOWS_END: &[u8] = b"WBCL";
+
 /// Who measured something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,7 +37,8 @@ pub enum Measurer {
     KernelStub,
     /// systemd-boot or systemd-stub, into PCR 12 (old versions: 8).
     Systemd,
-    /// The firmware or a boot loader that had it load an image, into PCR 4.
+    /// The firmware or a boot loader that had it load an image, into PCR 4. Of a command line: load options that GRUB gave
+    /// such an image, in PCR 8.
     Firmware,
 }
 
@@ -89,15 +97,56 @@ impl<'a> Claims<'a> {
 
     /// Every command line that was measured, whoever did so. A boot loader that loads several kernels starts the last
     /// one; a rule on arguments should hold for all. What GRUB writes before a text is a label, behind which a command line
-    /// could be hidden as a command, and a command be shown as a command line: so whatever begins with a path counts,
-    /// and what is called a command line and does not begin with a kernel's path has no text here.
+    /// could be hidden as a command, and a command be shown as a command line: so every text of GRUB's counts that is not
+    /// certainly a command, and what does not begin with a kernel's path has no text here. The load options that GRUB's
+    /// `chainloader` gives an image count, too.
     ///
-    /// In PCR 12, anything of which no digest covers the text counts: a label could hide a command line.
+    /// In PCRs 8 and 12, anything of which no digest covers the text counts: a label could hide a command line. So does a
+    /// unified kernel image's `.cmdline`, of which the log has the digest alone.
     pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
-        let of_pcr = |pcr| self.log().of_pcr(pcr).filter_map(|covered| command_line(&covered));
-        let mut lines: Vec<_> = of_pcr(COMMANDS).chain(of_pcr(FILES)).chain(of_pcr(UKI_PARAMETERS)).collect();
+        let mut lines = self.grub_lines();
+        lines.extend(self.log().of_pcr(FILES).filter_map(|covered| stub_line(&covered)));
+        let sections = self.uki().into_iter().filter(|claim| claim.value.name == ".cmdline");
+        lines.extend(sections.map(|claim| Claim {
+            value: CommandLine { measurer: Measurer::Systemd, text: None },
+            ground: claim.ground,
+        }));
+        lines.extend(self.log().of_pcr(UKI_PARAMETERS).filter_map(|covered| self.other_line(&covered)));
         lines.sort_by_key(|claim| claim.ground.event);
         lines
+    }
+
+    /// The command lines among what was measured into PCR 8.
+    fn grub_lines(&self) -> Vec<Claim<'a, CommandLine>> {
+        let mut lines = Vec::new();
+        // What the loader's command just before was given.
+        let mut given: Option<String> = None;
+        for covered in self.log().of_pcr(COMMANDS) {
+            let before = given.take();
+            let Some((kind, text)) = covered.grub_text.filter(|_| covered.coverage == Coverage::Text) else {
+                lines.extend(self.other_line(&covered));
+                continue;
+            };
+            given = loader_arguments(text).map(without_quoting);
+            let repeats = before.is_some_and(|before| before == without_quoting(text));
+            if kind == EventKind::KernelCommandLine || repeats || !is_command(text) {
+                let text = kernel_arguments(text).is_some().then(|| text.to_owned());
+                lines.push(covered.claim(CommandLine { measurer: Measurer::Grub, text }));
+            } else if let Some(options) = load_options(text) {
+                let text = Some(options.to_owned());
+                lines.push(covered.claim(CommandLine { measurer: Measurer::Firmware, text }));
+            }
+        }
+        lines
+    }
+
+    /// What is not certainly something else than a command line: a separator, or Windows' own events, which a digest covers.
+    fn other_line(&self, covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>> {
+        let event = covered.event;
+        let is_known =
+            !covered.is(EventType::IPL) && (separators::state(event, self.bank()).is_some() || is_of_windows(covered));
+        let text = || text_of(event.covered_data(covered.coverage));
+        (!is_known).then(|| covered.claim(CommandLine { measurer: Measurer::Systemd, text: text() }))
     }
 
     /// The command line of the kernel that was started: the last whose text a digest covers; without any, the last.
@@ -175,22 +224,15 @@ impl<'a> Claims<'a> {
     }
 }
 
-fn command_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>> {
-    let event = covered.event;
-    let (measurer, text) = match (event.pcr, event.event_type) {
-        (COMMANDS, EventType::IPL) if covered.coverage == Coverage::Text => {
-            let (kind, text) = covered.grub_text?;
-            let is_line = kind == EventKind::KernelCommandLine || begins_with_path(text);
-            is_line.then(|| (Measurer::Grub, kernel_arguments(text).is_some().then(|| text.to_owned())))?
-        }
-        (COMMANDS | UKI_PARAMETERS, EventType::IPL) => {
-            (Measurer::Systemd, text_of(event.covered_data(covered.coverage)))
-        }
-        (FILES, EventType::EVENT_TAG) => {
-            let (kind, _) = event.tagged()?;
-            (kind == EventKind::StubCommandLine).then_some((Measurer::KernelStub, None))?
-        }
-        _ => return None,
-    };
-    Some(covered.claim(CommandLine { measurer, text }))
+/// Whether an event is of Windows' own boot log: tagged events, and the mark at its end. By what a digest covers.
+pub(super) fn is_of_windows(covered: &Covered<'_, '_>) -> bool {
+    let data = covered.event.data;
+    covered.coverage == Coverage::Data && (data == WINDOWS_END || covered.event.is_whole_tagged())
+}
+
+/// What the kernel's stub was given.
+fn stub_line<'a>(covered: &Covered<'_, 'a>) -> Option<Claim<'a, CommandLine>> {
+    let (kind, _) = covered.event.tagged()?;
+    let line = CommandLine { measurer: Measurer::KernelStub, text: None };
+    (kind == EventKind::StubCommandLine).then(|| covered.claim(line))
 }

@@ -1,6 +1,8 @@
 //! What no honest firmware or boot loader logs, event by event.
 
 use super::covered::CoveredLog;
+use super::placement;
+use crate::appraise::separators::Separators;
 use crate::eventlog::{Coverage, Event, EventType, NO_PCR};
 use crate::reason::{Reason, ReasonCode};
 
@@ -15,8 +17,8 @@ const DIGEST_OF_DATA: [EventType; 7] = [
     EventType::S_CRTM_VERSION,
 ];
 
-/// Every event that contradicts itself.
-pub(super) fn check(log: CoveredLog<'_, '_>) -> Vec<Reason> {
+/// Every event that contradicts itself, or that is where no firmware and no boot loader puts it.
+pub(super) fn check(log: CoveredLog<'_, '_>, separators: &Separators) -> Vec<Reason> {
     let about = |code, event: &Event<'_>| Reason::new(code).pcr(event.pcr).event(event.describe(log.bank).words);
     let number = |event: &Event<'_>| format!("event {}", event.number);
     let mut reasons = Vec::new();
@@ -27,10 +29,14 @@ pub(super) fn check(log: CoveredLog<'_, '_>) -> Vec<Reason> {
             reasons.push(about(ReasonCode::EventlogForgedNoAction, event).found(number(event)));
         }
     }
+    let mut version: Option<&[u8]> = None;
     for covered in log.iter() {
         let event = covered.event;
         if covered.is(EventType::UNUSED) {
             reasons.push(about(ReasonCode::EventlogUnknownEvent, event).found(event.event_type.to_string()));
+        } else if !placement::belongs(&covered) {
+            let found = format!("event {}, {}", event.number, event.event_type);
+            reasons.push(about(ReasonCode::EventlogUnexpectedType, event).found(found));
         } else if covered.coverage != Coverage::Data && DIGEST_OF_DATA.contains(&event.event_type) {
             reasons.push(about(ReasonCode::EventlogDigestMismatch, event).found(number(event)));
         } else if !covered.coverage.covers_text()
@@ -38,6 +44,15 @@ pub(super) fn check(log: CoveredLog<'_, '_>) -> Vec<Reason> {
         {
             // Only believed with the digest of exactly that text; beside another digest it would mislead.
             reasons.push(about(ReasonCode::EventlogTextNotCovered, event).found(text));
+        }
+        if event.pcr == 0 && placement::FIRMWARE.contains(&event.event_type) {
+            if separators.is_behind(event) {
+                reasons.push(about(ReasonCode::EventlogAfterSeparator, event).found(number(event)));
+            } else if covered.is(EventType::S_CRTM_VERSION)
+                && version.replace(event.data).is_some_and(|v| v != event.data)
+            {
+                reasons.push(about(ReasonCode::EventlogRepeated, event).found(number(event)));
+            }
         }
     }
     reasons

@@ -1,6 +1,7 @@
 //! The firmware: its versions and parts, and how it protects the boot.
 
 use super::covered::Covered;
+use super::placement::FIRMWARE;
 use super::{Claim, Claims};
 use crate::eventlog::{Coverage, EventType, Guid, Variable};
 use crate::key::Constant;
@@ -20,10 +21,12 @@ pub struct Label {
 }
 
 impl<'a> Claims<'a> {
-    /// The version of the firmware's root of trust (S-CRTM), where the firmware measured one.
+    /// The version of the firmware's root of trust (S-CRTM), where the firmware measured one before the separator.
     pub fn firmware_version(&self) -> Option<Claim<'a, FirmwareVersion>> {
         self.log().of_pcr(0).find_map(|covered| {
-            let is_version = covered.is(EventType::S_CRTM_VERSION) && covered.coverage == Coverage::Data;
+            let is_version = covered.is(EventType::S_CRTM_VERSION)
+                && covered.coverage == Coverage::Data
+                && !self.is_behind_separator(&covered);
             let text = || covered.event.version().unwrap_or_else(|| hex::encode(covered.digest));
             is_version.then(|| covered.claim(FirmwareVersion { text: text() }))
         })
@@ -31,18 +34,11 @@ impl<'a> Claims<'a> {
 
     /// The parts of the firmware: volumes, microcode and whatever else it calls code of its own (PCR 0).
     pub fn firmware_code(&self) -> Vec<Claim<'a, Label>> {
-        const CODE: [EventType; 8] = [
-            EventType::S_CRTM_CONTENTS,
-            EventType::POST_CODE,
-            EventType::POST_CODE2,
-            EventType::EFI_PLATFORM_FIRMWARE_BLOB,
-            EventType::EFI_PLATFORM_FIRMWARE_BLOB2,
-            EventType::EFI_HCRTM_EVENT,
-            EventType::NONHOST_CODE,
-            EventType::CPU_MICROCODE,
-        ];
+        const NO_CODE: [EventType; 2] = [EventType::S_CRTM_VERSION, EventType::NONHOST_INFO];
         let label = |covered: Covered<'_, 'a>| {
-            let is_code = CODE.contains(&covered.event.event_type);
+            let event_type = covered.event.event_type;
+            let is_code =
+                FIRMWARE.contains(&event_type) && !NO_CODE.contains(&event_type) && !self.is_behind_separator(&covered);
             is_code.then(|| covered.claim(Label { label: covered.event.firmware_label() }))
         };
         self.log().of_pcr(0).filter_map(label).collect()

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::covered::Covered;
-use super::{Claim, Claims};
+use super::{Claim, Claims, placement, shim};
+use crate::appraise::separators;
 use crate::eventlog::{EventType, Form, Guid, SignatureDatabase, Variable};
 
 /// The PCR of drivers that are not the platform's own.
@@ -34,6 +35,8 @@ pub enum ImageKind {
     BootServicesDriver,
     /// A driver that stays.
     RuntimeServicesDriver,
+    /// The log calls it something else than an image, and no digest shows that it is none.
+    Unlabelled,
 }
 
 /// By what an image was verified: an entry of the firmware's db or of shim's lists.
@@ -62,23 +65,31 @@ pub struct VerifiedBy<'a> {
 
 impl<'a> Claims<'a> {
     /// Boot loaders, kernels and other applications, in the order in which they were loaded. A boot loader that has shim
-    /// verify what it loads may show the same image twice.
+    /// verify what it loads may show the same image twice. Everything in PCR 4 counts of which no digest shows that it is
+    /// something else, whatever its type.
     pub fn images(&self) -> Vec<Claim<'a, Image>> {
         self.images_of(APPLICATIONS)
     }
 
-    /// Drivers that are not the platform's own, such as those of network cards.
+    /// Drivers that are not the platform's own, such as those of network cards. Everything in PCR 2 counts of which no digest
+    /// shows that it is something else, whatever its type.
     pub fn option_roms(&self) -> Vec<Claim<'a, Image>> {
         self.images_of(OPTION_ROMS)
     }
 
     fn images_of(&self, pcr: u32) -> Vec<Claim<'a, Image>> {
+        let is_separator = |covered: &Covered<'_, '_>| separators::state(covered.event, self.bank()).is_some();
         let image = |covered: Covered<'_, 'a>| {
             let kind = match covered.event.event_type {
                 EventType::EFI_BOOT_SERVICES_APPLICATION => ImageKind::Application,
                 EventType::EFI_BOOT_SERVICES_DRIVER => ImageKind::BootServicesDriver,
                 EventType::EFI_RUNTIME_SERVICES_DRIVER => ImageKind::RuntimeServicesDriver,
-                _ => return None,
+                _ if is_separator(&covered)
+                    || !(placement::is_image(&covered) || covered.event.is_bios_option_rom()) =>
+                {
+                    return None;
+                }
+                _ => ImageKind::Unlabelled,
             };
             Some(covered.claim(Image { kind, label: covered.event.image_path() }))
         };
@@ -87,15 +98,32 @@ impl<'a> Claims<'a> {
 
     /// What verified images, in the order in which it did so first.
     pub fn authorities(&self) -> Vec<Claim<'a, Authority<'a>>> {
-        let authority = |covered: Covered<'_, 'a>| {
-            let variable = covered.is(EventType::EFI_VARIABLE_AUTHORITY).then(|| covered.variable())??;
-            let entry = self.certificates.database(Form::Entry, self.bank(), covered.digest, variable.data).ok()?;
-            // Shim measures its settings and generations as events of this type too.
-            let is_authority = entry.others() == 0 && !entry.is_empty();
-            let is_db = variable.is(Guid::IMAGE_SECURITY, "db");
-            is_authority.then(|| covered.claim(Authority { variable, is_db, entry }))
-        };
-        self.log().of_pcr(SECURE_BOOT).filter_map(authority).collect()
+        self.of_authorities().filter_map(|covered| self.authority(&covered)).collect()
+    }
+
+    /// Numbers of the events of PCR 7 by which something may have been verified that cannot be told: no digest covers what
+    /// they say, or they are neither a certificate nor the digest of an image.
+    pub fn unread_authorities(&self) -> Vec<usize> {
+        let unread = self
+            .of_authorities()
+            .filter(|covered| !self.verifies_nothing(covered) && self.authority(covered).is_none());
+        unread.map(|covered| covered.event.number).collect()
+    }
+
+    /// What has the type of an authority, and all that is behind the separator: there the firmware and shim measure nothing
+    /// but authorities and what a digest shows to be something else, and the type proves nothing.
+    fn of_authorities(&self) -> impl Iterator<Item = Covered<'_, 'a>> {
+        self.log()
+            .of_pcr(SECURE_BOOT)
+            .filter(|covered| covered.is(EventType::EFI_VARIABLE_AUTHORITY) || self.is_behind_separator(covered))
+    }
+
+    fn authority(&self, covered: &Covered<'_, 'a>) -> Option<Claim<'a, Authority<'a>>> {
+        let variable = covered.variable().filter(|variable| !shim::is_setting(variable))?;
+        let entry = self.certificates.database(Form::Entry, self.bank(), covered.digest, variable.data).ok()?;
+        let is_authority = entry.others() == 0 && !entry.is_empty();
+        let is_db = variable.is(Guid::IMAGE_SECURITY, "db");
+        is_authority.then(|| covered.claim(Authority { variable, is_db, entry }))
     }
 
     /// For each image, drivers first, by what it may have been verified.
@@ -106,8 +134,9 @@ impl<'a> Claims<'a> {
         for image in self.option_roms().into_iter().chain(self.images()) {
             let by_digest: Vec<_> =
                 authorities.iter().filter(|claim| claim.value.entry.has_sha256(image.ground.digest)).cloned().collect();
-            let is_application = image.value.kind == ImageKind::Application;
-            // Drivers and the first boot loader are loaded by the firmware, which knows only db.
+            let is_application = image.ground.pcr == APPLICATIONS;
+            // Drivers and the first boot loader are loaded by the firmware, which knows only db. By the PCR, for the type
+            // is a label.
             let only_db = !is_application || std::mem::take(&mut first_application);
             let candidates = || {
                 let by_certificate = |claim: &&Claim<'a, Authority<'a>>| !claim.value.entry.certificates().is_empty();

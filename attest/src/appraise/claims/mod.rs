@@ -10,8 +10,11 @@
 //! | `secure_boot` | state, PK, KEK, db, dbx |
 //! | `images` | what firmware and boot loaders started, and what verified it; option ROMs |
 //! | `boot_loader` | commands of GRUB, kernel, initrd, command line, sections of a unified kernel image |
-//! | `shim` | shim's own lists and generations |
+//! | `shim` | shim's own lists, settings and generations |
 //! | `firmware` | versions and parts of the firmware, DMA protection, boot order |
+//!
+//! A type that does not belong into its PCR is a denial (`placement`), and where a type decides what is looked at, whatever
+//! could be hidden by another type is looked at too.
 //!
 //! A claim is computed when it is asked for: reading checks only what would contradict it.
 
@@ -20,6 +23,7 @@ mod contradictions;
 mod covered;
 mod firmware;
 mod images;
+mod placement;
 mod secure_boot;
 mod shim;
 
@@ -30,11 +34,12 @@ pub use firmware::{FirmwareVersion, Label};
 pub use images::{Authority, Image, ImageKind, VerifiedBy};
 pub use shim::{SbatLevel, ShimList};
 
-use covered::{Coverages, CoveredLog};
+use covered::{Coverages, Covered, CoveredLog};
 use secure_boot::SecureBoot;
 
 use super::replayed::ReplayedLog;
-use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs, separators};
+use super::separators::Separators;
+use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
@@ -70,6 +75,7 @@ pub struct Claims<'a> {
     replayed: ReplayedLog<'a>,
     bank: Bank,
     coverages: Coverages<'a>,
+    separators: Separators,
     certificates: &'a CertificateCache,
     secure_boot: SecureBoot<'a>,
 }
@@ -88,12 +94,14 @@ impl<'a> Claims<'a> {
         let events = replayed.log().events();
         let coverages = Coverages::of(events, bank);
         let log = CoveredLog::new(events, &coverages, bank);
-        let mut reasons = contradictions::check(log);
-        reasons.extend(separators::check(events, bank));
-        let secure_boot = SecureBoot::read(log, certificates, &mut reasons);
+        let mut reasons = Vec::new();
+        let separators = Separators::read(replayed.log(), bank, &mut reasons);
+        reasons.extend(contradictions::check(log, &separators));
+        reasons.extend(shim::check(log, &separators));
+        let secure_boot = SecureBoot::read(log, &separators, certificates, &mut reasons);
         reasons.extend(programs::check(&replayed, bank));
         if reasons.is_empty() {
-            Ok(Self { replayed, bank, coverages, certificates, secure_boot })
+            Ok(Self { replayed, bank, coverages, separators, certificates, secure_boot })
         } else {
             Err(reasons.into())
         }
@@ -101,6 +109,12 @@ impl<'a> Claims<'a> {
 
     fn log(&self) -> CoveredLog<'_, 'a> {
         CoveredLog::new(self.replayed.log().events(), &self.coverages, self.bank)
+    }
+
+    /// Whether an event comes after the separator of its PCR: after that the firmware does not measure itself, and an
+    /// operating system could have extended the PCR.
+    fn is_behind_separator(&self, covered: &Covered<'_, '_>) -> bool {
+        self.separators.is_behind(covered.event)
     }
 
     /// The replayed logs.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Claim;
 use super::covered::{Covered, CoveredLog};
-use crate::appraise::separators;
+use crate::appraise::separators::Separators;
 use crate::eventlog::{CertificateCache, Coverage, EventType, Form, Guid, SignatureDatabase, Variable};
 use crate::key::Constant;
 use crate::reason::{Reason, ReasonCode};
@@ -30,9 +30,14 @@ pub(super) struct SecureBoot<'a> {
 
 impl<'a> SecureBoot<'a> {
     /// Everything that would make the state ambiguous is a reason.
-    pub fn read(log: CoveredLog<'_, 'a>, certificates: &CertificateCache, reasons: &mut Vec<Reason>) -> Self {
+    pub fn read(
+        log: CoveredLog<'_, 'a>,
+        separators: &Separators,
+        certificates: &CertificateCache,
+        reasons: &mut Vec<Reason>,
+    ) -> Self {
         let mut found = Self::default();
-        let measured = variables(log, reasons);
+        let measured = variables(log, separators, reasons);
         for Measured { place, covered, variable } in &measured {
             let Some(slot) = place.checked_sub(1).and_then(|place| found.databases.get_mut(place)) else {
                 found.state = state(covered, variable, reasons);
@@ -113,17 +118,17 @@ struct Measured<'l, 'a> {
 }
 
 /// The variables that were measured before the separator.
-fn variables<'l, 'a>(log: CoveredLog<'l, 'a>, reasons: &mut Vec<Reason>) -> Vec<Measured<'l, 'a>> {
-    let separator = log
-        .of_pcr(PCR)
-        .find(|covered| separators::state(covered.event, log.bank).is_some())
-        .map_or(0, |covered| covered.event.number);
+fn variables<'l, 'a>(
+    log: CoveredLog<'l, 'a>,
+    separators: &Separators,
+    reasons: &mut Vec<Reason>,
+) -> Vec<Measured<'l, 'a>> {
     let mut seen: Vec<Measured<'l, 'a>> = Vec::with_capacity(NAMES.len());
     let is_config = |covered: &Covered<'_, '_>| covered.is(EventType::EFI_VARIABLE_DRIVER_CONFIG);
     for covered in log.of_pcr(PCR).filter(is_config).filter(|covered| covered.coverage == Coverage::Data) {
         let event = covered.event;
         let about = |code| Reason::new(code).pcr(PCR).event(event.describe(log.bank).words);
-        if event.number > separator {
+        if separators.is_behind(event) {
             reasons.push(about(ReasonCode::EventlogAfterSeparator).found(format!("event {}", event.number)));
             continue;
         }

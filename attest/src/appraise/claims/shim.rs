@@ -1,14 +1,33 @@
-//! Shim's own lists of keys, and the generation of boot loaders below which it starts none.
+//! Shim: its lists of keys, its settings, and the generation of boot loaders below which it starts none.
+//!
+//! What shim measures (`mok.c`, since version 13 as a table): `MokList` and `MokListX` into PCR 14 under `EV_IPL`, always
+//! and in this order, with the distribution's own keys in them; `MokSBState` into PCR 14 and, as a whole variable under
+//! `EV_EFI_VARIABLE_AUTHORITY`, into PCR 7, where it is set; `SbatLevel` into PCR 7, since version 15.3; `MokListTrusted` into
+//! PCR 14, versions 15.5 and 15.6 into PCR 7 too. It does all that before it verifies the second stage. Versions 0.9 to 12
+//! measured `MokSBState` into PCR 14 alone.
+//!
+//! What can be believed of this: a variable in PCR 7 whose digest covers it, behind the separator, for shim is started
+//! there. An operating system can extend PCR 7 later, so the first of each name counts, another one with other content is
+//! a denial, and so is a first one behind an authority of shim's own lists, which shim measures last. **What is left:** if
+//! shim verified nothing by its own lists and did not measure a variable at all, nothing but the reference values of PCR 7
+//! says that the variable was not added after boot.
 
-use super::covered::Covered;
+use super::boot_loader::is_of_windows;
+use super::covered::{Covered, CoveredLog};
+use super::placement::is_printable;
 use super::{Claim, Claims};
-use crate::eventlog::{EventType, Guid};
+use crate::appraise::separators::{self, Separators};
+use crate::eventlog::{Coverage, Guid, Variable};
+use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of shim's lists.
 const PCR: u32 = 14;
 
 /// The PCR of Secure Boot, into which shim measures what it verifies by.
 const SECURE_BOOT: u32 = 7;
+
+/// Variables that shim measures as authorities though nothing is verified by them.
+const SETTINGS: [&str; 3] = ["SbatLevel", "MokListTrusted", "MokSBState"];
 
 /// One of shim's lists, of which the log has only the digest: [`Ground::digest`](super::Ground::digest) is that of its
 /// content.
@@ -28,7 +47,7 @@ pub struct SbatLevel<'a> {
 impl SbatLevel<'_> {
     /// The date of the list, as shim writes it: 2025021800.
     pub fn date(&self) -> Option<u64> {
-        let (_, generation_and_date) = self.text.lines().find_map(|line| line.trim_end().split_once("sbat,"))?;
+        let generation_and_date = self.text.lines().find_map(|line| line.trim_end().strip_prefix("sbat,"))?;
         generation_and_date.split(',').nth(1)?.parse().ok()
     }
 
@@ -41,11 +60,47 @@ impl SbatLevel<'_> {
     }
 }
 
+/// Settings that were measured twice with different content, or when shim had verified something already.
+pub(super) fn check(log: CoveredLog<'_, '_>, separators: &Separators) -> Vec<Reason> {
+    let mut first: [Option<&[u8]>; SETTINGS.len()] = [None; SETTINGS.len()];
+    let mut verified = false;
+    let mut reasons = Vec::new();
+    for covered in log.of_pcr(SECURE_BOOT).filter(|covered| separators.is_behind(covered.event)) {
+        let Some(variable) = covered.variable().filter(|variable| variable.guid == Guid::SHIM_LOCK) else { continue };
+        let Some(place) = SETTINGS.iter().position(|name| variable.is(Guid::SHIM_LOCK, name)) else {
+            verified = true;
+            continue;
+        };
+        let known = first.get(place).copied().flatten();
+        if known.map_or(verified, |known| known != variable.data) {
+            let name = SETTINGS.get(place).copied().unwrap_or_default();
+            let found = format!("event {}", covered.event.number);
+            reasons.push(Reason::new(ReasonCode::ShimAmbiguous).pcr(SECURE_BOOT).event(name).found(found));
+        } else if let Some(slot) = first.get_mut(place) {
+            *slot = Some(variable.data);
+        }
+    }
+    reasons
+}
+
+/// Whether a variable is one of shim's settings, by which nothing is verified.
+pub(super) fn is_setting(variable: &Variable<'_>) -> bool {
+    SETTINGS.iter().any(|name| variable.is(Guid::SHIM_LOCK, name))
+}
+
 impl<'a> Claims<'a> {
     /// Shim's own lists of keys (MOK), in the order in which it measured them.
     pub fn shim_lists(&self) -> Vec<Claim<'a, ShimList>> {
-        let lists = self.log().of_pcr(PCR).filter(|covered| covered.is(EventType::IPL));
+        let lists = self.shim_events();
         lists.map(|covered| covered.claim(ShimList { label: covered.event.label().unwrap_or_default() })).collect()
+    }
+
+    /// What extended PCR 14 and is not of Windows' boot log, whose digests cover their data. By no label.
+    fn shim_events(&self) -> impl Iterator<Item = Covered<'_, 'a>> {
+        let bank = self.bank();
+        self.log()
+            .of_pcr(PCR)
+            .filter(move |covered| !is_of_windows(covered) && separators::state(covered.event, bank).is_none())
     }
 
     /// What shim says of SBAT.
@@ -61,13 +116,67 @@ impl<'a> Claims<'a> {
         Some(covered.claim(content == [1]))
     }
 
-    /// A variable that shim measured with its content.
+    /// Whether shim verifies what it starts: `false` if somebody disabled that (`MokSBState`), for then it starts anything
+    /// though Secure Boot is on. `None` if no shim measured anything.
+    ///
+    /// Rests on the setting where shim measured it, else on the first event of shim's, for it measures the setting only
+    /// where it is set.
+    pub fn shim_validation(&self) -> Option<Claim<'a, bool>> {
+        if let Some((covered, content)) = self.shim_variable("MokSBState") {
+            return Some(covered.claim(content == [0]));
+        }
+        let sbat = self.sbat_level();
+        let disabled = |covered: &Covered<'_, '_>| {
+            let label = covered.event.label();
+            let is_set = || (1..=u8::MAX).any(|byte| self.bank().is_digest_of(&[byte], covered.digest));
+            // Every shim that measures its generation measures the setting into PCR 7 as well. An older one measures no
+            // other setting of one byte, whatever the label says.
+            label.as_deref() == Some("MokSBState") && !self.bank().is_digest_of(&[0], covered.digest)
+                || sbat.is_none() && is_set()
+        };
+        if let Some(covered) = self.shim_events().take(MAX_SHIM_EVENTS).find(disabled) {
+            return Some(covered.claim(false));
+        }
+        self.shim().map(|covered| covered.claim(true))
+    }
+
+    /// The first event that shows that shim ran.
+    fn shim(&self) -> Option<Covered<'_, 'a>> {
+        let of_shim =
+            |covered: &Covered<'_, 'a>| covered.variable().is_some_and(|variable| variable.guid == Guid::SHIM_LOCK);
+        let in_secure_boot = || self.log().of_pcr(SECURE_BOOT).filter(|c| self.is_behind_separator(c)).find(of_shim);
+        self.shim_events().next().or_else(in_secure_boot)
+    }
+
+    /// Events of PCR 7 behind the separator that could be anything, such as a setting of shim's: no digest covers them.
+    pub(crate) fn uncovered_settings(&self) -> impl Iterator<Item = usize> {
+        self.log()
+            .of_pcr(SECURE_BOOT)
+            .filter(|covered| self.is_behind_separator(covered) && !covers_data(covered.coverage))
+            .map(|covered| covered.event.number)
+    }
+
+    /// A variable that shim measured with its content: the first behind the separator, whatever its type.
     fn shim_variable(&self, name: &str) -> Option<(Covered<'_, 'a>, &'a [u8])> {
-        self.log().of_pcr(SECURE_BOOT).filter(|covered| covered.is(EventType::EFI_VARIABLE_AUTHORITY)).find_map(
-            |covered| {
-                let variable = covered.variable()?;
-                variable.is(Guid::SHIM_LOCK, name).then_some((covered, variable.data))
-            },
-        )
+        self.log().of_pcr(SECURE_BOOT).filter(|covered| self.is_behind_separator(covered)).find_map(|covered| {
+            let variable = covered.variable()?;
+            variable.is(Guid::SHIM_LOCK, name).then_some((covered, variable.data))
+        })
+    }
+
+    /// Whether an event of PCR 7 is nothing by which anything could have been verified: a setting of shim's, or a text such
+    /// as the firmware's actions. Only where a digest covers that.
+    pub(super) fn verifies_nothing(&self, covered: &Covered<'_, 'a>) -> bool {
+        let is_text = covered.coverage == Coverage::Data && is_printable(covered.event.data);
+        let is_separator = || separators::state(covered.event, self.bank()).is_some();
+        is_text || is_separator() || covered.variable().is_some_and(|variable| is_setting(&variable))
     }
 }
+
+/// Whether a digest covers all of an event's data, or all but what an old shim logged behind it.
+const fn covers_data(coverage: Coverage) -> bool {
+    matches!(coverage, Coverage::Data | Coverage::Beginning(_))
+}
+
+/// Most events of PCR 14 that are asked for a setting of one byte. Shim measures five.
+const MAX_SHIM_EVENTS: usize = 64;

@@ -1,10 +1,33 @@
 //! Rules on the kernel's command line, argument by argument.
 //!
-//! Arguments are what the kernel makes of the line (`next_arg` in its lib/cmdline.c): split at white space outside double
-//! quotes, the name before the first `=`, `-` and `_` alike in names. Programs that read the line again may split it
-//! another way, so a line on which they could differ is refused whole.
+//! A command line has many readers, and they do not agree on where its arguments end:
+//!
+//! | reader | splits at | quoting | ends at |
+//! |---|---|---|---|
+//! | kernel: `next_arg` in lib/cmdline.c | space, `\t \n \v \f \r`, byte a0 | `"` anywhere in a word | `--` |
+//! | early boot code: `cmdline_find_option` in arch/x86/boot and its like | every byte up to space | none | the end |
+//! | systemd: `extract_first_word` in `proc_cmdline_parse` | space, `\t \n \r` | `"`, `'` and `\` | the end |
+//! | shells in initrds: `for x in $(cat /proc/cmdline)` (initramfs-tools), `getarg` (dracut) | space, `\t \n`; file names replace words with `*`, `?`, `[` | none | the end |
+//!
+//! `"root=/dev/sda1 init=/bin/sh x"` is one argument to the kernel, and has an `init=` for a shell. So a line on which two of
+//! them could differ ([`AmbiguousLine`]) passes no rule at all, not even an empty one. What is left is printable ASCII
+//! without quotes, backslashes and wildcards, split at spaces: all readers split that alike.
+//!
+//! In how they read one argument they differ too, and a rule takes the strictest reading:
+//!
+//! - The kernel and systemd take `-` and `_` in a name for the same, early boot code and shells do not. What is required must
+//!   be there in the rule's own spelling; the values of all spellings must be right, and all spellings are forbidden.
+//! - In the initrd systemd reads `rd.NAME` as `NAME`. Forbidding `NAME` forbids `rd.NAME`, and where `NAME` is required,
+//!   `rd.NAME` must have an accepted value too. What is allowed is allowed as it is written, and not otherwise.
+//! - Of an argument that is there several times some take the first and some the last: each must be as required.
+//! - `$`, backquotes, `;` and `#` mean nothing to any of them: a shell does not evaluate what a variable expands to.
+//!
+//! No rule knows synonyms: `init`, `rdinit`, `systemd.unit`, `single`, `1` and `rd.break` are different arguments. A list of
+//! what is allowed catches what a list of what is forbidden forgets. Nor does a rule see arguments that are not on the line:
+//! those built into the kernel, and those that `bootconfig` takes from the end of the initrd. Kernel and initrd are measured.
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::reason::{Reason, ReasonCode};
 
@@ -63,12 +86,12 @@ impl TryFrom<RuleText> for ArgumentRule {
                 None => (text, None),
             },
         };
-        let plain = |text: &str| text.chars().all(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\'' | '\\'));
-        if name.is_empty() || name.contains(['=', ' ']) || !plain(&name) {
-            return Err(format!("{name:?} is no argument's name"));
+        let plain = |text: &str| arguments(text).is_ok() && !text.contains(' ');
+        if name.is_empty() || name.contains('=') || !plain(&name) {
+            return Err(format!("{name:?} cannot be the name of an argument"));
         }
-        if let Some(value) = values.iter().flatten().find(|value| !plain(value)) {
-            return Err(format!("{name}: no argument can have the value {value:?} here"));
+        if let Some(value) = values.iter().flatten().find(|value| !plain(&format!("{name}={value}"))) {
+            return Err(format!("{name}: no argument that a rule accepts can have the value {value:?}"));
         }
         Ok(Self { name, values })
     }
@@ -97,30 +120,36 @@ impl std::fmt::Display for ArgumentRule {
 }
 
 impl ArgumentRule {
-    fn names(&self, argument: &Argument) -> bool {
-        let same = |c: char| if c == '-' { '_' } else { c };
-        self.name.chars().map(same).eq(argument.name.chars().map(same))
+    /// Whether every reader takes the argument for the one of this rule.
+    fn is_spelled(&self, argument: &Argument) -> bool {
+        self.name == argument.name
     }
 
-    fn matches(&self, argument: &Argument) -> bool {
-        self.names(argument)
-            && match (&self.values, &argument.value) {
-                (None, _) => true,
-                (Some(values), Some(value)) => values.contains(value),
-                (Some(values), None) => values.is_empty(),
-            }
+    /// Whether some reader takes the argument for the one of this rule.
+    fn names(&self, argument: &Argument) -> bool {
+        let same = |name: &str| {
+            let letter = |c: char| if c == '-' { '_' } else { c };
+            self.name.chars().map(letter).eq(name.chars().map(letter))
+        };
+        same(&argument.name) || argument.name.strip_prefix("rd.").is_some_and(same)
+    }
+
+    fn has_value(&self, argument: &Argument) -> bool {
+        match (&self.values, &argument.value) {
+            (None, _) => true,
+            (Some(values), Some(value)) => values.contains(value),
+            (Some(values), None) => values.is_empty(),
+        }
     }
 }
 
-/// One argument, as the kernel reads it.
+/// One argument, as all readers of the line read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Argument {
     /// Its name.
     pub name: String,
-    /// Its value, without the quotes around it; `None` for an argument without `=`.
+    /// Its value; `None` for an argument without `=`.
     pub value: Option<String>,
-    /// Whether it stands behind `--`: the kernel hands it to the first program, which other programs do not do.
-    pub for_init: bool,
 }
 
 impl std::fmt::Display for Argument {
@@ -132,54 +161,68 @@ impl std::fmt::Display for Argument {
     }
 }
 
-/// The arguments of a command line, or in words why they cannot be told for certain.
-///
-/// # Errors
-/// If the kernel would cut the line, or it holds something that its readers understand differently.
-pub fn arguments(line: &str) -> Result<Vec<Argument>, &'static str> {
-    if line.len() > KERNEL_MAX {
-        return Err("longer than the kernel reads");
-    }
-    // The kernel takes the byte a0 for a blank, also inside a character; systemd takes single quotes and backslashes for
-    // more than they are to the kernel.
-    if !line.chars().all(|c| matches!(c, ' '..='~' | '\t' | '\n')) || line.contains(['\'', '\\']) {
-        return Err("characters that the kernel and other programs read differently");
-    }
-    if !line.matches('"').count().is_multiple_of(2) {
-        return Err("a quote that does not end");
-    }
-    let mut found = Vec::new();
-    let mut for_init = false;
-    let mut in_quotes = false;
-    let is_end = |c: char| {
-        in_quotes ^= c == '"';
-        c.is_ascii_whitespace() && !in_quotes
-    };
-    for word in line.split(is_end).filter(|word| !word.is_empty()) {
-        let mut argument = argument(word);
-        argument.for_init = for_init;
-        for_init |= argument.name == "--" && argument.value.is_none();
-        found.push(argument);
-    }
-    Ok(found)
+/// Why the arguments of a command line cannot be told for certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AmbiguousLine {
+    /// The kernel cuts it.
+    #[error("{0} bytes, of which the kernel reads {KERNEL_MAX} at most")]
+    TooLong(usize),
+    /// `"`.
+    #[error("a double quote: the kernel, early boot code, systemd and shells split quoted text differently")]
+    DoubleQuote,
+    /// `'`.
+    #[error("a single quote: systemd joins what it quotes, the kernel and shells do not")]
+    SingleQuote,
+    /// `\`.
+    #[error("a backslash: systemd takes it away, the kernel and shells do not")]
+    Backslash,
+    /// A tab, a newline, or anything else below the space, and DEL.
+    #[error("the control character {0:#04x}: not all programs split at it")]
+    Control(u32),
+    /// Anything outside ASCII.
+    #[error("the character {0:#06x}: the kernel takes bytes of it for blanks or quotes, other programs do not")]
+    NotAscii(u32),
+    /// `*`, `?` or `[`.
+    #[error("the wildcard {0:?}: shells put names of files in its place")]
+    Wildcard(char),
+    /// The word `--`.
+    #[error("the word --: the kernel stops reading there, other programs do not")]
+    DoubleDash,
+    /// A word that begins with `=`.
+    #[error("a word that begins with =: programs do not agree on its name")]
+    NoName,
 }
 
-/// One word. Quotes around all of it, or around the value, are not part of what they hold.
-fn argument(word: &str) -> Argument {
-    let word = match word.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
-        None => word,
-    };
-    // A word that begins with `=` has no name before it.
-    let equals = word.char_indices().skip(1).find(|(_, c)| *c == '=').map(|(at, _)| at);
-    let Some((name, value)) = equals.and_then(|at| Some((word.get(..at)?, word.get(at.checked_add(1)?..)?))) else {
-        return Argument { name: word.to_owned(), value: None, for_init: false };
-    };
-    let value = match value.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').unwrap_or(rest),
-        None => value,
-    };
-    Argument { name: name.to_owned(), value: Some(value.to_owned()), for_init: false }
+/// The arguments of a command line.
+///
+/// # Errors
+/// If the kernel would cut the line, or its readers could split it differently.
+pub fn arguments(line: &str) -> Result<Vec<Argument>, AmbiguousLine> {
+    if line.len() > KERNEL_MAX {
+        return Err(AmbiguousLine::TooLong(line.len()));
+    }
+    for c in line.chars() {
+        match c {
+            '"' => return Err(AmbiguousLine::DoubleQuote),
+            '\'' => return Err(AmbiguousLine::SingleQuote),
+            '\\' => return Err(AmbiguousLine::Backslash),
+            '*' | '?' | '[' => return Err(AmbiguousLine::Wildcard(c)),
+            ' '..='~' => {}
+            '\0'..='\x1f' | '\x7f' => return Err(AmbiguousLine::Control(c.into())),
+            _ => return Err(AmbiguousLine::NotAscii(c.into())),
+        }
+    }
+    line.split(' ').filter(|word| !word.is_empty()).map(argument).collect()
+}
+
+fn argument(word: &str) -> Result<Argument, AmbiguousLine> {
+    match word.split_once('=') {
+        _ if word == "--" => Err(AmbiguousLine::DoubleDash),
+        Some(("", _)) => Err(AmbiguousLine::NoName),
+        Some((name, value)) => Ok(Argument { name: name.to_owned(), value: Some(value.to_owned()) }),
+        None => Ok(Argument { name: word.to_owned(), value: None }),
+    }
 }
 
 impl CommandLineRules {
@@ -190,19 +233,23 @@ impl CommandLineRules {
 
     /// Everything that is wrong with a command line, which begins with the kernel's arguments and not with its path.
     pub fn check(&self, line: &str) -> Vec<Reason> {
+        self.judge(line).unwrap_or_else(|ambiguous| vec![ambiguous])
+    }
+
+    /// The same, with a line that the rules cannot be applied to as an error.
+    pub(super) fn judge(&self, line: &str) -> Result<Vec<Reason>, Reason> {
         let reason = |text: String| Reason::new(ReasonCode::PolicyCommandLine).event("kernel command line").text(text);
-        let arguments = match arguments(line) {
-            Ok(arguments) => arguments,
-            Err(problem) => return vec![reason(format!("The kernel's command line has {problem}.")).found(line)],
-        };
+        let arguments = arguments(line).map_err(|why| {
+            reason(format!("The policy's rules cannot be applied to the kernel's command line: it has {why}."))
+                .found(line)
+        })?;
         let mut reasons = Vec::new();
         for rule in &self.require {
-            let mut named = arguments.iter().filter(|argument| !argument.for_init && rule.names(argument)).peekable();
-            if named.peek().is_none() {
+            if !arguments.iter().any(|argument| rule.is_spelled(argument)) {
                 let text = "The kernel's command line lacks what the policy requires.".to_owned();
                 reasons.push(reason(text).expected(rule.to_string()).found(line));
             }
-            let other = named.filter(|argument| !rule.matches(argument));
+            let other = arguments.iter().filter(|argument| rule.names(argument) && !rule.has_value(argument));
             reasons.extend(other.map(|argument| {
                 reason("The kernel's command line has another value than the policy requires.".to_owned())
                     .expected(rule.to_string())
@@ -210,7 +257,7 @@ impl CommandLineRules {
             }));
         }
         for argument in &arguments {
-            if self.forbid.iter().any(|rule| rule.matches(argument)) {
+            if self.forbid.iter().any(|rule| rule.names(argument) && rule.has_value(argument)) {
                 let text = "The kernel's command line has what the policy forbids.".to_owned();
                 reasons.push(reason(text).found(argument.to_string()));
             } else if !self.allows(argument) {
@@ -218,7 +265,7 @@ impl CommandLineRules {
                 reasons.push(reason(text).found(argument.to_string()));
             }
         }
-        reasons
+        Ok(reasons)
     }
 
     /// Whether the arguments of a kernel that no reference value lists are accepted by these rules alone: only if they
@@ -229,9 +276,9 @@ impl CommandLineRules {
 
     fn allows(&self, argument: &Argument) -> bool {
         let Some(allow) = &self.allow else { return true };
-        // What must be there is judged above, value by value; but only the kernel's own arguments are.
-        let required = !argument.for_init && self.require.iter().any(|rule| rule.names(argument));
-        required || allow.iter().any(|rule| rule.matches(argument))
+        // What must be there is judged above, value by value.
+        self.require.iter().any(|rule| rule.is_spelled(argument))
+            || allow.iter().any(|rule| rule.is_spelled(argument) && rule.has_value(argument))
     }
 }
 
@@ -253,22 +300,73 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_what_the_kernel_makes_of_the_line() {
+    fn arguments_are_the_words_of_the_line() {
         let pair = |name: &str, value: Option<&str>| (name.to_owned(), value.map(str::to_owned));
-        assert_eq!(split("  quiet\tro  a=b "), [pair("quiet", None), pair("ro", None), pair("a", Some("b"))]);
-        assert_eq!(split("a=\"b c\" d"), [pair("a", Some("b c")), pair("d", None)]);
-        assert_eq!(split("\"a=b c\" d"), [pair("a", Some("b c")), pair("d", None)]);
-        assert_eq!(split("\"init=/bin/sh\""), [pair("init", Some("/bin/sh"))]);
+        assert_eq!(split("  quiet ro  a=b "), [pair("quiet", None), pair("ro", None), pair("a", Some("b"))]);
         assert_eq!(split("a=b=c"), [pair("a", Some("b=c"))]);
         assert_eq!(split("a="), [pair("a", Some(""))]);
-        assert_eq!(split("=a=b"), [pair("=a", Some("b"))]);
-        assert_eq!(split("a\" \"b"), [pair("a\" \"b", None)]);
-        assert_eq!(split("dyndbg=\"file a +p; file b +p\""), [pair("dyndbg", Some("file a +p; file b +p"))]);
+        assert_eq!(split("---"), [pair("---", None)]);
         assert_eq!(split(""), []);
-        for line in ["a='b c'", "a\\ b", "gr\u{fc}n", "a\u{a0}b", "a=\"b", "a\0b", &"a".repeat(2048)] {
-            assert!(arguments(line).is_err(), "{line:?}");
-        }
         assert_eq!(arguments(&"a".repeat(2047)).unwrap().len(), 1);
+        assert_eq!(arguments(&"a".repeat(2048)), Err(AmbiguousLine::TooLong(2048)));
+    }
+
+    /// Lines as Debian, Ubuntu, Fedora, CoreOS, ChromeOS and Arch give them to their kernels.
+    const GENUINE: [&str; 9] = [
+        "BOOT_IMAGE=/boot/vmlinuz-6.1.0-18-amd64 root=UUID=0a1b2c3d-0000-1111-2222-333344445555 ro quiet",
+        "root=/dev/mapper/ubuntu--vg-ubuntu--lv ro ima_appraise=fix ima_policy=tcb --- quiet",
+        "root=UUID=10acc826-d074-4915-aed7-10d7f09f7852 ro rootflags=subvol=root rd.luks.uuid=luks-10acc826 rhgb quiet",
+        "mitigations=auto,nosmt ignition.platform.id=gcp ostree=/ostree/boot.1/fedora-coreos/28f8e018/0 root=UUID=1-2 rw",
+        "init=/usr/lib/systemd/systemd boot=local rootwait ro noresume loglevel=7 cros_efi dm_verity.error_behavior=3 i915.modeset=1",
+        "root=PARTUUID=bf817bdf-6a3a-4221-8edb-2c1ca7 ro console=ttyS0,115200n8 memmap=64K$0x18690000 net.ifnames=0",
+        "cryptdevice=UUID=a:root root=/dev/mapper/root rw l1tf=off module.sig_enforce=1 lsm=landlock,lockdown,yama",
+        "imgurl=http://192.168.1.1:80/install/netboot/x.cpio.gz ip=10.0.0.2::10.0.0.1:255.255.255.0:host:eth0:none",
+        "console=ttyS0 earlyprintk=serial rdinit=/init nohz_full=1-3 isolcpus=managed_irq,1-3 ~x #y ;z `w",
+    ];
+
+    #[test]
+    fn n88_a_line_that_its_readers_split_differently_passes_no_rule() {
+        let forbid = rules("forbid = [\"init\"]");
+        let require = rules("require = [\"lockdown=integrity\"]");
+        let allow = rules("allow = [\"root\", \"quiet\", \"lockdown\", \"dyndbg\", \"a\", \"x\", \"init\"]");
+        for (line, why) in [
+            ("\"root=/dev/sda1 init=/bin/sh x\"", AmbiguousLine::DoubleQuote),
+            ("quiet \"init=/bin/sh\" lockdown=integrity", AmbiguousLine::DoubleQuote),
+            ("lockdown=\"integrity\"", AmbiguousLine::DoubleQuote),
+            ("systemd\".debug_shell\"", AmbiguousLine::DoubleQuote),
+            ("in\"\"it=/bin/sh", AmbiguousLine::DoubleQuote),
+            ("a=\"b", AmbiguousLine::DoubleQuote),
+            ("a='lockdown=integrity init=/bin/sh'", AmbiguousLine::SingleQuote),
+            ("in\\it=/bin/sh lockdown=integrity", AmbiguousLine::Backslash),
+            ("a\\ b", AmbiguousLine::Backslash),
+            ("quiet\tinit=/bin/sh", AmbiguousLine::Control(9)),
+            ("quiet\ninit=/bin/sh", AmbiguousLine::Control(10)),
+            ("quiet\u{b}init=/bin/sh", AmbiguousLine::Control(11)),
+            ("quiet\u{c}init=/bin/sh", AmbiguousLine::Control(12)),
+            ("quiet\rinit=/bin/sh", AmbiguousLine::Control(13)),
+            ("quiet\0init=/bin/sh", AmbiguousLine::Control(0)),
+            ("quiet\u{7f}", AmbiguousLine::Control(0x7f)),
+            ("quiet\u{a0}init=/bin/sh", AmbiguousLine::NotAscii(0xa0)),
+            ("gr\u{fc}n", AmbiguousLine::NotAscii(0xfc)),
+            ("a=\u{2003}b", AmbiguousLine::NotAscii(0x2003)),
+            ("a=*", AmbiguousLine::Wildcard('*')),
+            ("ini?=/bin/sh", AmbiguousLine::Wildcard('?')),
+            ("[i]nit=/bin/sh", AmbiguousLine::Wildcard('[')),
+            ("lockdown=integrity -- init=/bin/sh", AmbiguousLine::DoubleDash),
+            ("=init=/bin/sh", AmbiguousLine::NoName),
+        ] {
+            assert_eq!(arguments(line), Err(why), "{line:?}");
+            for rules in [&forbid, &require, &allow, &CommandLineRules::default()] {
+                let reasons = rules.check(line);
+                assert_eq!(reasons.len(), 1, "{line:?}");
+                assert!(reasons[0].text.contains(&why.to_string()), "{line:?}: {}", reasons[0].text);
+                assert!(!rules.accepts(line), "{line:?}");
+            }
+        }
+        for line in GENUINE {
+            arguments(line).unwrap_or_else(|why| panic!("{line}: {why}"));
+            assert_eq!(found(&rules("forbid = [\"systemd.debug_shell\"]"), line), [""; 0]);
+        }
     }
 
     #[test]
@@ -277,21 +375,34 @@ mod tests {
             "require = [\"ro\", \"ima_policy=tcb\", { name = \"lockdown\", values = [\"integrity\", \"confidentiality\"] }]",
         );
         assert_eq!(found(&rules, "ro ima_policy=tcb lockdown=integrity splash"), [""; 0]);
-        assert_eq!(found(&rules, "ro ima-policy=tcb lockdown=confidentiality"), [""; 0]);
+        assert_eq!(found(&rules, "ro ima_policy=tcb ima-policy=tcb lockdown=confidentiality"), [""; 0]);
         assert_eq!(rules.check("ro lockdown=none").len(), 2);
         assert_eq!(found(&rules, "ro ima_policy=tcb lockdown=integrity lockdown=none"), ["lockdown=none"]);
         assert_eq!(found(&rules, "ro ima_policy=tcb lockdown"), ["lockdown"]);
-        // Behind `--` the kernel does not look.
-        assert_eq!(rules.check("ro ima_policy=tcb -- lockdown=integrity").len(), 1);
+        // Early boot code and shells read only this spelling, the kernel and systemd any.
+        assert_eq!(rules.check("ro ima-policy=tcb lockdown=integrity").len(), 1);
+        assert_eq!(found(&rules, "ro ima_policy=tcb lockdown=integrity ima-policy=none"), ["ima-policy=none"]);
+        // In the initrd systemd reads it without the prefix.
+        assert_eq!(found(&rules, "ro ima_policy=tcb lockdown=integrity rd.lockdown=none"), ["rd.lockdown=none"]);
+        assert_eq!(rules.check("ro ima_policy=tcb rd.lockdown=integrity").len(), 1);
         // Inside another argument's value it is none.
-        assert_eq!(rules.check("ro ima_policy=tcb a=\"x lockdown=integrity\"").len(), 1);
+        assert_eq!(rules.check("ro ima_policy=tcb a=x,lockdown=integrity").len(), 1);
     }
 
     #[test]
     fn what_is_forbidden_is_found_however_it_is_written() {
-        let rules = rules("forbid = [\"init\", \"ima-appraise=off\", { name = \"single\", values = [] }]");
-        assert_eq!(found(&rules, "quiet xinit=1 initcall_debug ima_appraise=enforce single=2"), [""; 0]);
-        for line in ["init=/bin/sh", "\"init=/bin/sh\"", "init", "quiet\tinit=\"/bin/sh\"", "-- init=/bin/sh"] {
+        let rules =
+            rules("forbid = [\"init\", \"ima-appraise=off\", \"debug_shell\", { name = \"single\", values = [] }]");
+        assert_eq!(found(&rules, "quiet xinit=1 initcall_debug ima_appraise=enforce single=2 xrd.init"), [""; 0]);
+        for line in [
+            "init=/bin/sh",
+            "init",
+            "quiet init=/bin/sh",
+            "--- init=/bin/sh",
+            "rd.init=/bin/sh",
+            "debug-shell",
+            "rd.debug-shell",
+        ] {
             assert_eq!(rules.check(line).len(), 1, "{line}");
         }
         assert_eq!(found(&rules, "ima_appraise=off single"), ["ima_appraise=off", "single"]);
@@ -302,7 +413,7 @@ mod tests {
         let rules = rules("require = [\"lockdown=integrity\"]\nallow = [\"console=ttyS0\", \"root\", \"quiet\"]");
         assert_eq!(found(&rules, "root=/dev/sda1 quiet console=ttyS0 lockdown=integrity"), [""; 0]);
         assert_eq!(found(&rules, "lockdown=integrity console=tty0 nokaslr"), ["console=tty0", "nokaslr"]);
-        assert_eq!(found(&rules, "lockdown=integrity -- lockdown=integrity"), ["--", "lockdown=integrity"]);
+        assert_eq!(found(&rules, "lockdown=integrity rd.quiet qu-iet"), ["rd.quiet", "qu-iet"]);
         // An empty list is a list.
         assert_eq!(found(&self::rules("allow = []"), "quiet"), ["quiet"]);
         assert!(self::rules("").is_empty() && !self::rules("allow = []").is_empty());

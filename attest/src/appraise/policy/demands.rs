@@ -1,8 +1,8 @@
 //! What a policy demands of the claims, whatever the reference values accept.
 
-use super::super::claims::{Claim, Claims, CommandLine, Measurer};
+use super::super::claims::{Claim, Claims, CommandLine, Ground, Measurer};
 use super::super::{RUNTIME_PCR, policy::Policy};
-use crate::eventlog::{Coverage, Event, EventType, Guid, SignatureDatabase, Variable, kernel_arguments};
+use crate::eventlog::{Coverage, Event, EventType, SignatureDatabase, kernel_arguments};
 use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of Secure Boot.
@@ -19,8 +19,29 @@ pub(in super::super) fn secure_boot_denied(claims: &Claims<'_>, policy: &Policy)
     policy.secure_boot && claims.secure_boot().is_none_or(|claim| !claim.value)
 }
 
+/// What the policy demands, as far as it can be judged without reference values.
+#[derive(Default)]
+pub(in super::super) struct Judgement<'a> {
+    /// Everything that the policy demands and the claims do not show.
+    pub reasons: Vec<Reason>,
+    /// Command lines that the policy's rules cannot be applied to.
+    pub unclear: Vec<UnclearLine<'a>>,
+}
+
+/// A command line whose arguments cannot be told for certain: its text is not in the log, or programs split it differently.
+/// It can be accepted only by the value that the reference values list.
+pub(in super::super) struct UnclearLine<'a> {
+    /// The event that it rests on.
+    pub ground: Ground<'a>,
+    /// Who measured it.
+    pub measurer: Measurer,
+    /// Why the rules cannot be applied, as the reason that stands if the reference values do not list it.
+    pub reason: Reason,
+}
+
 /// Everything that the policy demands and the claims do not show.
-pub(in super::super) fn check(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+pub(in super::super) fn check<'a>(claims: &Claims<'a>, policy: &Policy) -> Judgement<'a> {
+    let mut unclear = Vec::new();
     let mut reasons = Vec::new();
     let host = &claims.replayed().quote().binding().host;
     if !policy.is_for(host) {
@@ -41,11 +62,12 @@ pub(in super::super) fn check(claims: &Claims<'_>, policy: &Policy) -> Vec<Reaso
         reasons.extend(kernels(claims, policy));
     }
     if !policy.command_line.is_empty() {
-        reasons.extend(command_lines(claims, policy));
+        reasons.extend(command_lines(claims, policy, &mut unclear));
     }
     reasons.extend(dbx(claims, policy));
+    reasons.extend(super::shim::check(claims, policy));
     reasons.extend(firmware(claims, policy));
-    reasons
+    Judgement { reasons, unclear }
 }
 
 fn ima(claims: &Claims<'_>, policy: &Policy) -> Option<Reason> {
@@ -75,22 +97,12 @@ fn boot_signers(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     let unknown = authorities.iter().filter(|claim| !is_known(&claim.value.entry, policy));
     let mut reasons: Vec<_> = unknown.map(|claim| reason(shown(&claim.value.entry))).collect();
     // What verified something in a way that cannot be read must not be overlooked.
-    let events = claims.replayed().log().events().iter();
-    let unread =
-        events.filter(|event| event.pcr == SECURE_BOOT && event.event_type == EventType::EFI_VARIABLE_AUTHORITY);
-    let unread = unread.filter(|event| authorities.iter().all(|claim| claim.ground.event != event.number));
-    reasons.extend(unread.filter(|event| !is_state_of_shim(claims, event)).map(|event| {
-        reason(format!("event {}, which is neither a certificate nor the digest of an image", event.number))
+    reasons.extend(claims.unread_authorities().into_iter().map(|number| {
+        reason(format!(
+            "event {number}, which is neither a certificate nor the digest of an image that a digest covers"
+        ))
     }));
     reasons.into_iter().map(|reason| reason.expected(expected())).collect()
-}
-
-/// Shim measures with the type of an authority what verifies nothing: its own revocations, and whether it trusts the
-/// machine owner's keys. Only where a digest covers that: else any authority could be shown as this.
-fn is_state_of_shim(claims: &Claims<'_>, event: &Event<'_>) -> bool {
-    const STATE: [&str; 2] = ["SbatLevel", "MokListTrusted"];
-    let data = event.covered_data(claims.coverage(event.number));
-    Variable::parse_prefix(data).is_ok_and(|(variable, _)| STATE.iter().any(|name| variable.is(Guid::SHIM_LOCK, name)))
 }
 
 fn shown(entry: &SignatureDatabase) -> String {
@@ -121,7 +133,7 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     // What GRUB read is told apart by names alone, which no digest covers. It reads its kernel as it reads all else; so
     // where it read anything, something must be called the kernel, and is one of the policy's.
     let is_file = |event: &Event<'_>| event.pcr == FILES && event.event_type == EventType::IPL;
-    let read_any = claims.replayed().log().events().iter().any(is_file);
+    let read_any = claims.replayed().log().events().iter().any(is_file) || !claims.grub_commands().is_empty();
     let by = |measurer| kernels.iter().any(|claim| claim.value.measurer == measurer);
     // Unless it had the firmware start an image, which is a kernel then, such as a unified one.
     let an_image = || grub_only_chain_loads(claims) && by(Measurer::Firmware);
@@ -152,7 +164,7 @@ fn grub_only_chain_loads(claims: &Claims<'_>) -> bool {
 }
 
 /// The rules hold for every command line that was measured: of several kernels only one was started.
-fn command_lines(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
+fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<UnclearLine<'a>>) -> Vec<Reason> {
     let lines = claims.command_lines();
     let reason = |found: &str| Reason::new(ReasonCode::PolicyCommandLine).event("kernel command line").found(found);
     if lines.is_empty() {
@@ -160,19 +172,34 @@ fn command_lines(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     }
     let mut reasons = Vec::new();
     for claim in &lines {
-        match arguments_of(&claim.value) {
-            Some(arguments) => {
-                let found = policy.command_line.check(arguments);
-                reasons.extend(found.into_iter().map(|reason| reason.pcr(claim.ground.pcr)));
-            }
-            None if is_digest_of_another(claims, &lines, claim) => {}
-            None => reasons.push(
-                reason("a command line that is not a text that a digest covers, behind a plain path")
-                    .pcr(claim.ground.pcr),
-            ),
-        }
+        let reason = match arguments_of(&claim.value) {
+            Some(line) => match policy.command_line.judge(line) {
+                Ok(found) => {
+                    reasons.extend(found.into_iter().map(|reason| reason.pcr(claim.ground.pcr)));
+                    continue;
+                }
+                Err(reason) => reason,
+            },
+            None if is_digest_of_another(claims, &lines, claim) => continue,
+            None => reason("a command line that is not a text that a digest covers, behind a plain path"),
+        };
+        let reason = reason.pcr(claim.ground.pcr);
+        unclear.push(UnclearLine { ground: claim.ground, measurer: claim.value.measurer, reason });
     }
     reasons
+}
+
+impl UnclearLine<'_> {
+    /// What is wrong with it where the reference values list its digest, with or without the text that it is of. With the
+    /// text the rules can be applied; where they cannot, that it is listed is enough.
+    pub fn if_listed(&self, text: Option<&str>, policy: &Policy) -> Vec<Reason> {
+        let text = text.and_then(|text| match self.measurer {
+            Measurer::Grub => kernel_arguments(text),
+            Measurer::KernelStub | Measurer::Systemd | Measurer::Firmware => Some(text),
+        });
+        let found = text.and_then(|text| policy.command_line.judge(text).ok()).unwrap_or_default();
+        found.into_iter().map(|reason| reason.pcr(self.ground.pcr)).collect()
+    }
 }
 
 /// What the kernel reads of a measured line: GRUB puts the kernel's path before it.

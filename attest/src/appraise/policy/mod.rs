@@ -4,6 +4,7 @@
 
 mod command_line;
 pub(super) mod demands;
+mod shim;
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,8 @@ use serde_with::{hex::Hex, serde_as};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-pub use command_line::{Argument, ArgumentRule, CommandLineRules, arguments};
+pub use command_line::{AmbiguousLine, Argument, ArgumentRule, CommandLineRules, arguments};
+pub use shim::ShimRules;
 
 use super::program_rules::ProgramRules;
 use crate::key::Bank;
@@ -80,6 +82,9 @@ pub struct Policy {
     /// What is accepted of measured programs beside what the reference values list.
     #[serde(default)]
     pub programs: ProgramRules,
+    /// What shim must have said of itself, where it was started.
+    #[serde(default, skip_serializing_if = "ShimRules::is_default")]
+    pub shim: ShimRules,
     /// What Secure Boot must have revoked.
     #[serde(default)]
     pub dbx: DbxRules,
@@ -169,9 +174,12 @@ impl Policy {
             return Err(PolicyError::MinimumVersion(unused.chars().take(64).collect()));
         }
         let bank = policy.bank.unwrap_or(Bank::Sha256);
-        for (what, digests) in
-            [("kernels", &policy.kernels), ("option_roms", policy.firmware.option_roms.as_ref().unwrap_or(&Vec::new()))]
-        {
+        let none = Vec::new();
+        for (what, digests) in [
+            ("kernels", &policy.kernels),
+            ("option_roms", policy.firmware.option_roms.as_ref().unwrap_or(&none)),
+            ("mok_lists", policy.shim.mok_lists.as_ref().unwrap_or(&none)),
+        ] {
             if digests.iter().any(|digest| digest.len() != bank.digest_size()) {
                 return Err(PolicyError::Digest(what, bank));
             }

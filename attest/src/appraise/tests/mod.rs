@@ -4,12 +4,15 @@
 //! Only by what the library offers to anyone: `cli/tests/appraisal.rs` asks the program of the same cases.
 
 mod boot;
+mod command_line;
 pub(super) mod host;
 mod logs;
 mod policy;
 mod program_rules;
 mod programs;
+mod round_the_policy;
 mod secure_boot;
+mod shim;
 
 use host::Host;
 use proptest::prelude::*;
