@@ -216,6 +216,9 @@ fn caveats(good: &Appraisal, named: bool) -> Vec<&'static str> {
     if good.reference().signed_by.is_none() {
         caveats.push("the reference values are not signed");
     }
+    if good.shim_validation() == Some(false) {
+        caveats.push("shim's own validation is disabled (MokSBState): what it started was verified by nothing");
+    }
     if !good.ima_judged() {
         caveats.push("the policy does not ask which programs ran");
     }

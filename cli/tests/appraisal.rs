@@ -1,5 +1,6 @@
 //! Every case of the library's appraisal, asked of the program as well: `portcullis verify` says what the library says, with
-//! the same codes in the same order. N08, N15, N44 to N51, N54 to N72, N75 and N87, with their twins.
+//! the same codes in the same order. N08, N15, N44 to N51, N54 to N72, N75, N87, N88, N91 to N94, N101 and N102, with
+//! their twins.
 //!
 //! The cases are the library's own (`attest/src/appraise/tests`), and so are their builders. In place of the library's
 //! `crate::appraise::judge`, they call one here that runs the program too.

@@ -12,12 +12,16 @@
 //! shim verified nothing by its own lists and did not measure a variable at all, nothing but the reference values of PCR 7
 //! says that the variable was not added after boot.
 
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
 use super::boot_loader::is_of_windows;
 use super::covered::{Covered, CoveredLog};
 use super::placement::is_printable;
 use super::{Claim, Claims};
 use crate::appraise::separators::{self, Separators};
 use crate::eventlog::{Coverage, Guid, Variable};
+use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of shim's lists.
@@ -128,13 +132,12 @@ impl<'a> Claims<'a> {
         let sbat = self.sbat_level();
         let disabled = |covered: &Covered<'_, '_>| {
             let label = covered.event.label();
-            let is_set = || (1..=u8::MAX).any(|byte| self.bank().is_digest_of(&[byte], covered.digest));
             // Every shim that measures its generation measures the setting into PCR 7 as well. An older one measures no
             // other setting of one byte, whatever the label says.
             label.as_deref() == Some("MokSBState") && !self.bank().is_digest_of(&[0], covered.digest)
-                || sbat.is_none() && is_set()
+                || sbat.is_none() && is_set_byte(self.bank(), covered.digest)
         };
-        if let Some(covered) = self.shim_events().take(MAX_SHIM_EVENTS).find(disabled) {
+        if let Some(covered) = self.shim_events().find(disabled) {
             return Some(covered.claim(false));
         }
         self.shim().map(|covered| covered.claim(true))
@@ -178,5 +181,9 @@ const fn covers_data(coverage: Coverage) -> bool {
     matches!(coverage, Coverage::Data | Coverage::Beginning(_))
 }
 
-/// Most events of PCR 14 that are asked for a setting of one byte. Shim measures five.
-const MAX_SHIM_EVENTS: usize = 64;
+/// Whether a digest is that of a setting of one byte that is set. The digests are computed once in a process.
+fn is_set_byte(bank: Bank, digest: &[u8]) -> bool {
+    static OF_BANK: [OnceLock<BTreeSet<Vec<u8>>>; Bank::ALL.len()] = [const { OnceLock::new() }; Bank::ALL.len()];
+    let all = || (1..=u8::MAX).map(|byte| bank.hash(&[byte])).collect();
+    OF_BANK.get(bank as usize).is_some_and(|known| known.get_or_init(all).contains(digest))
+}

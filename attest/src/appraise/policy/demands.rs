@@ -140,6 +140,14 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     if read_any && !by(Measurer::Grub) && !an_image() {
         return vec![reason().pcr(FILES).found("files that GRUB read, none of which is called a kernel")];
     }
+    // Each kernel that GRUB loads gets a command line, which digests show. One whose file has another name has one too.
+    let of_grub = kernels.iter().filter(|claim| claim.value.measurer == Measurer::Grub).count();
+    let lines = claims.command_lines().iter().filter(|claim| claim.value.measurer == Measurer::Grub).count();
+    if lines > of_grub && !an_image() {
+        let found =
+            format!("{lines} command lines of GRUB's, and {of_grub} of the files that it read are called a kernel");
+        return vec![reason().pcr(FILES).found(found)];
+    }
     let others = kernels.iter().filter(|claim| !policy.kernels.iter().any(|known| known == claim.ground.digest));
     others
         .map(|claim| {

@@ -116,6 +116,26 @@ fn n91_the_files_of_grub_are_files_under_every_type() {
     }
 }
 
+/// GRUB loads the policy's kernel and then another one, whose file the log calls an initrd. The command lines tell.
+#[test]
+fn n91_a_second_kernel_of_grub_is_not_an_initrd() {
+    for (label, digest, trusted) in [
+        (&b"/initrd-6.1\0"[..], &b"an old kernel"[..], false),
+        (b"/vmlinuz-6.1\0", b"an old kernel", false),
+        // The twin: it is called a kernel, and is one of the policy's.
+        (b"/vmlinuz-6.1\0", b"the kernel", true),
+    ] {
+        let mut host = host_with(|log| {
+            log.grub("grub_cmd", "linux /vmlinuz-6.1 quiet");
+            log.measure(9, EventType::IPL, label, digest);
+            log.grub("kernel_cmdline", "/vmlinuz-6.1 quiet");
+        });
+        demand(&mut host, &format!("kernels = [\"{}\", \"{}\"]", sha256(b"the kernel"), sha256(b"kernel image")));
+        let expected = (!trusted).then(|| vec![Code::PolicyKernel]);
+        assert_eq!(host.appraise().map(|_| ()).map_err(|reasons| codes(&reasons)).err(), expected);
+    }
+}
+
 #[test]
 fn n91_an_action_is_a_text() {
     for (data, trusted) in
@@ -146,7 +166,7 @@ fn n92_what_the_firmware_says_of_itself_comes_before_the_separator() {
         // The twin: the firmware measured it.
         let mut host = Host::good();
         host.log.events.insert(
-            if event_type == EventType::S_CRTM_VERSION { 0 } else { 1 },
+            usize::from(event_type != EventType::S_CRTM_VERSION),
             event(|log| _ = log.event(0, event_type, &version)),
         );
         if event_type == EventType::S_CRTM_VERSION {
@@ -189,7 +209,7 @@ fn n93_a_second_separator_is_not_a_part_of_the_root_of_trust() {
         if let Some(from) = before {
             host.log.events.insert(0, event(|log| locality(log, from)));
         }
-        assert_eq!(host.accept_log().codes().contains(&Code::EventlogSeparatorRepeated), true, "{before:?}, {at}");
+        assert!(host.accept_log().codes().contains(&Code::EventlogSeparatorRepeated), "{before:?}, {at}");
     }
     // The firmware's separator hidden, a version of the attacker's behind it, and his own separator.
     let mut host = Host::good();
@@ -243,62 +263,29 @@ fn reference(host: &Host) -> crate::reference::ReferenceValues {
 #[test]
 fn n102_whatever_is_given_to_a_unified_kernel_image_is_the_references() {
     unified().appraise().unwrap();
-    let (cmdline, addon) = (utf16(".cmdline\0"), utf16("lockdown=integrity\0"));
-    let changes: [(&str, u8, Box<dyn Fn(&mut Host)>); 7] = [
-        (
-            "the embedded command line",
-            11,
-            Box::new(|host: &mut Host| {
-                let at = host.log.events.iter().rposition(|e| e.windows(cmdline.len()).any(|w| w == cmdline)).unwrap();
-                replace_event(host, at, 11, EventType::IPL, &cmdline, b"root=/dev/vda quiet init=/bin/sh");
-            }),
-        ),
-        (
-            "an addon's command line",
-            12,
-            Box::new(|host| {
-                let at = host.log.position(&addon);
-                let other = utf16("lockdown=none\0");
-                replace_event(host, at, 12, EventType::IPL, &other, &other);
-            }),
-        ),
-        ("one more addon", 12, Box::new(|host| _ = host.log.event(12, EventType::IPL, &utf16("init=/bin/sh\0")))),
-        (
-            "a credential",
-            12,
-            Box::new(|host| {
-                let label = utf16("Credentials initrd\0");
-                let at = host.log.position(&label);
-                replace_event(host, at, 12, EventType::IPL, &label, b"other credentials");
-            }),
-        ),
-        (
-            "one more credential",
-            12,
-            Box::new(|host| {
-                host.log.measure(12, EventType::IPL, &utf16("Global credentials initrd\0"), b"more");
-            }),
-        ),
-        (
-            "a system extension",
-            13,
-            Box::new(|host| {
-                let label = utf16("System extension initrd\0");
-                let at = host.log.position(&label);
-                replace_event(host, at, 13, EventType::IPL, &label, b"another extension");
-            }),
-        ),
-        (
-            "one more system extension",
-            13,
-            Box::new(|host| {
-                host.log.measure(13, EventType::IPL, &utf16("System extension initrd\0"), b"more");
-            }),
-        ),
+    let other = utf16("lockdown=none\0");
+    let more = utf16("init=/bin/sh\0");
+    // The label of the event that is replaced, none for one more event; and what is logged and measured instead.
+    let cases: [(&str, u8, Option<&str>, &str, &[u8]); 7] = [
+        ("embedded command line", 11, Some(".cmdline"), ".cmdline", b"root=/dev/vda quiet init=/bin/sh"),
+        ("addon", 12, Some("lockdown=integrity"), "lockdown=none", &other),
+        ("one more addon", 12, None, "init=/bin/sh", &more),
+        ("credential", 12, Some("Credentials initrd"), "Credentials initrd", b"other credentials"),
+        ("one more credential", 12, None, "Global credentials initrd", b"more"),
+        ("system extension", 13, Some("System extension initrd"), "System extension initrd", b"another extension"),
+        ("one more system extension", 13, None, "System extension initrd", b"more"),
     ];
-    for (what, pcr, change) in changes {
+    for (what, pcr, replaced, label, measured) in cases {
         let mut host = unified();
-        change(&mut host);
+        let label = utf16(&format!("{label}\0"));
+        match replaced.map(|label| utf16(&format!("{label}\0"))) {
+            Some(old) => {
+                let is_old = |event: &Vec<u8>| event.windows(old.len()).any(|bytes| bytes == old);
+                let at = host.log.events.iter().rposition(is_old).unwrap();
+                replace_event(&mut host, at, pcr.into(), EventType::IPL, &label, measured);
+            }
+            None => _ = host.log.measure(pcr.into(), EventType::IPL, &label, measured),
+        }
         host.boot_aggregate(10);
         let reasons = host.denied();
         assert!(reasons.iter().all(|reason| reason.pcr == Some(pcr.into())), "{what}: {reasons:?}");
