@@ -89,6 +89,7 @@ pub mod eventlog;
 pub mod evidence;
 pub mod ima;
 pub mod key;
+mod pem;
 mod protect;
 pub mod quote;
 pub mod reason;

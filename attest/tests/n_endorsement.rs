@@ -1,14 +1,16 @@
-//! Endorsement keys, their certificates and chains: N28 to N30 and N34 (N31 is in n_revocation.rs, N32 in the verifier). `genuine_certificates_pass` is the twin without the
-//! defect.
+//! Endorsement keys, their certificates and chains: N28 to N30, N34 and N100 (N31 and N96 are in n_revocation.rs, N32 in the
+//! verifier). `genuine_certificates_pass` is the twin without the defect.
 
 mod software_ca;
 mod software_tpm;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portcullis_attest::endorsement::{CredentialError, EkRoots, EndorsementKey, make_credential};
+use portcullis_attest::endorsement::{
+    CredentialError, EkCertificate, EkRoots, EndorsementKey, Revocations, make_credential,
+};
 use portcullis_attest::key::PublicArea;
-use portcullis_attest::reason::ReasonCode as Code;
+use portcullis_attest::reason::{Reason, ReasonCode as Code};
 use software_ca::*;
 use software_tpm::{ECC, P256, Public, SoftTpm, codes, ek};
 
@@ -34,6 +36,12 @@ impl Vendor {
 
     fn roots(&self) -> EkRoots {
         EkRoots::from_dir_files([("root.der", self.root.self_signed())]).unwrap()
+    }
+
+    /// The reasons for which a certificate is refused with this vendor's intermediate.
+    fn reasons(&self, leaf: &[u8], roots: &EkRoots) -> Vec<Reason> {
+        let issuing = self.issuing.certificate.signed_by(&self.root);
+        EkCertificate::check(leaf, &[issuing.as_slice()], roots, now()).err().map(Vec::from).unwrap_or_default()
     }
 
     /// The codes for which this vendor's certificate is refused.
@@ -74,6 +82,10 @@ fn genuine_certificates_pass() {
         vendor.leaf.remove(BASIC_CONSTRAINTS);
     });
     assert_eq!(with_subject, []);
+    // Other usages beside the endorsement key's.
+    let usages = seq(&[&oid("1.3.6.1.5.5.7.3.2"), &oid("2.23.133.8.1")]);
+    let usages = Extension { oid: EXTENDED_KEY_USAGE, critical: false, value: usages };
+    assert_eq!(after(|vendor| vendor.leaf.replace(usages)), []);
     // Policies may be critical.
     let policies = Extension { oid: "2.5.29.32", critical: true, value: seq(&[&seq(&[&oid("2.23.133.8.1")])]) };
     assert_eq!(after(|vendor| vendor.leaf.replace(policies)), []);
@@ -105,7 +117,12 @@ fn genuine_ecc_certificates_pass() {
     vendor.ek = Public { kind: ECC, size: P256, unique: SoftTpm::new().ak.unique, ..ek() };
     vendor.leaf = ek_certificate("issuing", spki(&vendor.ek), KEY_AGREEMENT);
     assert_eq!(vendor.refused(), []);
+    // Intel's say that their key enciphers.
     vendor.leaf.replace(key_usage(KEY_ENCIPHERMENT));
+    assert_eq!(vendor.refused(), []);
+    vendor.leaf.replace(key_usage(DIGITAL_SIGNATURE));
+    assert_eq!(vendor.refused(), [Code::EkCertificateKeyUsage]);
+    vendor.leaf.remove(KEY_USAGE);
     assert_eq!(vendor.refused(), [Code::EkCertificateKeyUsage]);
 }
 
@@ -219,7 +236,293 @@ fn n30_sha1() {
 }
 
 #[test]
-fn n34_der_has_one_form() {
+fn n28_what_is_missing_is_called_missing() {
+    let found = |change: &dyn Fn(&mut Certificate)| {
+        let mut vendor = Vendor::new();
+        change(&mut vendor.leaf);
+        let reasons = vendor.reasons(&vendor.leaf.signed_by(&vendor.issuing), &vendor.roots());
+        reasons[0].found.clone().unwrap()
+    };
+    assert_eq!(found(&|leaf| leaf.remove(KEY_USAGE)), "missing");
+    assert_eq!(found(&|leaf| leaf.replace(key_usage(DIGITAL_SIGNATURE))), "other usages");
+    assert!(found(&|leaf| leaf.remove(EXTENDED_KEY_USAGE)).starts_with("missing; "));
+    assert_eq!(found(&|leaf| leaf.replace(extended_key_usage("2.23.133.8.3"))), "1 other usages");
+    let vendor = Vendor::new();
+    for (foreign, words) in [(&b"<html>"[..], "does not begin"), (b"", "it is empty")] {
+        let found = vendor.reasons(foreign, &vendor.roots())[0].found.clone().unwrap();
+        assert!(found.starts_with("not a certificate: ") && found.contains(words), "{found}");
+    }
+}
+
+/// SHA-256 of a certificate, by which an operator names a root.
+fn fingerprint(der: &[u8]) -> [u8; 32] {
+    portcullis_attest::key::Bank::Sha256.hash(der).try_into().unwrap()
+}
+
+/// GCP's certificates do not say that they are an endorsement key's: their root is to be named by the operator.
+#[test]
+fn n28_a_missing_extended_key_usage_is_for_the_operator_to_allow() {
+    let mut vendor = Vendor::new();
+    vendor.leaf.remove(EXTENDED_KEY_USAGE);
+    let leaf = vendor.leaf.signed_by(&vendor.issuing);
+    let (root, other) = (vendor.root.self_signed(), Authority::new("other", "other").self_signed());
+    let roots = || EkRoots::from_dir_files([("root.der", &root), ("other.der", &other)]).unwrap();
+    let allowing = |roots: EkRoots, der: &[u8]| roots.allow_missing_usage(&[fingerprint(der)]).unwrap();
+    let refused = |leaf: &[u8], roots: &EkRoots| codes(&vendor.reasons(leaf, roots));
+    assert_eq!(refused(&leaf, &roots()), [Code::EkCertificateExtendedKeyUsage]);
+    assert_eq!(refused(&leaf, &allowing(roots(), &root)), []);
+    // For this root and no other.
+    assert_eq!(refused(&leaf, &allowing(roots(), &other)), [Code::EkCertificateExtendedKeyUsage]);
+    // Missing is not another one, and nothing else may be missing.
+    vendor_with(
+        &vendor,
+        |leaf| leaf.replace(extended_key_usage("2.23.133.8.3")),
+        |leaf| {
+            assert_eq!(refused(leaf, &allowing(roots(), &root)), [Code::EkCertificateExtendedKeyUsage]);
+        },
+    );
+    vendor_with(
+        &vendor,
+        |leaf| leaf.remove(KEY_USAGE),
+        |leaf| {
+            assert_eq!(refused(leaf, &allowing(roots(), &root)), [Code::EkCertificateKeyUsage]);
+        },
+    );
+    // A root that is not there was mistyped.
+    let unknown = fingerprint(b"mistyped");
+    assert_eq!(roots().allow_missing_usage(&[fingerprint(&root), unknown]).unwrap_err(), [unknown]);
+}
+
+fn vendor_with(vendor: &Vendor, change: impl FnOnce(&mut Certificate), then: impl FnOnce(&[u8])) {
+    let mut leaf = vendor.leaf.clone();
+    change(&mut leaf);
+    then(&leaf.signed_by(&vendor.issuing));
+}
+
+/// An operator may trust one authority of a vendor and not its root.
+#[test]
+fn n30_an_intermediate_is_an_anchor_if_the_operator_says_so() {
+    let vendor = Vendor::new();
+    let (leaf, issuing) = (vendor.leaf.signed_by(&vendor.issuing), vendor.issuing.certificate.signed_by(&vendor.root));
+    let file = |name: &str, der: &[u8]| (name.to_owned(), Ok(der.to_vec()));
+    let check = |roots: &EkRoots, leaf: &[u8]| {
+        EndorsementKey::check(&vendor.ek.bytes(), Some(leaf), &[], roots, now())
+            .map(|ek| ek.root().map(str::to_owned))
+            .map_err(|reasons| codes(&reasons))
+    };
+    let anchored = EkRoots::from_files([], [file("issuing.der", &issuing)]).unwrap();
+    assert_eq!(anchored.root_count(), 1);
+    assert_eq!(check(&anchored, &leaf), Ok(Some("CN=issuing".to_owned())));
+    // Among the roots it proves nothing; nor does an anchor say anything of its vendor's other authorities.
+    let among_roots = EkRoots::from_files([file("issuing.der", &issuing)], []).unwrap();
+    assert_eq!((among_roots.root_count(), check(&among_roots, &leaf)), (0, Err(vec![Code::EkRootUnknown])));
+    let other = Authority::new("other", "root");
+    let by_other = Certificate { issuer: name("other"), ..vendor.leaf.clone() }.signed_by(&other);
+    assert_eq!(check(&anchored, &by_other), Err(vec![Code::EkRootUnknown]));
+    // It must be an authority all the same, and be valid.
+    let changes: [(&dyn Fn(&mut Certificate), Code); 2] = [
+        (&|issuing: &mut Certificate| issuing.remove(BASIC_CONSTRAINTS), Code::EkChainInvalid),
+        (&|issuing: &mut Certificate| issuing.not_after = "210101000000Z", Code::EkCertificateExpired),
+    ];
+    for (change, code) in changes {
+        let mut changed = vendor.issuing.certificate.clone();
+        change(&mut changed);
+        let roots = EkRoots::from_files([], [file("issuing.der", &changed.signed_by(&vendor.root))]).unwrap();
+        assert_eq!(check(&roots, &leaf), Err(vec![code]));
+    }
+}
+
+/// One bad file does not take away the roots of every other vendor.
+#[test]
+fn n30_a_file_that_is_no_certificate_is_skipped_and_named() {
+    let vendor = Vendor::new();
+    let (root, leaf) = (vendor.root.self_signed(), vendor.leaf.signed_by(&vendor.issuing));
+    let other = pem("CERTIFICATE", &Authority::new("other", "other").self_signed());
+    let cut = &other.as_bytes()[..other.len() - 40];
+    let torn = root[..root.len() - 1].to_vec();
+    for (name, bad) in [
+        ("README", b"Roots of our vendors".as_slice()),
+        ("empty.pem", b""),
+        ("cut.pem", cut),
+        ("torn.der", &torn),
+        ("two.der", &[root.as_slice(), &root].concat()),
+    ] {
+        let roots = EkRoots::from_dir_files([("a.der", root.as_slice()), (name, bad)]).unwrap();
+        assert_eq!(codes(&vendor.reasons(&leaf, &roots)), [], "{name}");
+        assert_eq!(roots.skipped().len(), 1, "{name}");
+        assert_eq!((roots.skipped()[0].file.as_str(), roots.skipped()[0].number), (name, 1));
+        assert!(roots.warnings()[0].starts_with(&format!("skipped {name}: ")), "{:?}", roots.warnings());
+        // Nothing is left.
+        let error = EkRoots::from_dir_files([(name, bad)]).unwrap_err();
+        assert_eq!(error.file, name);
+    }
+    // Of several in a file the good ones count.
+    let both = [
+        other.as_bytes(),
+        b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n",
+        pem("CERTIFICATE", &root).as_bytes(),
+    ]
+    .concat();
+    let roots = EkRoots::from_dir_files([("chain.pem", &both)]).unwrap();
+    assert_eq!((roots.root_count(), roots.skipped()[0].number), (2, 2));
+    assert_eq!(codes(&vendor.reasons(&leaf, &roots)), []);
+    // One that the system cannot read.
+    let unreadable = |name: &str| (name.to_owned(), Err("permission denied".to_owned()));
+    let root = ("root.der".to_owned(), Ok(root));
+    let roots = EkRoots::from_files([root.clone(), unreadable("b.der")], []).unwrap();
+    assert!(roots.warnings()[0].contains("b.der: number 1 in it: it cannot be read: permission denied"));
+    assert!(EkRoots::from_files([root, unreadable("b.crl")], []).is_err(), "it may revoke something");
+}
+
+/// Nothing that may be a revocation list is skipped.
+#[test]
+fn n31_a_broken_revocation_list_among_the_roots_is_not_skipped() {
+    let vendor = Vendor::new();
+    let list = RevocationList::revoking("root").signed_by(&vendor.root);
+    let old = RevocationList { version: None, ..RevocationList::revoking("root") }.signed_by(&vendor.root);
+    let text = pem("X509 CRL", &list);
+    let root = vendor.root.self_signed();
+    let with = |name: &str, file: &[u8]| EkRoots::from_dir_files([("root.der", root.as_slice()), (name, file)]);
+    for (name, good) in [("list", list.as_slice()), ("list", &old), ("list", text.as_bytes())] {
+        assert_eq!(with(name, good).unwrap().revocations().crl_count(), 1);
+        assert!(with(name, &good[..good.len() - 30]).is_err(), "{good:02x?}");
+    }
+    for name in ["root.crl", "ROOT.CRL", "root.crl.pem", "root.crl.gz"] {
+        assert!(with(name, b"\x1f\x8b what was packed").is_err(), "{name}");
+    }
+}
+
+/// An issuing authority's extended key usage says what it may certify. Intel's and Google's have the endorsement keys'.
+#[test]
+fn n100_an_issuing_authority_with_an_extended_key_usage() {
+    for usage in ["2.23.133.8.1", "2.5.29.37.0"] {
+        for critical in [true, false] {
+            let usage = Extension { critical, ..extended_key_usage(usage) };
+            assert_eq!(after(|vendor| vendor.issuing.certificate.replace(usage.clone())), []);
+            assert_eq!(after(|vendor| vendor.root.certificate.replace(usage)), []);
+        }
+    }
+    // One that certifies attestation keys, or TLS servers, does not certify endorsement keys.
+    for usage in ["2.23.133.8.3", "1.3.6.1.5.5.7.3.1"] {
+        let refused = after(|vendor| vendor.issuing.certificate.replace(extended_key_usage(usage)));
+        assert_eq!(refused, [Code::EkChainInvalid]);
+        assert_eq!(after(|vendor| vendor.root.certificate.replace(extended_key_usage(usage))), [Code::EkChainInvalid]);
+    }
+    let unreadable = Extension { value: vec![0x30, 0x01], ..extended_key_usage("2.23.133.8.1") };
+    assert_eq!(after(|vendor| vendor.issuing.certificate.replace(unreadable)), [Code::EkChainInvalid]);
+}
+
+/// The usage makes no authority an endorsement key, nor an endorsement key an authority.
+#[test]
+fn n100_an_endorsement_keys_certificate_is_no_authoritys() {
+    let vendor = Vendor::new();
+    // Its own certificate, shown as an endorsement key's.
+    let mut issuing = vendor.issuing.certificate.clone();
+    issuing.replace(extended_key_usage("2.23.133.8.1"));
+    issuing.replace(key_usage(KEY_CERT_SIGN | KEY_AGREEMENT));
+    let refused = EkCertificate::check(&issuing.signed_by(&vendor.root), &[], &vendor.roots(), now());
+    assert!(codes(&refused.unwrap_err()).contains(&Code::EkCertificateCa));
+    // An endorsement key's, from which another is to follow.
+    for without_constraints in [false, true] {
+        let refused = after(|vendor| {
+            let mut leaf =
+                ek_certificate("root", vendor.issuing.certificate.key.clone(), KEY_ENCIPHERMENT | KEY_CERT_SIGN);
+            leaf.subject = name("issuing");
+            if without_constraints {
+                leaf.remove(BASIC_CONSTRAINTS);
+            }
+            vendor.issuing.certificate = leaf;
+        });
+        assert_eq!(refused, [Code::EkChainInvalid]);
+    }
+}
+
+/// A certificate of this vendor's in each of the forms that are no DER but signed by genuine vendors.
+#[test]
+fn n34_genuine_encodings_are_accepted_over_the_bytes_as_received() {
+    // Attributes of one part of a name out of order, in the root and in what it signs: Nuvoton.
+    let mut vendor = Vendor::new();
+    for certificate in [&mut vendor.root.certificate, &mut vendor.issuing.certificate] {
+        certificate.issuer = two_in_one_part("root", false);
+    }
+    vendor.root.certificate.subject = two_in_one_part("root", false);
+    assert_eq!(vendor.refused(), []);
+    assert_eq!(vendor.roots().root_count(), 1);
+    // An issuer that its subordinate writes in order is the same.
+    vendor.issuing.certificate.issuer = two_in_one_part("root", true);
+    assert_eq!(vendor.refused(), []);
+
+    // A default that DER leaves out: Intel.
+    let mut vendor = Vendor::new();
+    vendor.leaf.remove(EXTENDED_KEY_USAGE);
+    assert_eq!(vendor.refused_der(&vendor.leaf.signed_with_extra(&vendor.issuing, &explicit(0x00))), []);
+    let constraints = Extension { oid: BASIC_CONSTRAINTS, critical: true, value: seq(&[&[0x01, 0x01, 0x00]]) };
+    assert_eq!(after(|vendor| vendor.leaf.replace(constraints)), []);
+    // A year in four digits that two would do for: Alibaba.
+    let dates = after(|vendor| {
+        (vendor.leaf.not_before, vendor.leaf.not_after) = ("20200101000000Z", "20491231235959Z");
+        vendor.issuing.certificate.not_before = "19990101000000Z";
+    });
+    assert_eq!(dates, []);
+    assert_eq!(after(|vendor| vendor.leaf.not_after = "20500101000000Z"), [], "as it must be");
+    assert_eq!(after(|vendor| vendor.leaf.not_after = "20210101000000Z"), [Code::EkCertificateExpired]);
+
+    // What was signed is what was received: the same certificate, put in order after it was signed, does not hold.
+    let mut vendor = Vendor::new();
+    vendor.leaf.not_after = "20491231235959Z";
+    let leaf = vendor.leaf.signed_by(&vendor.issuing);
+    vendor.leaf.not_after = "491231235959Z";
+    let tbs = vendor.leaf.tbs(&[]);
+    let tail = leaf.len() - signed_part(&leaf);
+    let reordered = seq(&[&tbs, &leaf[leaf.len() - tail..]]);
+    assert_eq!(vendor.refused_der(&leaf), []);
+    assert_eq!(vendor.refused_der(&reordered), [Code::EkChainInvalid]);
+    // Its fingerprint is that of what was received.
+    let revoked = Revocations::from_dir_files([("ours", hex::encode(fingerprint(&leaf)))]).unwrap();
+    assert_eq!(codes(&vendor.reasons(&leaf, &vendor.roots().with_revocations(revoked))), [Code::EkRevoked]);
+}
+
+/// Where the signature algorithm of a certificate begins.
+fn signed_part(certificate: &[u8]) -> usize {
+    // Both lengths have two bytes.
+    8 + usize::from(u16::from_be_bytes([certificate[6], certificate[7]]))
+}
+
+/// The endorsement key's extended usage with its `critical` written out.
+fn explicit(critical: u8) -> Vec<u8> {
+    let usage = tlv(0x04, &[&seq(&[&oid("2.23.133.8.1")])]);
+    seq(&[&oid(EXTENDED_KEY_USAGE), &[0x01, 0x01, critical], &usage])
+}
+
+/// Certificates of real TPMs are not part of the project: `PORTCULLIS_CORPUS` names the directory that has them.
+#[test]
+#[ignore = "needs PORTCULLIS_CORPUS"]
+fn n34_genuine_encodings_of_real_vendors_are_accepted() {
+    let corpus = std::env::var("PORTCULLIS_CORPUS").expect("the corpus's directory in PORTCULLIS_CORPUS");
+    let corpus = std::path::Path::new(&corpus).join("genuine/ek");
+    let read = |name: &str| std::fs::read(corpus.join(name)).unwrap();
+    let file = |name: &str| (name.to_owned(), read(name));
+    let gcp = fingerprint(&read("gcp_ek_ak_ca_root.crt"));
+    for (leaf, roots) in [
+        ("nuvoton-npct75x-a.der", vec!["nuvoton-root-2111.cer"]),
+        ("intel-spth-rsa.der", vec!["intel-root.cer", "intel-spth-issuer.cer"]),
+        ("intel-cml-ecc.der", vec!["intel-root.cer", "intel-cml-issuer.cer"]),
+        ("gcp-pca-rsa-enc.pem", vec!["gcp_ek_ak_ca_root.crt", "gcp_ek_ak_ca_intermediate_v3.crt"]),
+    ] {
+        let roots = EkRoots::from_dir_files(roots.into_iter().map(file)).unwrap();
+        let der = portcullis_attest::endorsement::pem_certificates(&read(leaf)).unwrap().remove(0);
+        let checked = EkCertificate::check(&der, &[], &roots, now());
+        if leaf.starts_with("gcp") {
+            assert_eq!(codes(&checked.unwrap_err()), [Code::EkCertificateExtendedKeyUsage]);
+            EkCertificate::check(&der, &[], &roots.allow_missing_usage(&[gcp]).unwrap(), now()).unwrap();
+        } else {
+            checked.unwrap_or_else(|reasons| panic!("{leaf}: {reasons:?}"));
+        }
+    }
+}
+
+#[test]
+fn n34_ber_is_refused_and_so_is_what_follows_a_certificate() {
     let vendor = Vendor::new();
     let leaf = vendor.leaf.signed_by(&vendor.issuing);
     assert_eq!(vendor.refused_der(&leaf), []);
@@ -239,13 +542,39 @@ fn n34_der_has_one_form() {
     let mut longer = leaf.clone();
     longer.splice(1..2, [0x83, 0x00]);
     assert_eq!(vendor.refused_der(&longer), malformed);
-    // A default that DER leaves out: critical FALSE, written although it is the default.
-    let mut explicit = Vendor::new();
-    explicit.leaf.remove(EXTENDED_KEY_USAGE);
+    // Everything in it is as DER has it, but for one element.
+    let mut vendor = Vendor::new();
+    vendor.leaf.remove(EXTENDED_KEY_USAGE);
     let usage = tlv(0x04, &[&seq(&[&oid("2.23.133.8.1")])]);
-    let written = seq(&[&oid(EXTENDED_KEY_USAGE), &[0x01, 0x01, 0x00], &usage]);
-    let hidden = explicit.leaf.signed_with_extra(&explicit.issuing, &written);
-    assert_eq!(explicit.refused_der(&hidden), malformed);
+    let extension = |parts: &[&[u8]]| seq(&[&[oid(EXTENDED_KEY_USAGE).as_slice()], parts].concat());
+    let with = |extra: &[u8]| vendor.refused_der(&vendor.leaf.signed_with_extra(&vendor.issuing, extra));
+    assert_eq!(with(&extension(&[&usage])), []);
+    for (what, extra) in [
+        ("TRUE is written 0xFF", explicit(0x01)),
+        ("FALSE after the value", extension(&[&usage, &[0x01, 0x01, 0x00]])),
+        ("FALSE twice", extension(&[&[0x01, 0x01, 0x00], &[0x01, 0x01, 0x00], &usage])),
+        ("FALSE in two bytes", extension(&[&[0x01, 0x02, 0x00, 0x00], &usage])),
+        ("a string in pieces", extension(&[&tlv(0x24, &[&usage])])),
+        ("a length of two bytes where one will do", extension(&[&[&[0x04, 0x81], &usage[1..]].concat()])),
+        ("an indefinite length", [&[0x30, 0x80][..], &extension(&[&usage])[2..], &[0, 0]].concat()),
+        ("something else behind it", extension(&[&usage, &[0x05, 0x00]])),
+    ] {
+        assert_eq!(with(&extra), malformed, "{what}");
+    }
+    for (what, date) in [
+        ("no seconds", "202001010000Z"),
+        ("a fraction", "20200101000000.0Z"),
+        ("a time zone", "20200101000000+0000"),
+        ("no such day", "20200231000000Z"),
+    ] {
+        assert_eq!(after(|vendor| vendor.leaf.not_before = date), malformed, "{what}");
+    }
+    // Names: parts are in order, whatever the attributes within one are; a set of pieces is none.
+    let part = |parts: &[&[u8]]| seq(&[&tlv(0x31, parts)]);
+    let attribute = seq(&[&oid("2.5.4.3"), &tlv(0x2C, &[&tlv(0x0C, &[b"TPM"])])]);
+    assert_eq!(after(|vendor| vendor.leaf.subject = part(&[&attribute])), malformed, "a constructed string");
+    assert_eq!(after(|vendor| vendor.leaf.subject = part(&[])), malformed, "an empty set");
+    assert_eq!(after(|vendor| vendor.leaf.subject = name("TPM")), []);
     // Twice the same extension.
     let twice = after(|vendor| {
         let again = extended_key_usage("2.23.133.8.1");

@@ -1,4 +1,4 @@
-//! What was revoked: N31. `a_vendor_that_revoked_nothing_of_this` is the twin without the defect.
+//! What was revoked: N31, and N96 of old lists. `a_vendor_that_revoked_nothing_of_this` is the twin without the defect.
 
 mod software_ca;
 mod software_tpm;
@@ -153,6 +153,113 @@ fn n31_lists_that_should_have_been_replaced() {
     assert_eq!(vendor.refused(listed(&[&revoking]).accept_stale()), [Code::EkRevoked], "old, and yet it names it");
     let future = RevocationList { this_update: "450101000000Z", ..RevocationList::new("root") }.signed_by(&vendor.root);
     assert_eq!(vendor.refused(listed(&[&future])), [Code::EkCrlInvalid]);
+}
+
+/// A list that an operator forgot to remove when its successor came, in either order of the files.
+#[test]
+fn n96_an_old_list_beside_its_successor_does_not_count() {
+    let vendor = Vendor::new();
+    let old = || RevocationList { next_update: Some("210101000000Z"), ..RevocationList::new("root") };
+    let new = || RevocationList { this_update: "250101000000Z", ..RevocationList::new("root") };
+    let numbered = |mut list: RevocationList, number: u16| {
+        list.extensions.push(crl_number(number));
+        list
+    };
+    let sign = |list: &RevocationList| list.signed_by(&vendor.root);
+    let refused = |one: &[u8], other: &[u8]| {
+        let both = [vendor.refused(listed(&[one, other])), vendor.refused(listed(&[other, one]))];
+        assert_eq!(both[0], both[1]);
+        both[0].clone()
+    };
+    for (old, new) in [
+        (old(), new()),
+        (numbered(old(), 5), numbered(new(), 6)),
+        (numbered(old(), 255), numbered(RevocationList { this_update: "200101000000Z", ..new() }, 256)),
+        (old(), numbered(new(), 1)),
+    ] {
+        assert_eq!(vendor.refused(listed(&[&sign(&old)])), [Code::EkCrlExpired]);
+        assert_eq!(refused(&sign(&old), &sign(&new)), []);
+        // It is told.
+        let roots = EkRoots::from_dir_files([("root.der", vendor.root.self_signed())]).unwrap();
+        let files = [("old.crl", sign(&old)), ("new.crl", sign(&new))];
+        let roots = roots.with_revocations(Revocations::from_dir_files(files).unwrap());
+        let [warning] = roots.warnings().try_into().unwrap();
+        assert!(warning.starts_with("old.crl: ") && warning.contains("new.crl has a newer one"), "{warning}");
+        // The newest counts for what it names, and not for what it no longer names.
+        let serials = vec![SERIAL];
+        assert_eq!(refused(&sign(&old), &sign(&RevocationList { serials: serials.clone(), ..new })), [Code::EkRevoked]);
+    }
+    let released = numbered(RevocationList { serials: vec![SERIAL], ..old() }, 5);
+    assert_eq!(refused(&sign(&released), &sign(&numbered(new(), 6))), []);
+    // A newest list that is too old denies, whatever is beside it; unless the operator accepts that.
+    let newer = numbered(RevocationList { this_update: "200601000000Z", ..old() }, 6);
+    assert_eq!(refused(&sign(&numbered(old(), 5)), &sign(&newer)), [Code::EkCrlExpired]);
+    let both = listed(&[&sign(&numbered(old(), 5)), &sign(&newer)]);
+    assert_eq!(vendor.refused(both.accept_stale()), []);
+}
+
+/// Only what its authority signed, for the same scope, and by number and time, takes a list's place.
+#[test]
+fn n96_what_is_no_successor_takes_no_lists_place() {
+    const POINT: &str = "2.5.29.28";
+    let vendor = Vendor::new();
+    let revoking = || RevocationList::revoking("issuing");
+    let later = || RevocationList { this_update: "250101000000Z", ..RevocationList::new("issuing") };
+    let refused = |one: &[u8], other: &[u8]| vendor.refused(listed(&[one, other]));
+    let by_authority = |list: RevocationList| list.signed_by(&vendor.issuing);
+    assert_eq!(refused(&by_authority(revoking()), &by_authority(later())), []);
+    // A forged one does not displace it, and does not deny where it stands beside it: it is told.
+    let forger = Authority::new("issuing", "root");
+    assert_eq!(refused(&by_authority(revoking()), &later().signed_by(&forger)), [Code::EkRevoked]);
+    assert_eq!(refused(&by_authority(RevocationList::new("issuing")), &later().signed_by(&forger)), []);
+    assert_eq!(vendor.refused(listed(&[&later().signed_by(&forger)])), [Code::EkCrlInvalid]);
+    let list = RevocationList::new("root").signed_by(&vendor.root);
+    let forged = RevocationList::new("root").signed_by(&Authority::new("root", "root"));
+    let files = [("good.crl", list), ("forged.crl", forged)];
+    let roots = vendor.roots().with_revocations(Revocations::from_dir_files(files).unwrap());
+    let [warning] = roots.warnings().try_into().unwrap();
+    assert!(warning.starts_with("forged.crl: ") && warning.contains("signature does not verify"), "{warning}");
+    // One for a part of the certificates says nothing of the others; nor does that of another distribution point.
+    let point = |value: Vec<u8>| {
+        let extension = Extension { oid: POINT, critical: true, value };
+        RevocationList { extensions: vec![extension], ..later() }
+    };
+    let leaves = || seq(&[&tlv(0x81, &[&[0xFF]])]);
+    let published = seq(&[&tlv(0xA0, &[&tlv(0xA0, &[&tlv(0x86, &[b"http://tpm.example/2"])])])]);
+    for value in [leaves(), published] {
+        assert_eq!(refused(&by_authority(revoking()), &by_authority(point(value))), [Code::EkRevoked]);
+    }
+    let part = RevocationList { serials: vec![SERIAL], this_update: "200101000000Z", ..point(leaves()) };
+    assert_eq!(refused(&by_authority(part), &by_authority(point(leaves()))), []);
+    // Numbers and times that contradict each other: both count.
+    let numbered = |mut list: RevocationList, number: u16| {
+        list.extensions.push(crl_number(number));
+        by_authority(list)
+    };
+    assert_eq!(refused(&numbered(revoking(), 9), &numbered(later(), 8)), [Code::EkRevoked]);
+    assert_eq!(refused(&numbered(revoking(), 9), &numbered(later(), 9)), []);
+    // One that is not in force yet.
+    let future = by_authority(RevocationList { this_update: "450101000000Z", ..later() });
+    assert!(refused(&by_authority(revoking()), &future).contains(&Code::EkRevoked));
+}
+
+/// A vendor's list revokes an authority also where the operator trusts that authority by itself.
+#[test]
+fn n31_a_revoked_authority_that_is_an_anchor() {
+    let vendor = Vendor::new();
+    let file = |name: &str, der: &[u8]| (name.to_owned(), Ok(der.to_vec()));
+    let refused = |list: &RevocationList, root: bool| {
+        let root = root.then(|| file("root.der", &vendor.root.self_signed()));
+        let files = [file("root.crl", &list.signed_by(&vendor.root))].into_iter().chain(root);
+        vendor.refused_by(&EkRoots::from_files(files, [file("issuing.der", &vendor.issuing_der)]).unwrap())
+    };
+    assert_eq!(refused(&RevocationList::new("root"), true), []);
+    assert!(refused(&RevocationList::revoking("root"), true).contains(&Code::EkRevoked));
+    // Whoever signed the list is not known.
+    assert_eq!(refused(&RevocationList::revoking("root"), false), []);
+    let ours = listed(&[fingerprint(&vendor.issuing_der).as_bytes()]);
+    let anchored = EkRoots::from_files([], [file("issuing.der", &vendor.issuing_der)]).unwrap();
+    assert_eq!(vendor.refused_by(&anchored.with_revocations(ours)), [Code::EkRevoked]);
 }
 
 #[test]

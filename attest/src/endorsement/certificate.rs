@@ -1,4 +1,5 @@
-//! Certificates as endorsement key chains have them, read strictly.
+//! Certificates as endorsement key chains have them: strict DER, but for the three forms that genuine vendors sign (see
+//! `crate::key::received`). Signatures are checked over the bytes as received, and hashes are of these bytes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,16 +8,20 @@ use const_oid::db::rfc5912::{ID_RSAES_OAEP, RSA_ENCRYPTION};
 use const_oid::{AssociatedOid as _, ObjectIdentifier};
 use der::asn1::Any;
 use der::{Decode as _, Encode as _, Reader as _, SliceReader};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use x509_cert::Certificate;
 use x509_cert::certificate::Version;
 use x509_cert::ext::pkix::{BasicConstraints, CertificatePolicies, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+use x509_cert::name::RelativeDistinguishedName;
 
 use super::distinguished_name;
-use crate::key::{KeyKind, decode_spki};
+use crate::key::{KeyKind, ReceivedCertificate, canonical, decode_spki};
 
 /// Longest certificate read; NV indices of TPMs hold about 2 KiB.
 const MAX_CERTIFICATE: usize = 8192;
+/// What every certificate begins with.
+const SEQUENCE: u8 = 0x30;
 
 /// Why bytes are not a certificate that we read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -25,13 +30,16 @@ pub enum CertificateError {
     /// Longer than any certificate of a TPM or its vendor.
     #[error("{0} bytes are more than a certificate has")]
     TooLong(usize),
+    /// Not even the beginning of one: a text, another format, nothing.
+    #[error("not a certificate: {0}")]
+    Foreign(&'static str),
     /// Bytes after the certificate that are not the padding of an NV index.
     #[error("{0} bytes that are no padding follow the certificate")]
     Trailing(usize),
     /// Not DER of an X.509 certificate.
     #[error("not an X.509 certificate in DER: {0}")]
     Der(String),
-    /// DER has one form only for every content; this is another one.
+    /// DER has one form only for every content; this is another one, and none of those that vendors are known to sign.
     #[error("not in the one form that DER has for it")]
     NotCanonical,
     /// Older than version 3, so without the extensions that say what it is for.
@@ -56,11 +64,14 @@ pub(super) enum LinkError {
     Invalid,
 }
 
-/// A certificate with the bytes that its issuer signed.
+/// A certificate with its bytes as they were received.
 #[derive(Clone, Debug)]
 pub(super) struct ParsedCertificate {
     pub certificate: Certificate,
+    received: Vec<u8>,
+    /// What its issuer signed.
     signed: Vec<u8>,
+    spki: Vec<u8>,
 }
 
 impl ParsedCertificate {
@@ -68,6 +79,13 @@ impl ParsedCertificate {
     pub fn parse(bytes: &[u8]) -> Result<Self, CertificateError> {
         if bytes.len() > MAX_CERTIFICATE {
             return Err(CertificateError::TooLong(bytes.len()));
+        }
+        match bytes.first() {
+            None => return Err(CertificateError::Foreign("it is empty")),
+            Some(first) if *first != SEQUENCE => {
+                return Err(CertificateError::Foreign("it does not begin as DER, or as PEM of a certificate, does"));
+            }
+            Some(_) => {}
         }
         let not_der = |error: der::Error| CertificateError::Der(error.to_string());
         let mut reader = SliceReader::new(bytes).map_err(not_der)?;
@@ -77,7 +95,7 @@ impl ParsedCertificate {
             return Err(CertificateError::Trailing(padding.len()));
         }
         let certificate = Certificate::from_der(exact).map_err(not_der)?;
-        if certificate.to_der().map_err(not_der)? != exact {
+        if certificate.to_der().map_err(not_der)? != canonical(exact).map_err(not_der)? {
             return Err(CertificateError::NotCanonical);
         }
         let tbs = certificate.tbs_certificate();
@@ -87,6 +105,10 @@ impl ParsedCertificate {
         if tbs.signature() != certificate.signature_algorithm() {
             return Err(CertificateError::Algorithms);
         }
+        // Not the same as an empty name, which is told from others where it is used (RFC 5280, 4.1.2.4: SIZE (1..MAX)).
+        if [tbs.issuer(), tbs.subject()].iter().any(|name| name.iter_rdn().any(RelativeDistinguishedName::is_empty)) {
+            return Err(CertificateError::Der("a part of a name has no attribute".to_owned()));
+        }
         let mut seen = Vec::new();
         for extension in tbs.extensions().map(Vec::as_slice).unwrap_or_default() {
             if seen.contains(&extension.extn_id) {
@@ -94,9 +116,24 @@ impl ParsedCertificate {
             }
             seen.push(extension.extn_id);
         }
-        // The bytes as received equal their canonical form, so this is what was signed.
-        let signed = tbs.to_der().map_err(not_der)?;
-        Ok(Self { certificate, signed })
+        let ReceivedCertificate { tbs, spki, .. } = ReceivedCertificate::read(exact).map_err(not_der)?;
+        let (received, signed, spki) = (exact.to_vec(), tbs.to_vec(), spki.to_vec());
+        Ok(Self { certificate, received, signed, spki })
+    }
+
+    /// The certificate as it was received, without padding.
+    pub fn received(&self) -> &[u8] {
+        &self.received
+    }
+
+    /// Its SubjectPublicKeyInfo as it was received.
+    pub fn received_spki(&self) -> &[u8] {
+        &self.spki
+    }
+
+    /// SHA-256 of the certificate, by which operators name it.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        Sha256::digest(&self.received).into()
     }
 
     /// The key that it is for; `None` for kinds that no endorsement key is of.
@@ -168,8 +205,7 @@ impl ParsedCertificate {
         let spki = self.certificate.tbs_certificate().subject_public_key_info();
         let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
         let algorithm = signature_algorithm(oid, curve)?;
-        let spki = spki.to_der().map_err(|_| LinkError::Key)?;
-        let key = ParsedPublicKey::new(algorithm, &spki).map_err(|_| LinkError::Key)?;
+        let key = ParsedPublicKey::new(algorithm, &self.spki).map_err(|_| LinkError::Key)?;
         key.verify_sig(signed, signature).map_err(|_| LinkError::Invalid)
     }
 }

@@ -4,12 +4,15 @@
 use std::cmp::Ordering;
 use std::time::SystemTime;
 
-use const_oid::db::rfc5280::ID_AD_CA_ISSUERS;
+use const_oid::db::rfc5280::{ANY_EXTENDED_KEY_USAGE, ID_AD_CA_ISSUERS};
 use x509_cert::TbsCertificate;
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{AuthorityInfoAccessSyntax, AuthorityKeyIdentifier, BasicConstraints, KeyUsage};
+use x509_cert::ext::pkix::{
+    AuthorityInfoAccessSyntax, AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage,
+};
 
 use super::certificate::{LinkError, ParsedCertificate};
+use super::ek_certificate::EK_CERTIFICATE;
 use super::roots::EkRoots;
 use crate::reason::{Reason, ReasonCode};
 
@@ -18,44 +21,54 @@ const MAX_DEPTH: usize = 6;
 /// Most signatures checked for one chain: bounds the work that hostile intermediates can cause.
 const MAX_CHECKS: usize = 64;
 
-/// Searches from `leaf` upwards. Gives the root's name, or why no path leads to one.
-pub(super) fn find_root(
+/// Searches from `leaf` upwards. Returns the root, or the anchor below it, that it leads to; or why no path leads to one.
+pub(super) fn find_root<'r>(
     leaf: &ParsedCertificate,
     sent: &[ParsedCertificate],
-    roots: &EkRoots,
+    roots: &'r EkRoots,
     now: SystemTime,
-) -> Result<String, Vec<Reason>> {
+) -> Result<&'r ParsedCertificate, Vec<Reason>> {
     let mut search = Search { sent, roots, now, checks: 0, reasons: Vec::new() };
     match search.climb(leaf, 0) {
         Some(root) => Ok(root),
         None if search.reasons.is_empty() => Err(vec![unknown_root(leaf)]),
-        None => Err(search.reasons),
+        None => {
+            // An authority may be met on several paths.
+            let mut reasons: Vec<Reason> = Vec::new();
+            for reason in search.reasons {
+                if !reasons.contains(&reason) {
+                    reasons.push(reason);
+                }
+            }
+            Err(reasons)
+        }
     }
 }
 
-struct Search<'a> {
-    sent: &'a [ParsedCertificate],
-    roots: &'a EkRoots,
+struct Search<'s, 'r> {
+    sent: &'s [ParsedCertificate],
+    roots: &'r EkRoots,
     now: SystemTime,
     checks: usize,
     /// Why paths ended that were tried.
     reasons: Vec<Reason>,
 }
 
-impl Search<'_> {
-    /// `below` authorities lie between the leaf and `certificate`'s issuer.
-    fn climb(&mut self, certificate: &ParsedCertificate, below: usize) -> Option<String> {
+impl<'r> Search<'_, 'r> {
+    /// `below` authorities are between the leaf and `certificate`'s issuer.
+    fn climb(&mut self, certificate: &ParsedCertificate, below: usize) -> Option<&'r ParsedCertificate> {
         if below >= MAX_DEPTH {
             self.refuse(ReasonCode::EkChainInvalid, format!("more than {MAX_DEPTH} authorities"));
             return None;
         }
         let (roots, sent) = (self.roots, self.sent);
-        for root in roots.roots.iter().filter(|root| certificate.names_as_issuer(root)) {
-            if self.links(certificate, root, below) {
-                return Some(root.subject());
+        let mut known = false;
+        for root in roots.anchors().filter(|root| certificate.names_as_issuer(root)) {
+            known = true;
+            if self.links(certificate, root, below) && self.is_not_revoked(root) {
+                return Some(root);
             }
         }
-        let mut known = false;
         for issuer in roots.intermediates.iter().chain(sent).filter(|issuer| certificate.names_as_issuer(issuer)) {
             known = true;
             // A self-issued certificate that is no configured root leads nowhere.
@@ -66,7 +79,7 @@ impl Search<'_> {
                 return Some(root);
             }
         }
-        if !known && !roots.roots.iter().any(|root| certificate.names_as_issuer(root)) {
+        if !known {
             self.reasons.push(unknown_root(certificate));
         }
         None
@@ -74,9 +87,7 @@ impl Search<'_> {
 
     /// Whether `issuer` may and did sign `certificate`, with `below` authorities between it and the leaf.
     fn links(&mut self, certificate: &ParsedCertificate, issuer: &ParsedCertificate, below: usize) -> bool {
-        self.checks = self.checks.saturating_add(1);
-        if self.checks > MAX_CHECKS {
-            self.refuse(ReasonCode::EkChainInvalid, format!("more than {MAX_CHECKS} signatures to check"));
+        if !self.may_check() {
             return false;
         }
         let before = self.reasons.len();
@@ -101,10 +112,38 @@ impl Search<'_> {
         }
         let (roots, revocations) = (self.roots, &self.roots.revocations);
         self.reasons.extend(revocations.check(certificate, issuer, &roots.authorities(), below == 0, self.now));
-        if revocations.names_authority(issuer) {
+        if revocations.names(issuer) {
             self.refuse(ReasonCode::EkRevoked, format!("{name}, by the operator"));
         }
         self.reasons.len() == before
+    }
+
+    /// Whether none of the configured authorities that signed an anchor revoked it: that an operator trusts an intermediate
+    /// does not mean that its revocation is passed over.
+    fn is_not_revoked(&mut self, anchor: &ParsedCertificate) -> bool {
+        if anchor.is_self_issued() {
+            return true;
+        }
+        let (roots, before) = (self.roots, self.reasons.len());
+        for issuer in roots.authorities().filter(|issuer| anchor.names_as_issuer(issuer)) {
+            if !self.may_check() {
+                return false;
+            }
+            if anchor.verify_signed_by(issuer).is_ok() {
+                let reasons = roots.revocations.check(anchor, issuer, &roots.authorities(), false, self.now);
+                self.reasons.extend(reasons);
+            }
+        }
+        self.reasons.len() == before
+    }
+
+    /// Counts a signature's check; whether one more is allowed.
+    fn may_check(&mut self) -> bool {
+        self.checks = self.checks.saturating_add(1);
+        if self.checks > MAX_CHECKS {
+            self.refuse(ReasonCode::EkChainInvalid, format!("more than {MAX_CHECKS} signatures to check"));
+        }
+        self.checks <= MAX_CHECKS
     }
 
     fn refuse(&mut self, code: ReasonCode, found: String) {
@@ -128,6 +167,15 @@ fn may_issue(issuer: &ParsedCertificate, below: usize) -> Result<(), &'static st
     let usage = tbs.get_extension::<KeyUsage>().map_err(|_| "its key usage cannot be read")?;
     if usage.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
         return Err("its key may not sign certificates");
+    }
+    // What an authority's extended key usage means RFC 5280 leaves open (4.2.1.12). All who give it a meaning take it for
+    // the usages that the authority may certify, and so do Intel and Google, whose issuing authorities have the endorsement
+    // keys' there. That makes no authority an endorsement key, for which it would have to be none (`EkCertificateCa`).
+    let usages = tbs.get_extension::<ExtendedKeyUsage>().map_err(|_| "its extended key usage cannot be read")?;
+    if usages
+        .is_some_and(|(_, usages)| ![EK_CERTIFICATE, ANY_EXTENDED_KEY_USAGE].iter().any(|one| usages.0.contains(one)))
+    {
+        return Err("its extended key usage leaves out endorsement keys (2.23.133.8.1)");
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::key::{KeyKind, PublicArea};
 use crate::reason::{Denial, Reason, ReasonCode};
 
 /// tcg-kp-EKCertificate: the extended key usage of endorsement keys.
-const EK_CERTIFICATE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
+pub(super) const EK_CERTIFICATE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
 /// tcg-at-tpmManufacturer, tcg-at-tpmModel, tcg-at-tpmVersion.
 const TPM_NAMES: [ObjectIdentifier; 3] = [
     ObjectIdentifier::new_unwrap("2.23.133.2.1"),
@@ -54,7 +54,9 @@ impl EkCertificate {
             None => reasons.push(weak("a key of an unknown kind".to_owned())),
         }
         let fingerprint = key.and_then(|key| fingerprint_of(&key).ok());
-        if fingerprint.is_some_and(|fingerprint| roots.revocations().names_key(&fingerprint)) {
+        if reasons.iter().all(|reason| reason.code != ReasonCode::EkRevoked)
+            && fingerprint.is_some_and(|fingerprint| roots.revocations().names_key(&fingerprint))
+        {
             reasons.push(Reason::new(ReasonCode::EkRevoked).event("endorsement key").found("by the operator"));
         }
         match (fingerprint, root) {
@@ -127,10 +129,12 @@ fn examine(der: &[u8], intermediates: &[&[u8]], roots: &EkRoots, now: SystemTime
     let mut reasons = check_leaf(&leaf, now);
     let key = leaf.key();
     reasons.extend(check_usage(&leaf, key.as_ref()));
-    if roots.revocations().names_certificate(&leaf) {
+    if roots.revocations().names(&leaf) {
         reasons.push(Reason::new(ReasonCode::EkRevoked).event("EK certificate").found("by the operator"));
     }
     let root = chain::find_root(&leaf, &sent, roots, now).map_err(|bad| reasons.extend(bad)).ok();
+    reasons.extend(check_extended_usage(&leaf, root, roots));
+    let root = root.map(ParsedCertificate::subject);
     Ok(Examined { leaf, key, root, reasons })
 }
 
@@ -157,14 +161,6 @@ fn check_leaf(leaf: &ParsedCertificate, now: SystemTime) -> Vec<Reason> {
         Ok(Some(_)) => refuse(ReasonCode::EkCertificateCa, "CA:TRUE".to_owned()),
         Err(error) => refuse(ReasonCode::EkCertificateMalformed, format!("basic constraints: {error}")),
     }
-    match tbs.get_extension::<ExtendedKeyUsage>() {
-        Ok(Some((_, usage))) if usage.0.contains(&EK_CERTIFICATE) => {}
-        Ok(Some((_, usage))) => {
-            refuse(ReasonCode::EkCertificateExtendedKeyUsage, format!("{} other usages", usage.0.len()));
-        }
-        Ok(None) => refuse(ReasonCode::EkCertificateExtendedKeyUsage, "no extended key usage".to_owned()),
-        Err(error) => refuse(ReasonCode::EkCertificateMalformed, format!("extended key usage: {error}")),
-    }
     match tbs.get_extension::<SubjectAltName>() {
         // Without a subject the alternative name is all that names the TPM, and a reader may skip what is not critical.
         Ok(Some((critical, names))) => {
@@ -185,19 +181,42 @@ fn check_leaf(leaf: &ParsedCertificate, now: SystemTime) -> Vec<Reason> {
     reasons
 }
 
+/// The certificate says that it is an endorsement key's. Whoever trusts a root of which this is not so names the root:
+/// there are vendors (GCP's virtual TPMs) whose certificates have no extended key usage. Other usages are refused always.
+fn check_extended_usage(leaf: &ParsedCertificate, root: Option<&ParsedCertificate>, roots: &EkRoots) -> Option<Reason> {
+    let reason = Reason::new(ReasonCode::EkCertificateExtendedKeyUsage).event("EK certificate");
+    let found = match leaf.certificate.tbs_certificate().get_extension::<ExtendedKeyUsage>() {
+        Ok(Some((_, usage))) if usage.0.contains(&EK_CERTIFICATE) => return None,
+        Ok(Some((_, usage))) => format!("{} other usages", usage.0.len()),
+        Ok(None) => match root {
+            Some(root) if roots.takes_without_usage(root) => return None,
+            Some(root) => format!(
+                "missing; the operator may allow that for the root {} (SHA-256 {})",
+                root.subject(),
+                hex::encode(root.fingerprint())
+            ),
+            None => "missing".to_owned(),
+        },
+        Err(error) => {
+            let found = format!("extended key usage: {error}");
+            return Some(Reason::new(ReasonCode::EkCertificateMalformed).event("EK certificate").found(found));
+        }
+    };
+    Some(reason.expected(EK_CERTIFICATE.to_string()).found(found))
+}
+
 /// The certificate allows what its kind of endorsement key does: RSA decrypts the seed of a credential, ECC agrees on one.
+/// Of ECC keys some vendors (Intel) say that they encipher, too.
 fn check_usage(leaf: &ParsedCertificate, key: Option<&KeyKind>) -> Option<Reason> {
     let is_rsa = matches!(key, Some(KeyKind::Rsa { .. }));
-    let needed = if is_rsa { "keyEncipherment" } else { "keyAgreement" };
-    let allowed = leaf.certificate.tbs_certificate().get_extension::<KeyUsage>().map(|usage| {
-        usage.is_some_and(|(_, usage)| if is_rsa { usage.key_encipherment() } else { usage.key_agreement() })
-    });
-    let reason = Reason::new(ReasonCode::EkCertificateKeyUsage).event("EK certificate").expected(needed);
-    match allowed {
-        Ok(true) => None,
-        Ok(false) => Some(reason.found("not allowed")),
-        Err(_) => Some(reason.found("unreadable key usage")),
-    }
+    let needed = if is_rsa { "keyEncipherment" } else { "keyAgreement or keyEncipherment" };
+    let found = match leaf.certificate.tbs_certificate().get_extension::<KeyUsage>() {
+        Ok(Some((_, usage))) if usage.key_encipherment() || !is_rsa && usage.key_agreement() => return None,
+        Ok(Some(_)) => "other usages",
+        Ok(None) => "missing",
+        Err(_) => "unreadable",
+    };
+    Some(Reason::new(ReasonCode::EkCertificateKeyUsage).event("EK certificate").expected(needed).found(found))
 }
 
 /// An attribute of the directory name that a vendor gives its TPM.

@@ -9,7 +9,6 @@ mod credential;
 mod distinguished_name;
 mod ek_certificate;
 mod enrolment;
-mod pem;
 mod revocation;
 mod roots;
 mod verifier_keys;
@@ -30,7 +29,7 @@ pub use ek_certificate::EkCertificate;
 pub(crate) use ek_certificate::is_certificate_for;
 pub use enrolment::{ENROLMENT_SCHEMA, ENROLMENT_TYP, EnrolmentError, EnrolmentStatement};
 pub use revocation::{CrlError, Revocations, RevocationsError};
-pub use roots::{EkRoots, RootsError, RootsProblem, pem_certificates};
+pub use roots::{ANCHORS, EkRoots, RootFile, RootsError, RootsProblem, pem_certificates};
 pub use verifier_keys::{JwsError, VerifierKeys};
 
 /// An endorsement key that was checked; made only by [`EndorsementKey::check`].
@@ -66,7 +65,8 @@ impl EndorsementKey {
                 }
             });
         let fingerprint = fingerprint(&public);
-        if fingerprint.as_ref().is_ok_and(|fingerprint| roots.revocations().names_key(fingerprint)) {
+        let is_named = reasons.iter().any(|reason| reason.code == ReasonCode::EkRevoked);
+        if !is_named && fingerprint.as_ref().is_ok_and(|fingerprint| roots.revocations().names_key(fingerprint)) {
             reasons.push(Reason::new(ReasonCode::EkRevoked).event("endorsement key").found("by the operator"));
         }
         match fingerprint {

@@ -1,16 +1,18 @@
 //! What was revoked: lists that vendors sign (CRLs, RFC 5280, section 5), and the operator's own list of fingerprints.
 //!
-//! A list counts for the authority that it names, by name or by key. One that names an authority which did not sign it
-//! denies what that authority vouches for, for it may stand where a good one should; one that names no authority at all is
-//! told ([`EkRoots::unmatched_lists`]). A list that should have been replaced denies what it does not name, too, unless
-//! the operator accepts old ones: whoever keeps the new list away would else keep a revoked TPM in.
+//! A list counts for the authority that it names, by name or by key. Of several lists that the authority signed for the
+//! same scope the newest counts: an old list that was left beside its successor says nothing. If the authority signed none
+//! of them, they deny what it vouches for, for one may stand where a good one should. Lists that do not count are told
+//! ([`EkRoots::warnings`]). A newest list that should have been replaced denies what it does not name, too, unless the
+//! operator accepts old ones: whoever keeps the new list away would else keep a revoked TPM in.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use const_oid::{AssociatedOid as _, ObjectIdentifier};
 use der::asn1::BitString;
-use der::{Decode as _, Encode as _, Reader as _, Sequence, SliceReader};
+use der::{Decode as _, Reader as _, Sequence, SliceReader};
 use sha2::{Digest as _, Sha256};
 use spki::AlgorithmIdentifierOwned;
 use thiserror::Error;
@@ -25,8 +27,8 @@ use x509_cert::time::Time;
 
 use super::certificate::ParsedCertificate;
 use super::distinguished_name;
-use super::pem;
 use super::roots::EkRoots;
+use crate::pem;
 use crate::reason::{Reason, ReasonCode};
 
 /// Longest list of one vendor that is read, in bytes.
@@ -83,26 +85,26 @@ impl Revocations {
     ) -> Result<Self, RevocationsError> {
         let mut all = Self::default();
         for (name, content) in files {
-            all.add(content.as_ref())
+            all.add(name.as_ref(), content.as_ref())
                 .map_err(|problem| RevocationsError { file: name.as_ref().to_owned(), problem })?;
         }
         Ok(all)
     }
 
-    fn add(&mut self, content: &[u8]) -> Result<(), CrlError> {
+    fn add(&mut self, name: &str, content: &[u8]) -> Result<(), CrlError> {
         let Ok(text) = std::str::from_utf8(content) else {
-            self.lists.push(Crl::parse(content)?);
+            self.lists.push(Crl::parse(content, name)?);
             return Ok(());
         };
-        let (blocks, around) = pem::split(text, "X509 CRL").map_err(|_| CrlError::Pem)?;
-        for der in &blocks {
-            self.lists.push(Crl::parse(der)?);
+        let (blocks, around) = pem::split(text, "X509 CRL");
+        for der in blocks {
+            self.lists.push(Crl::parse(&der.map_err(|_| CrlError::Pem)?, name)?);
         }
         self.fingerprints.extend(fingerprints(&around)?);
         Ok(())
     }
 
-    /// Adds a CRL that lay among the roots.
+    /// Adds a CRL that was found among the roots.
     pub(super) fn push(&mut self, list: Crl) {
         self.lists.push(list);
     }
@@ -139,19 +141,11 @@ impl Revocations {
         self.fingerprints.contains(fingerprint)
     }
 
-    /// Whether the operator revoked this certificate.
-    pub(super) fn names_certificate(&self, certificate: &ParsedCertificate) -> bool {
-        self.names_digest_of(certificate.certificate.to_der())
-    }
-
-    /// Whether the operator revoked this authority: its certificate or its key.
-    pub(super) fn names_authority(&self, authority: &ParsedCertificate) -> bool {
-        let spki = authority.certificate.tbs_certificate().subject_public_key_info();
-        self.names_certificate(authority) || self.names_digest_of(spki.to_der())
-    }
-
-    fn names_digest_of(&self, der: der::Result<Vec<u8>>) -> bool {
-        der.is_ok_and(|der| self.names_key(&Sha256::digest(&der).into()))
+    /// Whether the operator revoked this certificate, or its key as the certificate has it.
+    pub(super) fn names(&self, certificate: &ParsedCertificate) -> bool {
+        [certificate.received(), certificate.received_spki()]
+            .iter()
+            .any(|der| self.names_key(&Sha256::digest(der).into()))
     }
 
     /// What the lists of `issuer` say against `certificate`, which it signed. `authorities` are all that are configured.
@@ -165,16 +159,28 @@ impl Revocations {
     ) -> Vec<Reason> {
         let mut reasons = Vec::new();
         let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        for list in self.lists.iter().filter(|list| list.names(issuer) && list.scope.covers(is_leaf)) {
-            let mut refuse = |code, found: String| {
-                reasons.push(Reason::new(code).event("certificate revocation list").found(found));
-            };
-            let authority = issuer.subject();
-            if let Err(problem) = list.verify(issuer) {
-                // Of two authorities with one name each has its lists.
-                if !list.is_by_another(issuer, authorities.clone()) {
-                    refuse(ReasonCode::EkCrlInvalid, format!("{authority}: {problem}"));
-                }
+        let authority = issuer.subject();
+        let mut refuse = |code, found: String| {
+            reasons.push(Reason::new(code).event("certificate revocation list").found(found));
+        };
+        let named = self.lists.iter().filter(|list| list.names(issuer) && list.scope.covers(is_leaf));
+        let (mut verified, mut unverified) = (Vec::new(), Vec::new());
+        for list in named {
+            match list.verify(issuer) {
+                Ok(()) => verified.push(list),
+                Err(problem) => unverified.push((list, problem)),
+            }
+        }
+        for (list, problem) in unverified {
+            // Of two authorities with one name each has its lists.
+            if !verified.iter().any(|good| good.has_same_scope_as(list))
+                && !list.is_by_another(issuer, authorities.clone())
+            {
+                refuse(ReasonCode::EkCrlInvalid, format!("{authority}: {problem}"));
+            }
+        }
+        for list in &verified {
+            if verified.iter().any(|other| other.this_update <= now && other.supersedes(list)) {
                 continue;
             }
             if now < list.this_update {
@@ -182,7 +188,7 @@ impl Revocations {
             }
             // A list that does not say when the next one comes (RFC 5280 demands it) could be held up for ever.
             if !self.accept_stale && list.next_update.is_none_or(|next| now > next) {
-                refuse(ReasonCode::EkCrlExpired, authority);
+                refuse(ReasonCode::EkCrlExpired, authority.clone());
             }
             if list.serials.contains(certificate.certificate.tbs_certificate().serial_number().as_bytes()) {
                 let name = certificate.certificate.tbs_certificate();
@@ -201,6 +207,36 @@ impl EkRoots {
         let is_anyones = |list: &&Crl| self.authorities().any(|authority| list.names(authority));
         self.revocations.lists.iter().filter(|list| !is_anyones(list)).map(|list| list.issuer.to_string()).collect()
     }
+
+    /// Lists that do not count because another of the same authority does, each with its file and why.
+    pub(super) fn idle_lists(&self) -> Vec<String> {
+        let mut told = BTreeSet::new();
+        let lists = &self.revocations.lists;
+        for authority in self.authorities() {
+            let named: Vec<_> = lists.iter().filter(|list| list.names(authority)).collect();
+            let (verified, unverified): (Vec<_>, Vec<_>) =
+                named.into_iter().partition(|list| list.verify(authority).is_ok());
+            for (list, other) in pairs(&verified, &verified).filter(|(list, other)| other.supersedes(list)) {
+                let (file, newer) = (&list.file, &other.file);
+                told.insert(format!(
+                    "{file}: the revocation list of {:?} does not count: {newer} has a newer one",
+                    list.issuer.to_string()
+                ));
+            }
+            for (list, other) in pairs(&unverified, &verified).filter(|(list, other)| other.has_same_scope_as(list)) {
+                if !list.is_by_another(authority, self.authorities()) {
+                    let (file, good) = (&list.file, &other.file);
+                    told.insert(format!("{file}: the revocation list of {:?} does not count: its signature does not verify, that of {good} does", list.issuer.to_string()));
+                }
+            }
+        }
+        told.into_iter().collect()
+    }
+}
+
+/// Every pair of a list of the first kind with one of the second.
+fn pairs<'l>(first: &'l [&'l Crl], second: &'l [&'l Crl]) -> impl Iterator<Item = (&'l Crl, &'l Crl)> {
+    first.iter().flat_map(move |one| second.iter().map(move |other| (*one, *other)))
 }
 
 fn fingerprints(text: &str) -> Result<Vec<[u8; 32]>, CrlError> {
@@ -261,11 +297,17 @@ struct TbsCertList {
 /// A certificate revocation list, with the bytes that its authority signed.
 #[derive(Clone, Debug)]
 pub(super) struct Crl {
+    /// The file that it was found in.
+    file: String,
     issuer: Name,
     algorithm: ObjectIdentifier,
     signature: Vec<u8>,
     signed: Vec<u8>,
     scope: Scope,
+    /// The content of its issuing distribution point, if it has one: an authority may publish its list in parts.
+    point: Option<Vec<u8>>,
+    /// Its number, which rises with every list of a scope (RFC 5280, 5.2.3), without leading zeros.
+    number: Option<Vec<u8>>,
     authority_key: Option<Vec<u8>>,
     this_update: Duration,
     next_update: Option<Duration>,
@@ -273,7 +315,8 @@ pub(super) struct Crl {
 }
 
 impl Crl {
-    pub fn parse(der: &[u8]) -> Result<Self, CrlError> {
+    /// Reads a list; `file` is where it was found.
+    pub fn parse(der: &[u8], file: &str) -> Result<Self, CrlError> {
         if der.len() > MAX_LIST {
             return Err(CrlError::TooLong(der.len()));
         }
@@ -284,17 +327,43 @@ impl Crl {
         if tbs.signature != algorithm || !matches!(tbs.version, None | Some(Version::V2)) {
             return Err(CrlError::Der("its two signature algorithms differ, or it has another version".to_owned()));
         }
+        let content = |oid| extensions.iter().find(|one| one.extn_id == oid).map(|one| one.extn_value.as_bytes());
+        let number = content(CrlNumber::OID).and_then(|content| CrlNumber::from_der(content).ok());
         Ok(Self {
+            file: file.to_owned(),
             issuer: tbs.issuer,
             algorithm: algorithm.oid,
             signature: signature.as_bytes().unwrap_or_default().to_vec(),
             signed,
             scope: scope(&extensions)?,
+            point: content(ISSUING_DISTRIBUTION_POINT).map(<[u8]>::to_vec),
+            number: number.map(|number| number.0.as_bytes().to_vec()),
             authority_key: authority_key(&extensions).map_err(not_der)?,
             this_update: tbs.this_update.to_unix_duration(),
             next_update: tbs.next_update.as_ref().map(|time| time.to_unix_duration()),
             serials: tbs.revoked.unwrap_or_default().iter().map(serial).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Whether both are lists of one issuer for one scope, so that one can stand in the other's place.
+    fn has_same_scope_as(&self, other: &Self) -> bool {
+        self.point == other.point && distinguished_name::is_same(&self.issuer, &other.issuer)
+    }
+
+    /// Whether it was made to replace `older`, if one authority signed both: it has a higher number and is not from before it,
+    /// or, where they have not both a number or the same, it is from after it. Of two lists whose numbers and times
+    /// contradict each other neither replaces the other.
+    fn supersedes(&self, older: &Self) -> bool {
+        let by_number = match (&self.number, &older.number) {
+            (Some(number), Some(older)) => (number.len(), number).cmp(&(older.len(), older)),
+            _ => Ordering::Equal,
+        };
+        self.has_same_scope_as(older)
+            && match by_number {
+                Ordering::Greater => self.this_update >= older.this_update,
+                Ordering::Equal => self.this_update > older.this_update,
+                Ordering::Less => false,
+            }
     }
 
     /// Whether it says that it is this authority's: by its name or by its key.

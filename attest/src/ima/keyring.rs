@@ -9,14 +9,15 @@ use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5912::{ID_EC_PUBLIC_KEY, RSA_ENCRYPTION, SECP_256_R_1, SECP_384_R_1, SECP_521_R_1};
 use der::asn1::UintRef;
 use der::pem::PemLabel as _;
-use der::{Decode as _, Document, Encode as _, Sequence};
+use der::{Decode as _, Sequence};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spki::SubjectPublicKeyInfoRef;
 use thiserror::Error;
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectKeyIdentifier;
 
-use crate::key::Bank;
+use crate::key::{Bank, ReceivedCertificate};
+use crate::pem;
 
 /// Most keys of one keyring.
 const MAX_KEYS: usize = 256;
@@ -118,21 +119,23 @@ impl Key {
             return Err(KeyringError::TooLong(number));
         }
         let no_pem = |error: der::Error| KeyringError::Pem { number, problem: error.to_string() };
-        let (label, document) = Document::from_pem(pem).map_err(no_pem)?;
-        let der = document.as_bytes();
+        let (label, der) = pem::document(pem).map_err(|_| KeyringError::Pem {
+            number,
+            problem: "it is not one block in base64 between its -----BEGIN and -----END lines".to_owned(),
+        })?;
+        let der = der.as_slice();
         let mut key = if label == Certificate::PEM_LABEL {
             let certificate = Certificate::from_der(der).map_err(no_pem)?;
             let tbs = certificate.tbs_certificate();
-            let spki = tbs.subject_public_key_info().to_der().map_err(no_pem)?;
-            let mut key = Self::from_spki(&spki, number)?;
+            // Signatures name a certificate by its bytes, which need not be those of a re-encoded copy.
+            let received = ReceivedCertificate::read(der).map_err(no_pem)?;
+            let mut key = Self::from_spki(received.spki, number)?;
             if let Some((_, id)) = tbs.get_extension::<SubjectKeyIdentifier>().map_err(no_pem)? {
                 let id = id.0.as_bytes();
                 key.ids.extend(id.last_chunk());
                 key.subject_key_id = Some(id.to_vec());
             }
-            let issuer = tbs.issuer().to_der().map_err(no_pem)?;
-            let serial = tbs.serial_number().to_der().map_err(no_pem)?;
-            key.issuer_and_serial = Some([issuer, serial].concat());
+            key.issuer_and_serial = Some([received.issuer, received.serial].concat());
             key
         } else if label == SubjectPublicKeyInfoRef::PEM_LABEL {
             Self::from_spki(der, number)?

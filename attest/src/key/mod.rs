@@ -6,6 +6,7 @@ mod digest;
 mod enrolled;
 mod public;
 mod quoting;
+mod received;
 mod signature;
 mod sm2;
 mod spki;
@@ -17,6 +18,7 @@ pub use enrolled::EnrolledAk;
 pub(crate) use enrolled::{curve_weakness, rsa_weakness};
 pub use public::{Attributes, Curve, KeyError, KeyKind, PublicArea, Scheme, SchemeKind, Symmetric};
 pub use quoting::QuotingKey;
+pub(crate) use received::{ReceivedCertificate, canonical};
 pub use signature::{Signature, SignatureError};
 pub(crate) use spki::{decode as decode_spki, encode as encode_spki};
 

@@ -86,18 +86,18 @@ impl SignerKey {
     /// If it is none, or neither of ECDSA P-256 nor of Ed25519.
     pub fn from_pem(pem: &str) -> Result<Self, SignatureError> {
         let wrong = |error: &dyn std::fmt::Display| SignatureError::PublicKey(error.to_string());
-        let (label, document) = Document::from_pem(pem).map_err(|error| wrong(&error))?;
+        let (label, document) = crate::pem::document(pem).map_err(|_| wrong(&"it is not one PEM block"))?;
         if label != spki::SubjectPublicKeyInfoRef::PEM_LABEL {
             return Err(wrong(&format!("it is a {label}")));
         }
-        let spki = spki::SubjectPublicKeyInfoRef::from_der(document.as_bytes()).map_err(|error| wrong(&error))?;
+        let spki = spki::SubjectPublicKeyInfoRef::from_der(&document).map_err(|error| wrong(&error))?;
         let (algorithm, verification): (_, &'static dyn aws::VerificationAlgorithm) = match spki.algorithm.oid {
             ED25519 => (Algorithm::EdDsa, &aws::ED25519),
             EC_PUBLIC_KEY => (Algorithm::Es256, &aws::ECDSA_P256_SHA256_FIXED),
             other => return Err(wrong(&format!("algorithm {other}"))),
         };
-        let key = ParsedPublicKey::new(verification, document.as_bytes()).map_err(|error| wrong(&error))?;
-        let id = hex::encode(Bank::Sha256.hash(document.as_bytes()));
+        let key = ParsedPublicKey::new(verification, &document).map_err(|error| wrong(&error))?;
+        let id = hex::encode(Bank::Sha256.hash(&document));
         Ok(Self { algorithm, id, pem: pem.trim().to_owned(), key: std::sync::Arc::new(key) })
     }
 

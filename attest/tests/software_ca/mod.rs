@@ -112,6 +112,21 @@ pub fn subject_key(id: &[u8]) -> Extension {
     Extension { oid: SUBJECT_KEY, critical: false, value: tlv(0x04, &[id]) }
 }
 
+/// The number of a revocation list.
+pub fn crl_number(number: u16) -> Extension {
+    let bytes = u32::from(number).to_be_bytes();
+    // As few as leave it positive.
+    let first = (0..3).find(|first| bytes[*first] != 0 || bytes[first + 1] >= 0x80).unwrap_or(3);
+    Extension { oid: "2.5.29.20", critical: false, value: tlv(0x02, &[&bytes[first..]]) }
+}
+
+/// A name of one part with two attributes, which are as in DER or the other way round: Nuvoton's.
+pub fn two_in_one_part(common: &str, in_order: bool) -> Vec<u8> {
+    let attribute = |kind: &str, text: &str| seq(&[&oid(kind), &tlv(PRINTABLE_STRING, &[text.as_bytes()])]);
+    let (country, common) = (attribute("2.5.4.6", "TW"), attribute("2.5.4.3", common));
+    seq(&[&tlv(0x31, &if in_order { [&country, &common] } else { [&common, &country] }.map(Vec::as_slice))])
+}
+
 /// Where the issuer's certificate can be had.
 pub fn published_at(uri: &str) -> Extension {
     let access = seq(&[&oid("1.3.6.1.5.5.7.48.2"), &tlv(0x86, &[uri.as_bytes()])]);
@@ -124,7 +139,7 @@ pub struct Certificate {
     pub version: u8,
     pub issuer: Vec<u8>,
     pub subject: Vec<u8>,
-    /// UTCTime, such as "200101000000Z".
+    /// UTCTime, such as "200101000000Z", or with four digits of the year GeneralizedTime.
     pub not_before: &'static str,
     pub not_after: &'static str,
     /// SubjectPublicKeyInfo.
@@ -161,12 +176,16 @@ impl Certificate {
             &tlv(0x02, &[&[SERIAL]]),
             &seq(&[&oid(self.algorithm)]),
             &self.issuer,
-            &seq(&[&tlv(0x17, &[self.not_before.as_bytes()]), &tlv(0x17, &[self.not_after.as_bytes()])]),
+            &seq(&[&date(self.not_before), &date(self.not_after)]),
             &self.subject,
             &self.key,
             &tlv(0xA3, &[&seq(&[&extensions])]),
         ])
     }
+}
+
+fn date(text: &str) -> Vec<u8> {
+    tlv(if text.len() == 15 { 0x18 } else { 0x17 }, &[text.as_bytes()])
 }
 
 /// A revocation list, field by field.
