@@ -78,7 +78,7 @@ mod tests {
             String::new(),
             "-----BEGIN PUBLIC KEY-----".to_owned(),
             good.replace("END PUBLIC", "END PRIVATE"),
-            good.replace("BQcH", "!"),
+            good.replace("BwcH", "!"),
             format!("{good}{good}"),
             format!("text\n{good}"),
             format!("{good}text"),

@@ -248,7 +248,7 @@ fn n28_what_is_missing_is_called_missing() {
     assert!(found(&|leaf| leaf.remove(EXTENDED_KEY_USAGE)).starts_with("missing; "));
     assert_eq!(found(&|leaf| leaf.replace(extended_key_usage("2.23.133.8.3"))), "1 other usages");
     let vendor = Vendor::new();
-    for (foreign, words) in [(&b"<html>"[..], "does not begin"), (b"", "it is empty")] {
+    for (foreign, words) in [(&b"<html>"[..], "neither DER nor PEM"), (b"0123", "a text"), (b"", "it is empty")] {
         let found = vendor.reasons(foreign, &vendor.roots())[0].found.clone().unwrap();
         assert!(found.starts_with("not a certificate: ") && found.contains(words), "{found}");
     }

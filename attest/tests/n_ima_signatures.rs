@@ -9,7 +9,7 @@ use aws_lc_rs::signature::{self as aws, EcdsaKeyPair, EcdsaSigningAlgorithm, Key
 use der::pem::LineEnding;
 use portcullis_attest::ima::{ImaList, Keyring, SignatureProblem as Problem};
 use portcullis_attest::key::Bank;
-use software_ca::{Authority, Certificate, Extension, name, oid, seq, tlv};
+use software_ca::{Authority, Certificate, Extension, name, oid, pem, seq, subject_key, tlv, two_in_one_part};
 
 const CONTENT: &[u8] = b"#!/bin/sh\n";
 
@@ -292,8 +292,12 @@ fn cms(signer: &Signer, issuer: &str, attributes: Option<&[u8]>) -> Vec<u8> {
 }
 
 fn signer_info(signer: &Signer, issuer: &str, attributes: Option<&[u8]>) -> Vec<u8> {
+    signer_info_of(signer, &name(issuer), attributes)
+}
+
+fn signer_info_of(signer: &Signer, issuer: &[u8], attributes: Option<&[u8]>) -> Vec<u8> {
     let sha256 = seq(&[&oid("2.16.840.1.101.3.4.2.1")]);
-    let id = seq(&[&name(issuer), &tlv(2, &[&[0x11]])]);
+    let id = seq(&[issuer, &tlv(2, &[&[0x11]])]);
     let signature = match attributes {
         Some(attributes) => signer.sign(&tlv(0x31, &[attributes])),
         None => signer.sign(CONTENT),
@@ -311,6 +315,33 @@ fn signed_data_about(no_content: &[u8], signers: &[&[u8]]) -> Vec<u8> {
     let sha256 = seq(&[&oid("2.16.840.1.101.3.4.2.1")]);
     let data = seq(&[&tlv(2, &[&[1]]), &tlv(0x31, &[&sha256]), no_content, &tlv(0x31, signers)]);
     seq(&[&oid("1.2.840.113549.1.7.2"), &tlv(0xA0, &[&data])])
+}
+
+/// A signature names its signer by the bytes of the certificate's issuer, which need not be in the order that DER has.
+#[test]
+fn n34_a_signer_is_named_by_its_certificate_as_received() {
+    let signer = Signer::p256();
+    let authority = Authority::new("any", "any");
+    let digest = Bank::Sha256.hash(CONTENT);
+    for in_order in [true, false] {
+        let issuer = two_in_one_part("any", in_order);
+        let certificate = Certificate {
+            issuer: issuer.clone(),
+            subject: name("signer"),
+            key: signer.spki(),
+            extensions: vec![subject_key(&[1; 20])],
+            ..authority.certificate.clone()
+        };
+        let keyring =
+            Keyring::from_pems([pem("CERTIFICATE", &certificate.signed_by(&authority)).replace("Vendor", "")]);
+        let keyring = keyring.unwrap();
+        let result = |issuer: &[u8]| {
+            let cms = signed_data(&[&signer_info_of(&signer, issuer, None)]);
+            signed(&module(Bank::Sha256, &digest, &cms), &keyring)
+        };
+        assert_eq!(result(&issuer), Ok(()));
+        assert!(matches!(result(&two_in_one_part("any", !in_order)), Err(Problem::UnknownKey(_))));
+    }
 }
 
 #[test]

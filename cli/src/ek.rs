@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use portcullis_attest::endorsement::{EkCertificate, EkRoots, Revocations, pem_certificates};
+use portcullis_attest::endorsement::{ANCHORS, EkCertificate, EkRoots, Revocations, pem_certificates};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -31,15 +31,30 @@ pub struct EkCheck {
     /// Certificates of authorities between it and a root, in DER or PEM (one or more).
     #[arg(long, value_name = "FILE")]
     intermediates: Option<PathBuf>,
-    /// A directory with the roots (and intermediates, and revocation lists) that are trusted, in DER or PEM.
+    /// A directory with the roots (and intermediates, and revocation lists) that are trusted, in DER or PEM. Certificates in
+    /// its subdirectory `anchors` are trusted without their root.
     #[arg(long, value_name = "DIR")]
     roots: PathBuf,
+    /// A root (SHA-256 of its certificate) whose EK certificates may have no extended key usage; may be given more than once.
+    #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
+    allow_missing_eku: Vec<Fingerprint>,
     /// A directory with revocation lists, in DER or PEM, and text files with fingerprints of what is revoked.
     #[arg(long, value_name = "DIR")]
     revocations: Option<PathBuf>,
     /// Accept revocation lists that should have been replaced by newer ones.
     #[arg(long)]
     accept_stale_lists: bool,
+}
+
+/// SHA-256 of a certificate.
+#[derive(Clone, Copy, Debug)]
+struct Fingerprint([u8; 32]);
+
+fn fingerprint(text: &str) -> Result<Fingerprint, String> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text.replace(':', ""), &mut bytes)
+        .map_err(|_| "64 hex digits are needed, as `openssl x509 -fingerprint -sha256` prints them".to_owned())?;
+    Ok(Fingerprint(bytes))
 }
 
 /// Runs `portcullis ek …`.
@@ -54,10 +69,13 @@ pub fn ek(command: EkCommand, out: Output) -> Result<(), Failure> {
     let intermediates = arguments.intermediates.as_deref().map(certificates).transpose()?.unwrap_or_default();
     let intermediates: Vec<&[u8]> = intermediates.iter().map(Vec::as_slice).collect();
     let roots = roots(&arguments)?;
-    let checked = EkCertificate::check(&certificate, &intermediates, &roots, SystemTime::now()).map_err(denied)?;
+    let warnings = roots.warnings();
+    let checked = EkCertificate::check(&certificate, &intermediates, &roots, SystemTime::now()).map_err(|reasons| {
+        // A root that was skipped may be the one that is missing.
+        warnings.iter().for_each(|warning| crate::output::warn(warning));
+        denied(reasons)
+    })?;
     let [manufacturer, model, version] = checked.tpm();
-    let of_nobody = |issuer| format!("the revocation list of {issuer:?} is of none of the configured authorities");
-    let warnings: Vec<String> = roots.unmatched_lists().into_iter().map(of_nobody).collect();
     let value = json!({
         "trusted": true, "reasons": [], "warnings": warnings, "fingerprint": hex::encode(checked.fingerprint()), "issuer": checked.issuer(),
         "root": checked.root(), "manufacturer": manufacturer, "model": model, "version": version,
@@ -83,8 +101,14 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
 }
 
 fn roots(arguments: &EkCheck) -> Result<EkRoots, Failure> {
-    let roots = EkRoots::from_dir_files(files::read_dir(&arguments.roots, LIST)?)
-        .map_err(|error| content(&arguments.roots, &error))?;
+    let (dir, anchors) = (&arguments.roots, arguments.roots.join(ANCHORS));
+    let anchors = if anchors.is_dir() { files::read_each(&anchors, LIST)? } else { Vec::new() };
+    let roots = EkRoots::from_files(files::read_each(dir, LIST)?, anchors).map_err(|error| content(dir, &error))?;
+    let without_usage: Vec<_> = arguments.allow_missing_eku.iter().map(|root| root.0).collect();
+    let roots = roots.allow_missing_usage(&without_usage).map_err(|unknown| {
+        let unknown: Vec<_> = unknown.iter().map(hex::encode).collect();
+        content(dir, &format!("no root in it has the SHA-256 fingerprint {}", unknown.join(", ")))
+    })?;
     let mut revocations = Revocations::default();
     if let Some(dir) = &arguments.revocations {
         revocations = Revocations::from_dir_files(files::read_dir(dir, LIST)?).map_err(|error| content(dir, &error))?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, stdin};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -36,17 +36,28 @@ pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Failure
 
 /// Reads the files of a directory, each of at most `limit` bytes, by name. What is no file is passed over.
 pub fn read_dir(dir: &Path, limit: u64) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    paths(dir)?
+        .into_iter()
+        .filter(|path| path.is_file())
+        .map(|path| Ok((path.display().to_string(), read(&path, limit)?)))
+        .collect()
+}
+
+/// Reads the files of a directory, each of at most `limit` bytes; what cannot be read has the reason in the content's place.
+pub fn read_each(dir: &Path, limit: u64) -> Result<Vec<(String, Result<Vec<u8>, String>)>, Failure> {
+    let files = paths(dir)?.into_iter().filter(|path| !path.is_dir());
+    Ok(files.map(|path| (path.display().to_string(), read(&path, limit).map_err(|error| error.to_string()))).collect())
+}
+
+/// What is in a directory, in order.
+fn paths(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let failed = |source| Failure::Read { path: dir.to_owned(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         paths.push(entry.map_err(failed)?.path());
     }
     paths.sort();
-    paths
-        .into_iter()
-        .filter(|path| path.is_file())
-        .map(|path| Ok((path.display().to_string(), read(&path, limit)?)))
-        .collect()
+    Ok(paths)
 }
 
 /// Writes a file, in place of what may be there.

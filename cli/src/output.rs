@@ -88,6 +88,11 @@ fn complain(lines: &str) {
     let _ = writeln!(std::io::stderr(), "{lines}");
 }
 
+/// A warning on standard error, beside whatever the command answers.
+pub fn warn(text: &str) {
+    complain(&format!("warning: {}", plain(text)));
+}
+
 /// A reason in words, over several lines where it compares values.
 pub fn explain(reason: &Reason, indent: &str) -> String {
     let mut lines = vec![format!("{indent}{}: {}", reason.code, plain(&reason.text))];

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use portcullis_firmware_fixtures::tpm::{Swtpm, VendorCa};
-use program::{codes, json};
+use program::{codes, json, run};
 use serde_json::Value;
 
 /// What a vendor's authorities and endorsement keys have.
@@ -33,6 +33,10 @@ basicConstraints=critical,CA:FALSE
 keyUsage=critical,keyAgreement
 extendedKeyUsage=2.23.133.8.1
 authorityKeyIdentifier=keyid
+subjectAltName=critical,dirName:tpm
+[ek_without_eku]
+basicConstraints=critical,CA:FALSE
+keyUsage=critical,keyEncipherment
 subjectAltName=critical,dirName:tpm
 [tpm]
 0.2.23.133.2.1=id:4E544300
@@ -178,6 +182,89 @@ fn a_revocation_list_of_nobody_is_pointed_out() {
 }
 
 #[test]
+fn n30_a_file_that_is_no_certificate_is_named_and_the_others_count() {
+    let vendor = Vendor::new();
+    std::fs::write(vendor.path("roots/notes.txt"), "where the roots come from").unwrap();
+    std::os::unix::fs::symlink("nowhere", vendor.path("roots/dangling.pem")).unwrap();
+    let warnings = vendor.check(&[&["ek-rsa.der"], &SENT[..]].concat(), 0)["warnings"].to_string();
+    assert!(warnings.contains("roots/notes.txt") && warnings.contains("not a certificate: "), "{warnings}");
+    assert!(warnings.contains("roots/dangling.pem") && warnings.contains("cannot be read"), "{warnings}");
+    // They are told also where something is refused.
+    let (_, told) = run(vendor.0.path(), &["ek", "check", "ek-rsa.der", "--roots", "roots"], 1);
+    assert!(told.contains("warning: skipped roots/notes.txt") && told.contains("ek.root-unknown"), "{told}");
+    // Nothing is left, and what may revoke something is not skipped.
+    std::fs::remove_file(vendor.path("roots/root.cer")).unwrap();
+    vendor.check(&[&["ek-rsa.der"], &SENT[..]].concat(), 2);
+    vendor.openssl("x509 -in root.pem -out roots/root.pem");
+    vendor.check(&[&["ek-rsa.der"], &SENT[..]].concat(), 0);
+    std::fs::write(vendor.path("roots/root.crl"), "not any more").unwrap();
+    vendor.check(&[&["ek-rsa.der"], &SENT[..]].concat(), 2);
+}
+
+#[test]
+fn n30_an_operator_can_anchor_at_an_intermediate() {
+    let vendor = Vendor::new();
+    std::fs::create_dir(vendor.path("empty")).unwrap();
+    std::fs::create_dir_all(vendor.path("anchored/anchors")).unwrap();
+    std::fs::copy(vendor.path("issuing.pem"), vendor.path("empty/issuing.pem")).unwrap();
+    std::fs::copy(vendor.path("issuing.pem"), vendor.path("anchored/anchors/issuing.pem")).unwrap();
+    assert_eq!(codes(&vendor.check(&["ek-rsa.der", "--roots", "empty"], 1)), ["ek.root-unknown"]);
+    assert_eq!(vendor.check(&["ek-rsa.der", "--roots", "anchored"], 0)["root"], "CN=Issuing,O=Vendor");
+}
+
+#[test]
+fn n28_a_missing_extended_key_usage_is_for_the_operator_to_allow() {
+    let vendor = Vendor::new();
+    vendor.openssl("req -new -key ek-rsa.key -subj / -out gcp.csr");
+    std::fs::copy(vendor.path("gcp.csr"), vendor.path("ek_without_eku.csr")).unwrap();
+    vendor.sign("ek_without_eku", "issuing", "ek_without_eku");
+    let refused = vendor.check(&[&["ek_without_eku.pem"], &SENT[..]].concat(), 1);
+    assert_eq!(codes(&refused), ["ek.certificate-extended-key-usage"]);
+    // The refusal says by which fingerprint the operator would allow it.
+    let fingerprint =
+        hex::encode(portcullis_attest::key::Bank::Sha256.hash(&std::fs::read(vendor.path("roots/root.cer")).unwrap()));
+    assert!(refused["reasons"][0]["found"].as_str().unwrap().contains(&fingerprint), "{refused}");
+    let allowing = |root: &str, code| {
+        vendor.check(&[&["ek_without_eku.pem"], &SENT[..], &["--allow-missing-eku", root]].concat(), code)
+    };
+    allowing(&fingerprint, 0);
+    allowing(&"00".repeat(32), 2);
+    let arguments = [&["ek", "check", "ek_without_eku.pem"], &SENT[..], &["--allow-missing-eku", "root.cer"]].concat();
+    let (_, told) = run(vendor.0.path(), &arguments, 2);
+    assert!(told.contains("64 hex digits"), "{told}");
+}
+
+#[test]
+fn certificates_in_pem_may_have_lines_of_any_length() {
+    let vendor = Vendor::new();
+    let text = std::fs::read_to_string(vendor.path("ek-rsa.pem")).unwrap();
+    let body: String = text.lines().filter(|line| !line.starts_with('-')).collect();
+    for columns in [76, 20, 10_000] {
+        let lines: Vec<_> = body.as_bytes().chunks(columns).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
+        std::fs::write(vendor.path("wide.pem"), pem).unwrap();
+        vendor.check(&[&["wide.pem"], &SENT[..]].concat(), 0);
+    }
+}
+
+#[test]
+fn n96_an_old_revocation_list_beside_its_successor() {
+    let vendor = Vendor::new();
+    let arguments = [&["ek-rsa.der"], &SENT[..], &["--revocations", "revocations"]].concat();
+    vendor.revoke("");
+    std::fs::rename(vendor.path("revocations/root.crl.pem"), vendor.path("current.pem")).unwrap();
+    vendor.openssl(
+        "ca -gencrl -config ext -keyfile root.key -cert root.pem -crl_lastupdate 240101000000Z -crl_nextupdate 240201000000Z \
+         -out revocations/old.crl.pem",
+    );
+    assert_eq!(codes(&vendor.check(&arguments, 1)), ["ek.crl-expired"]);
+    std::fs::rename(vendor.path("current.pem"), vendor.path("revocations/new.crl.pem")).unwrap();
+    let warnings = vendor.check(&arguments, 0)["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 1, "{warnings}");
+    assert!(warnings[0].as_str().unwrap().contains("revocations/old.crl.pem"), "{warnings}");
+}
+
+#[test]
 fn software_tpms_have_certificates_like_any_others() {
     let dir = tempfile::tempdir().unwrap();
     let swtpm = Swtpm::new().unwrap();
@@ -196,11 +283,13 @@ fn software_tpms_have_certificates_like_any_others() {
 #[test]
 fn files_that_are_none_of_theirs() {
     let vendor = Vendor::new();
+    std::fs::create_dir(vendor.path("junk-alone")).unwrap();
+    std::fs::write(vendor.path("junk-alone/junk"), b"junk").unwrap();
     for arguments in [
         &["missing", "--roots", "roots"][..],
         &["ek-rsa.der", "--roots", "missing"],
         &["ek-rsa.der", "--roots", "roots", "--intermediates", "missing"],
-        &["ek-rsa.der", "--roots", "."],
+        &["ek-rsa.der", "--roots", "junk-alone"],
         &["both", "--roots", "roots"],
     ] {
         let both =
@@ -210,6 +299,8 @@ fn files_that_are_none_of_theirs() {
     }
     // What should be the certificate and is none is refused for what it is.
     std::fs::write(vendor.path("junk"), b"junk").unwrap();
-    assert_eq!(codes(&vendor.check(&["junk", "--roots", "roots"], 1)), ["ek.certificate-malformed"]);
+    let refused = vendor.check(&["junk", "--roots", "roots"], 1);
+    assert_eq!(codes(&refused), ["ek.certificate-malformed"]);
+    assert!(refused["reasons"][0]["found"].as_str().unwrap().starts_with("not a certificate: "), "{refused}");
     assert!(codes(&vendor.check(&["root.pem", "--roots", "roots"], 1)).contains(&"ek.certificate-ca"));
 }

@@ -89,9 +89,14 @@ struct Serve {
     /// Where to listen; port 0 takes any free port.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: SocketAddr,
-    /// Directory with the root (and intermediate) certificates of TPM vendors, PEM or DER; their CRLs may lie there too.
+    /// Directory with the root (and intermediate) certificates of TPM vendors, PEM or DER; their CRLs may be there too.
+    /// Certificates in its subdirectory `anchors` are trusted without their root.
     #[arg(long, value_name = "DIR")]
     roots: PathBuf,
+    /// A root (SHA-256 of its certificate) whose EK certificates may have no extended key usage, as GCP's have none; may be
+    /// given more than once.
+    #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
+    allow_missing_eku: Vec<Fingerprint>,
     /// Directory with revocation lists: CRLs (PEM or DER), and text with one SHA-256 fingerprint of a certificate or key a
     /// line. What they name is refused, also after it was enrolled.
     #[arg(long, value_name = "DIR")]
@@ -109,6 +114,17 @@ struct Serve {
     /// Settings (TOML); without it the defaults.
     #[arg(long, value_name = "TOML")]
     config: Option<PathBuf>,
+}
+
+/// SHA-256 of a certificate.
+#[derive(Clone, Copy)]
+struct Fingerprint([u8; 32]);
+
+fn fingerprint(text: &str) -> Result<Fingerprint, String> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text.replace(':', ""), &mut bytes)
+        .map_err(|_| "64 hex digits are needed, as `openssl x509 -fingerprint -sha256` prints them".to_owned())?;
+    Ok(Fingerprint(bytes))
 }
 
 /// What ends a command: an exit code and a message.
@@ -207,6 +223,7 @@ fn serve(args: &Serve, json: bool) -> Result<(), Failure> {
     };
     let files = RuleFiles {
         roots: args.roots.clone(),
+        roots_without_eku: args.allow_missing_eku.iter().map(|root| root.0).collect(),
         revocations: args.revocations.clone(),
         accept_stale_revocations: args.accept_stale_revocations,
         references: args.reference.clone(),

@@ -83,7 +83,11 @@ impl ParsedCertificate {
         match bytes.first() {
             None => return Err(CertificateError::Foreign("it is empty")),
             Some(first) if *first != SEQUENCE => {
-                return Err(CertificateError::Foreign("it does not begin as DER, or as PEM of a certificate, does"));
+                return Err(CertificateError::Foreign("it is neither DER nor PEM of a certificate"));
+            }
+            // A text that begins with the digit 0.
+            Some(_) if bytes.is_ascii() => {
+                return Err(CertificateError::Foreign("it is a text without a certificate in PEM"));
             }
             Some(_) => {}
         }

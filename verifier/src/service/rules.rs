@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use portcullis_attest::appraise::{Judged, Policy, PolicyError, ima_rules};
-use portcullis_attest::endorsement::{EkRoots, Revocations, RevocationsError, RootsError};
+use portcullis_attest::endorsement::{ANCHORS, EkRoots, Revocations, RevocationsError, RootFile, RootsError};
 use portcullis_attest::reference::signature::SignerKey;
 use portcullis_attest::reference::{ReferenceError, ReferenceValues};
 
@@ -16,8 +16,10 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// Where the files are.
 #[derive(Clone, Debug, Default)]
 pub struct RuleFiles {
-    /// Directory with the certificates of TPM vendors.
+    /// Directory with the certificates of TPM vendors; those of its subdirectory `anchors` are trusted whoever issued them.
     pub roots: PathBuf,
+    /// Roots (SHA-256 of the certificate) whose EK certificates may have no extended key usage.
+    pub roots_without_eku: Vec<[u8; 32]>,
     /// Directory with revocation lists: of vendors (CRLs), and the operator's own (fingerprints).
     pub revocations: Option<PathBuf>,
     /// Whether a CRL counts after the time at which its vendor would have replaced it.
@@ -64,6 +66,14 @@ pub enum RulesError {
     /// A certificate.
     #[error(transparent)]
     Roots(#[from] RootsError),
+    /// A root is named that is not there.
+    #[error("no root in {} has the SHA-256 fingerprint {}", dir.display(), hex::encode(fingerprint))]
+    UnknownRoot {
+        /// The directory of the roots.
+        dir: PathBuf,
+        /// The fingerprint.
+        fingerprint: [u8; 32],
+    },
     /// A revocation list.
     #[error(transparent)]
     Revocations(#[from] RevocationsError),
@@ -118,7 +128,7 @@ impl Rules {
         if files.accept_stale_revocations {
             revocations = revocations.accept_stale();
         }
-        let roots = EkRoots::from_dir_files(read_dir(&files.roots)?)?.with_revocations(revocations);
+        let roots = roots(files)?.with_revocations(revocations);
         Ok(Self::new(roots, references, policies))
     }
 
@@ -152,8 +162,8 @@ impl Rules {
         }
     }
 
-    /// What an operator should know: reference values that no policy accepts, before hosts are denied for it, and
-    /// revocation lists that revoke nothing.
+    /// What an operator should know: reference values that no policy accepts, before hosts are denied for it, files among the
+    /// roots that were skipped, and revocation lists that do not count.
     pub fn warnings(&self) -> Vec<String> {
         let useless =
             |values: &&ReferenceValues| self.policies.iter().all(|found| found.policy.distrust(values).is_some());
@@ -162,10 +172,7 @@ impl Rules {
             let (name, version) = (values.name(), values.version());
             format!("the reference values {name:?}, version {version}, signed by {signed}, count under no policy")
         };
-        let lists = self.roots.unmatched_lists().into_iter();
-        let idle =
-            lists.map(|issuer| format!("the revocation list of {issuer:?} is of none of the configured authorities"));
-        self.references.iter().filter(useless).map(words).chain(idle).collect()
+        self.references.iter().filter(useless).map(words).chain(self.roots.warnings()).collect()
     }
 }
 
@@ -200,14 +207,36 @@ fn reference(path: &Path, signers: &[SignerKey]) -> Result<ReferenceValues, Rule
     values.map_err(|e| RulesError::Reference { path: from, error: Box::new(e) })
 }
 
+/// The roots of a directory, and the anchors of its subdirectory.
+fn roots(files: &RuleFiles) -> Result<EkRoots, RulesError> {
+    let anchors = files.roots.join(ANCHORS);
+    let anchors = if anchors.is_dir() { read_roots(&anchors)? } else { Vec::new() };
+    let roots = EkRoots::from_files(read_roots(&files.roots)?, anchors)?;
+    roots.allow_missing_usage(&files.roots_without_eku).map_err(|unknown| RulesError::UnknownRoot {
+        dir: files.roots.clone(),
+        fingerprint: unknown.first().copied().unwrap_or_default(),
+    })
+}
+
+/// The files of a directory, each with its content or why it cannot be read.
+fn read_roots(dir: &Path) -> Result<Vec<RootFile>, RulesError> {
+    let files = paths(dir)?.into_iter().filter(|path| !path.is_dir());
+    Ok(files.map(|path| (path.display().to_string(), read(&path).map_err(|error| error.to_string()))).collect())
+}
+
 /// The files of a directory, by name, with their content.
 fn read_dir(dir: &Path) -> Result<Vec<(String, Vec<u8>)>, RulesError> {
+    let files = paths(dir)?.into_iter().filter(|path| path.is_file());
+    files.map(|path| Ok((path.display().to_string(), read(&path)?))).collect()
+}
+
+/// What is in a directory, in order.
+fn paths(dir: &Path) -> Result<Vec<PathBuf>, RulesError> {
     let problem = |source| RulesError::Read { path: dir.to_owned(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(problem)? {
         paths.push(entry.map_err(problem)?.path());
     }
     paths.sort();
-    let files = paths.into_iter().filter(|path| path.is_file());
-    files.map(|path| Ok((path.display().to_string(), read(&path)?))).collect()
+    Ok(paths)
 }
