@@ -1,4 +1,4 @@
-//! Enrolment statements, the anchor of offline verification: N84. `the_example_anchors_its_evidence` is the twin without
+//! Enrolment statements, the anchor of offline verification: N84, and N96 of old ones. `the_example_anchors_its_evidence` is the twin without
 //! the defect.
 
 mod software_tpm;
@@ -49,14 +49,39 @@ fn header() -> Value {
     json!({ "alg": "ES256", "typ": "portcullis-enrolment+jwt", "kid": "one" })
 }
 
+/// When statements are issued here, the example's among them: 2026-12-01, for 30 days.
+const ISSUED: u64 = 1_796_083_200;
+const LIFETIME: u64 = 30 * 86_400;
+/// When they are read.
+const NOW: u64 = ISSUED + 86_400;
+
 fn statement(tpm: &SoftTpm) -> EnrolmentStatement {
-    EnrolmentStatement::new("verifier.example", "honest", &tpm.ek.bytes(), &tpm.ak.bytes(), 1_900_000_000).unwrap()
+    let (ek, ak) = (tpm.ek.bytes(), tpm.ak.bytes());
+    EnrolmentStatement::new("verifier.example", "honest", &ek, &ak, ISSUED, LIFETIME).unwrap()
+}
+
+/// Writes the example anew, by a key that is made for it: `cargo test -p portcullis-attest --test n_enrolment -- --ignored`.
+#[test]
+#[ignore = "writes schemas/examples/enrolment-1.jws and .jwks.json"]
+fn write_the_example() {
+    let evidence = Evidence::from_json(include_bytes!("../schemas/examples/evidence-1.json")).unwrap();
+    let public: Value = serde_json::from_slice(include_bytes!("../schemas/examples/evidence-1.keys.json")).unwrap();
+    let public = |name: &str| hex::decode(public[name].as_str().unwrap()).unwrap();
+    let binding = &evidence.binding;
+    let (ek, ak) = (public("ek_public"), public("ak_public"));
+    let made = EnrolmentStatement::new(&binding.verifier, &binding.host, &ek, &ak, ISSUED, LIFETIME).unwrap();
+    let signer = Signer::new();
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/examples");
+    let jws = signer.sign(&header(), &serde_json::to_value(made).unwrap());
+    std::fs::write(examples.join("enrolment-1.jws"), format!("{jws}\n")).unwrap();
+    let keys = json!({ "keys": [signer.jwk("one")] });
+    std::fs::write(examples.join("enrolment-1.jwks.json"), format!("{keys:#}\n")).unwrap();
 }
 
 #[test]
 fn the_example_anchors_its_evidence() {
     let keys = VerifierKeys::from_jwks(EXAMPLE_KEYS).unwrap();
-    let statement = EnrolmentStatement::verify(EXAMPLE, &keys).unwrap();
+    let statement = EnrolmentStatement::verify(EXAMPLE, &keys, NOW).unwrap();
     let evidence = Evidence::from_json(include_bytes!("../schemas/examples/evidence-1.json")).unwrap();
     assert_eq!(statement.host, evidence.binding.host);
     VerifiedQuote::verify(&evidence, &statement.ak().unwrap(), &evidence.binding).unwrap();
@@ -64,7 +89,7 @@ fn the_example_anchors_its_evidence() {
     // One that is made here is read here.
     let (signer, tpm) = (Signer::new(), SoftTpm::new());
     let made = statement_value(&tpm);
-    let read = EnrolmentStatement::verify(&signer.sign(&header(), &made), &signer.keys()).unwrap();
+    let read = EnrolmentStatement::verify(&signer.sign(&header(), &made), &signer.keys(), NOW).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), made);
     VerifiedQuote::verify(&tpm.evidence(&binding(), &pcrs()), &read.ak().unwrap(), &binding()).unwrap();
 }
@@ -92,7 +117,7 @@ fn the_schema_names_what_a_statement_has() {
 fn n84_statements_that_the_verifier_did_not_sign() {
     let (signer, tpm) = (Signer::new(), SoftTpm::new());
     let made = statement_value(&tpm);
-    let refused = |jws: &str, keys: &VerifierKeys| match EnrolmentStatement::verify(jws, keys).unwrap_err() {
+    let refused = |jws: &str, keys: &VerifierKeys| match EnrolmentStatement::verify(jws, keys, NOW).unwrap_err() {
         EnrolmentError::Jws(error) => error,
         other => panic!("{other}"),
     };
@@ -131,12 +156,51 @@ fn n84_statements_that_the_verifier_did_not_sign() {
 }
 
 #[test]
+fn n96_a_statement_past_its_time_anchors_nothing() {
+    let (signer, tpm) = (Signer::new(), SoftTpm::new());
+    let jws = signer.sign(&header(), &statement_value(&tpm));
+    let at = |now| EnrolmentStatement::verify(&jws, &signer.keys(), now);
+    for now in [ISSUED, NOW, ISSUED + LIFETIME - 1] {
+        at(now).unwrap();
+    }
+    for now in [0, ISSUED - 1, ISSUED + LIFETIME, u64::MAX] {
+        let expected = (ISSUED, ISSUED + LIFETIME, now);
+        match at(now).unwrap_err() {
+            EnrolmentError::Expired { issued_at, expires_at, now } => {
+                assert_eq!((issued_at, expires_at, now), expected)
+            }
+            other => panic!("{other}"),
+        }
+    }
+    // One that does not end is none; nor is one that ends before it begins.
+    let outcome = |change: &dyn Fn(&mut Value)| {
+        let mut value = statement_value(&tpm);
+        change(&mut value);
+        EnrolmentStatement::verify(&signer.sign(&header(), &value), &signer.keys(), NOW).map(|_| ())
+    };
+    let endless = outcome(&|statement| {
+        statement.as_object_mut().unwrap().remove("exp");
+    });
+    assert!(matches!(endless, Err(EnrolmentError::Jws(JwsError::Content { .. }))));
+    assert!(matches!(outcome(&|statement| statement["exp"] = ISSUED.into()), Err(EnrolmentError::Field(_))));
+    assert!(EnrolmentStatement::new("verifier", "honest", &tpm.ek.bytes(), &tpm.ak.bytes(), ISSUED, 0).is_err());
+    // Its end is signed.
+    outcome(&|_| ()).unwrap();
+    let parts: Vec<_> = jws.split('.').collect();
+    let mut longer = statement_value(&tpm);
+    longer["exp"] = u64::MAX.into();
+    let swapped = format!("{}.{}.{}", parts[0], URL.encode(longer.to_string()), parts[2]);
+    let refused = EnrolmentStatement::verify(&swapped, &signer.keys(), ISSUED + LIFETIME);
+    assert!(matches!(refused, Err(EnrolmentError::Jws(JwsError::Invalid))));
+}
+
+#[test]
 fn n84_statements_that_anchor_nothing() {
     let (signer, tpm) = (Signer::new(), SoftTpm::new());
     let outcome = |change: &dyn Fn(&mut Value)| {
         let mut value = statement_value(&tpm);
         change(&mut value);
-        EnrolmentStatement::verify(&signer.sign(&header(), &value), &signer.keys()).map(|_| ())
+        EnrolmentStatement::verify(&signer.sign(&header(), &value), &signer.keys(), NOW).map(|_| ())
     };
     outcome(&|_| ()).unwrap();
     for (field, value) in
@@ -154,7 +218,8 @@ fn n84_statements_that_anchor_nothing() {
     // Keys that no enrolment has.
     let mut unrestricted = tpm.ak.clone();
     unrestricted.attributes &= !(1 << 16);
-    let refused = EnrolmentStatement::new("verifier", "honest", &ek().bytes(), &unrestricted.bytes(), 0).unwrap_err();
+    let refused =
+        EnrolmentStatement::new("verifier", "honest", &ek().bytes(), &unrestricted.bytes(), 0, 1).unwrap_err();
     let EnrolmentError::Keys(reasons) = refused else { panic!("{refused}") };
     assert_eq!(codes(&reasons), [Code::AkNotRestricted]);
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
+use portcullis_attest::endorsement::{EnrolmentError, EnrolmentStatement, VerifierKeys};
 use portcullis_attest::key::{EnrolledAk, PublicArea};
 
 use crate::failure::Failure;
@@ -38,10 +38,10 @@ pub struct Anchor {
 }
 
 impl AnchorArguments {
-    /// Reads it.
-    pub fn read(&self) -> Result<Anchor, Failure> {
+    /// Reads it, as it is good at `now`, in seconds since 1970.
+    pub fn read(&self, now: u64) -> Result<Anchor, Failure> {
         match (&self.enrolment, &self.verifier_keys, &self.ak) {
-            (Some(statement), Some(keys), _) => enrolment(statement, keys),
+            (Some(statement), Some(keys), _) => enrolment(statement, keys, now),
             (Some(_), None, _) => Err(Failure::NotTrusted(vec![reason(
                 "ak.unanchored",
                 "Whoever signed the enrolment statement is unknown: give the verifier's keys with --verifier-keys.".to_owned(),
@@ -57,14 +57,16 @@ impl AnchorArguments {
     }
 }
 
-fn enrolment(path: &Path, keys: &Path) -> Result<Anchor, Failure> {
+fn enrolment(path: &Path, keys: &Path, now: u64) -> Result<Anchor, Failure> {
     let keys_json = files::read(keys, SMALL)?;
     let verifier_keys = VerifierKeys::from_jwks(&keys_json).map_err(|error| content(keys, &error))?;
     let jws = files::read_text(path, SMALL)?;
-    let unanchored = |error: &dyn std::fmt::Display| {
-        Failure::NotTrusted(vec![reason("ak.unanchored", format!("The enrolment statement anchors nothing: {error}"))])
+    let unanchored = |error: &EnrolmentError| {
+        let code =
+            if matches!(error, EnrolmentError::Expired { .. }) { "ak.enrolment-expired" } else { "ak.unanchored" };
+        Failure::NotTrusted(vec![reason(code, format!("The enrolment statement anchors nothing: {error}"))])
     };
-    let statement = EnrolmentStatement::verify(&jws, &verifier_keys).map_err(|error| unanchored(&error))?;
+    let statement = EnrolmentStatement::verify(&jws, &verifier_keys, now).map_err(|error| unanchored(&error))?;
     let ak = statement.ak().map_err(|error| unanchored(&error))?;
     Ok(Anchor { ak, enrolled: Some((statement.host, statement.verifier)) })
 }

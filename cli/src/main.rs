@@ -15,6 +15,7 @@ mod quote;
 mod record;
 mod reference;
 mod result;
+mod time;
 mod verify;
 
 use std::process::ExitCode;

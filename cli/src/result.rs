@@ -1,7 +1,6 @@
 //! `portcullis result …`: what attestation results say.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use portcullis_attest::endorsement::VerifierKeys;
@@ -72,7 +71,7 @@ fn untrusted(path: &Path, error: &TokenError) -> Failure {
 
 fn check(path: &Path, keys: &VerifierKeys, expected: Option<&str>, out: Output) -> Result<(), Failure> {
     let (result, host, submodule) = signed(path, keys)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = crate::time::now();
     result.holds_at(now).map_err(|error| untrusted(path, &error))?;
     if let Some(expected) = expected.filter(|expected| *expected != host) {
         let text = format!("The result is about {host:?}, not about {expected:?}.");

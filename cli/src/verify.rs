@@ -1,7 +1,6 @@
 //! `portcullis verify`: judges evidence offline.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use portcullis_attest::appraise::{Appraisal, Context, Policy, appraise};
@@ -20,6 +19,7 @@ use crate::anchor::{Anchor, AnchorArguments};
 use crate::failure::Failure;
 use crate::files::{self, LARGE, SMALL};
 use crate::output::Output;
+use crate::time;
 
 /// How long a token holds, in seconds.
 const TOKEN_TTL: u64 = 300;
@@ -27,7 +27,7 @@ const TOKEN_TTL: u64 = 300;
 /// Examples below `portcullis verify --help`.
 pub const EXAMPLES: &str = "\
 The anchor is the attestation key or an enrolment statement: take it from the enrolment, not from whoever sends the
-evidence. A statement names the host; a key does not, so that without --host the verdict names the host as the evidence
+evidence. A statement holds for a time (--at judges old evidence as of then) and names the host; a key does not, so that without --host the verdict names the host as the evidence
 does, and says so. Reference values lie beside their signature, FILE.sig; the policy says whose signatures count, and whether
 unsigned ones do.
 
@@ -59,6 +59,10 @@ pub struct VerifyArguments {
     /// The verifier that it must have been made for [default: the enrolment's, or whatever the evidence says]
     #[arg(long, value_name = "ID", value_parser = id)]
     verifier: Option<String>,
+    /// Judge as of this time, not now: for old evidence, where something else proves when it was made (seconds since 1970, or
+    /// YYYY-MM-DDTHH:MM:SSZ)
+    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "token_out")]
+    at: Option<u64>,
     /// Write the verdict as a token (EAR in a JWT, ES256), if it is good
     #[arg(long, value_name = "FILE")]
     token_out: Option<PathBuf>,
@@ -86,7 +90,8 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         .map_err(|error| content(&arguments.policy, &error))?;
     let references = references(&arguments.reference, &policy)?;
     let signer = arguments.token_out.as_ref().map(|_| token_signer(arguments.token_key.as_deref())).transpose()?;
-    let anchor = arguments.anchor.read()?;
+    let now = arguments.at.unwrap_or_else(time::now);
+    let anchor = arguments.anchor.read(now)?;
     about_whom_was_asked(arguments, &anchor)?;
     let binding = binding(arguments, &anchor, &evidence, nonce);
     let context =
@@ -98,7 +103,10 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         (Some(path), Some(signer)) => Some(write_token(path, signer, &good, &arguments.issuer)?),
         _ => None,
     };
-    let caveats = caveats(&good, named);
+    let mut caveats = caveats(&good, named);
+    if arguments.at.is_some() {
+        caveats.push("it was judged as of the time that --at gives: what was withdrawn since does not show");
+    }
     out.show(&as_json(&good, &caveats, key), || as_text(&good, &caveats, key))
 }
 
@@ -174,7 +182,7 @@ fn token_signer(key: Option<&Path>) -> Result<TokenSigner, Failure> {
 }
 
 fn write_token<'s>(path: &Path, signer: &'s TokenSigner, good: &Appraisal, issuer: &str) -> Result<&'s Jwk, Failure> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = time::now();
     let host = &good.quote().binding().host;
     let context = ResultContext { verifier: issuer, host, issued_at: now, expires_at: now.saturating_add(TOKEN_TTL) };
     let token = signer

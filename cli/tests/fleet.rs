@@ -4,6 +4,7 @@ mod program;
 mod support;
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
 use program::{json, run};
@@ -50,7 +51,8 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
 
     let (jws, _) = run(dir, &["host", "--config", olga, "enrolment", "honest", "--keys-out", "keys.json"], 0);
     let keys = VerifierKeys::from_jwks(&std::fs::read(dir.join("keys.json")).unwrap()).unwrap();
-    assert_eq!(EnrolmentStatement::verify(&jws, &keys).unwrap().ak_public, host.session.prover.ak_public());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(EnrolmentStatement::verify(&jws, &keys, now).unwrap().ak_public, host.session.prover.ak_public());
     let value = json(dir, &["host", "--config", olga, "enrolment", "honest"], 0);
     assert_eq!(value["host"], "honest", "{value}");
     run(dir, &["host", "--config", olga, "enrolment", "honest", "--keys-out", "/nonexistent/keys"], 2);

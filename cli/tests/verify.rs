@@ -4,6 +4,7 @@ mod program;
 mod support;
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use portcullis_attest::evidence::Evidence;
@@ -66,10 +67,17 @@ const SIGNING_KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
 
 /// Writes what a verifier signs of the host's enrolment, and the verifier's keys.
 fn enrol(dir: &Path, host: &str) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    enrol_from(dir, host, now - 60, 3600);
+}
+
+/// The same for a statement that was issued then, and holds for so many seconds.
+fn enrol_from(dir: &Path, host: &str, issued: u64, lifetime: u64) {
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let evidence = Evidence::from_json(&read("evidence.json")).unwrap();
     let verifier = &evidence.binding.verifier;
-    let statement = EnrolmentStatement::new(verifier, host, &read("ek.tpmt"), &read("ak.tpmt"), 1).unwrap();
+    let statement = EnrolmentStatement::new(verifier, host, &read("ek.tpmt"), &read("ak.tpmt"), issued, lifetime);
+    let statement = statement.unwrap();
     let signer = Signer::from_pem(SIGNING_KEY).unwrap();
     std::fs::write(dir.join("enrolment"), signer.sign(ENROLMENT_TYP, &statement).unwrap()).unwrap();
     std::fs::write(dir.join("keys.json"), signer.jwks_json().unwrap()).unwrap();
@@ -111,6 +119,34 @@ fn n84_an_anchor_comes_from_outside_and_says_how_much_it_proves() {
     enrol(&dir, "honest");
     assert_eq!(codes(&asked("--verifier", "another")), ["ak.unanchored"]);
     verify(&dir, NONCE, &[&ENROLMENT[..], &["--host", "honest"]].concat(), 0);
+}
+
+/// A statement of 2026 that held for an hour: now it anchors nothing; whoever judges what is old says so.
+#[test]
+fn n96_an_enrolment_statement_past_its_time() {
+    const ENROLMENT: [&str; 4] = ["--enrolment", "enrolment", "--verifier-keys", "keys.json"];
+    let verifier = Verifier::new();
+    let dir = Host::new("honest", &verifier).evidence(NONCE);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    enrol(&dir, "honest");
+    verify(&dir, NONCE, &ENROLMENT, 0);
+    enrol_from(&dir, "honest", now - 7200, 3600);
+    let refused = verify(&dir, NONCE, &ENROLMENT, 1);
+    assert_eq!(codes(&refused), ["ak.enrolment-expired"]);
+    assert!(refused["reasons"][0]["text"].to_string().contains("ask the verifier for a new one"), "{refused}");
+    enrol_from(&dir, "honest", now + 3600, 3600);
+    assert_eq!(codes(&verify(&dir, NONCE, &ENROLMENT, 1)), ["ak.enrolment-expired"], "not issued yet");
+    // As of a time at which it held, which the verdict says.
+    enrol_from(&dir, "honest", 1_796_083_200, 3600);
+    for (at, code) in
+        [("2026-12-01T00:59:59Z", 0), ("1796083200", 0), ("2026-12-01T01:00:00Z", 1), ("2026-11-30T23:59:59Z", 1)]
+    {
+        let verdict = verify(&dir, NONCE, &[&ENROLMENT[..], &["--at", at]].concat(), code);
+        assert_eq!(verdict["caveats"].to_string().contains("judged as of"), code == 0, "{at}: {verdict}");
+    }
+    // No token says today what held then.
+    verify(&dir, NONCE, &[&ENROLMENT[..], &["--at", "1796083200", "--token-out", "token"]].concat(), 2);
+    verify(&dir, NONCE, &[&ENROLMENT[..], &["--at", "yesterday"]].concat(), 2);
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
-use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
+use portcullis_attest::endorsement::{EnrolmentError, EnrolmentStatement, VerifierKeys};
 use portcullis_verifier::api::{Admission, OrderState, Trust};
 use portcullis_verifier::client::ClientError;
 use portcullis_verifier::order::{OrderKeys, VerifiedOrder};
@@ -102,13 +104,17 @@ fn an_enrolment_statement_anchors_evidence_for_whoever_has_the_verifiers_keys() 
     let jws = operator.enrolment("h1").unwrap().enrolment;
     let published = serde_json::to_vec(&service.client(None).jwks().unwrap()).unwrap();
     let keys = VerifierKeys::from_jwks(&published).unwrap();
-    let statement = EnrolmentStatement::verify(&jws, &keys).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let statement = EnrolmentStatement::verify(&jws, &keys, now).unwrap();
+    // It ends, as the configuration says.
+    assert_eq!(statement.exp - statement.iat, 30 * 86_400);
+    assert!(matches!(EnrolmentStatement::verify(&jws, &keys, statement.exp), Err(EnrolmentError::Expired { .. })));
     assert_eq!((statement.verifier.as_str(), statement.host.as_str()), (VERIFIER, "h1"));
     assert_eq!((hex::encode(statement.ek), &statement.ak_public), (enrolled.ek_fingerprint, &host.ak.public));
     // Nothing else that the verifier signs is one, and it is nothing else.
     operator.admit(&hex::encode(statement.ek), "again").unwrap();
     let token = host.attest(&service).unwrap().token;
-    assert!(EnrolmentStatement::verify(&token, &keys).is_err());
+    assert!(matches!(EnrolmentStatement::verify(&token, &keys, now), Err(EnrolmentError::Jws(_))));
     let order_keys = OrderKeys::from_jwks(&std::fs::read(setup.path("state/trust/order-keys.json")).unwrap()).unwrap();
     assert!(VerifiedOrder::verify(&jws, &order_keys, "h1", std::time::SystemTime::now()).is_err());
     // A host whose admission was taken back is nobody's word any more.

@@ -30,6 +30,18 @@ pub enum EnrolmentError {
     /// A field has a value that it cannot have.
     #[error("the enrolment statement's {0}")]
     Field(&'static str),
+    /// Not valid at this time: a host's enrolment can be withdrawn, and a statement cannot.
+    #[error(
+        "the enrolment statement held from {issued_at} to {expires_at}, and it is {now} (seconds since 1970); ask the verifier for a new one"
+    )]
+    Expired {
+        /// From when it holds.
+        issued_at: u64,
+        /// Until when it holds.
+        expires_at: u64,
+        /// When it was asked.
+        now: u64,
+    },
     /// The keys that it names are no attestation key under an endorsement key.
     #[error("the enrolment statement's keys are refused: {}", codes(.0))]
     Keys(Denial),
@@ -62,16 +74,20 @@ pub struct EnrolmentStatement {
     pub ak_public: Vec<u8>,
     /// When it was issued, in seconds since 1970.
     pub iat: u64,
+    /// From when on it anchors nothing, in seconds since 1970.
+    pub exp: u64,
 }
 
 impl EnrolmentStatement {
-    /// A statement to be signed. Refuses ids and keys that no enrolment has.
+    /// A statement to be signed, which holds from `issued_at` (seconds since 1970) for `lifetime` seconds. Refuses ids and
+    /// keys that no enrolment has.
     pub fn new(
         verifier: &str,
         host: &str,
         ek_public: &[u8],
         ak_public: &[u8],
         issued_at: u64,
+        lifetime: u64,
     ) -> Result<Self, EnrolmentError> {
         let statement = Self {
             schema: ENROLMENT_SCHEMA.to_owned(),
@@ -81,15 +97,21 @@ impl EnrolmentStatement {
             ek_public: ek_public.to_vec(),
             ak_public: ak_public.to_vec(),
             iat: issued_at,
+            exp: issued_at.saturating_add(lifetime),
         };
         statement.check()?;
         Ok(statement)
     }
 
-    /// Reads a statement that one of `keys` signed.
-    pub fn verify(jws: &str, keys: &VerifierKeys) -> Result<Self, EnrolmentError> {
+    /// Reads a statement that one of `keys` signed and that holds at `now`, in seconds since 1970. Whoever judges old evidence
+    /// gives the time at which it was made, if something else proves that.
+    pub fn verify(jws: &str, keys: &VerifierKeys, now: u64) -> Result<Self, EnrolmentError> {
         let statement: Self = keys.read(ENROLMENT_TYP, jws)?;
         statement.check()?;
+        let (issued_at, expires_at) = (statement.iat, statement.exp);
+        if now < issued_at || now >= expires_at {
+            return Err(EnrolmentError::Expired { issued_at, expires_at, now });
+        }
         Ok(statement)
     }
 
@@ -104,6 +126,9 @@ impl EnrolmentStatement {
         }
         if !is_valid_id(&self.verifier) || !is_valid_id(&self.host) {
             return Err(EnrolmentError::Field("verifier and host are 1 to 64 characters of [a-z0-9.-]"));
+        }
+        if self.exp <= self.iat {
+            return Err(EnrolmentError::Field("exp must be later than its iat"));
         }
         if endorsement_fingerprint(&self.ek_public)? != self.ek {
             return Err(EnrolmentError::Field("fingerprint is not that of its endorsement key"));

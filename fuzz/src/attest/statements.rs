@@ -65,14 +65,19 @@ fn key_set() -> Vec<u8> {
         .into_bytes()
 }
 
+/// When the seeds were issued, and when what is read is judged.
+const ISSUED: u64 = 1_796_083_200;
+
 /// An enrolment statement's payload, which the verifier signs whatever it says; with a dot in it, a whole JWS.
 pub const ENROLMENT: Target = Target { name: "enrolment", body: enrolment, max_len: 2048, seeds: |_| enrolments() };
 
 fn enrolment(bytes: &[u8]) -> bool {
     if let Some(jws) = std::str::from_utf8(bytes).ok().filter(|text| text.starts_with("ey")) {
-        return EnrolmentStatement::verify(jws, &VERIFIER).is_ok();
+        return EnrolmentStatement::verify(jws, &VERIFIER, ISSUED).is_ok();
     }
-    let Ok(statement) = EnrolmentStatement::verify(&jws(ENROLMENT_TYP, bytes), &VERIFIER) else { return false };
+    let jws = jws(ENROLMENT_TYP, bytes);
+    let Ok(statement) = EnrolmentStatement::verify(&jws, &VERIFIER, ISSUED) else { return false };
+    assert!(EnrolmentStatement::verify(&jws, &VERIFIER, statement.exp).is_err(), "a statement ends");
     assert!(statement.ak().is_ok(), "a statement names keys that can be enrolled");
     true
 }
@@ -85,7 +90,7 @@ fn jws(typ: &str, payload: &[u8]) -> String {
 
 fn enrolments() -> Vec<Vec<u8>> {
     let statement =
-        EnrolmentStatement::new("verifier.example", "honest", &TPM.ek.bytes(), &TPM.ak.bytes(), 1_796_083_200);
+        EnrolmentStatement::new("verifier.example", "honest", &TPM.ek.bytes(), &TPM.ak.bytes(), ISSUED, 3600);
     let payload = serde_json::to_vec(&statement.expect("a statement")).expect("JSON");
     vec![jws(ENROLMENT_TYP, &payload).into_bytes(), payload]
 }

@@ -12,6 +12,8 @@ pub struct Config {
     pub nonce_ttl_s: u64,
     /// How long an attestation result is good, seconds, 1 to 86400.
     pub result_ttl_s: u64,
+    /// How long an enrolment statement anchors evidence that is judged offline, seconds, 1 to 31622400 (366 days).
+    pub enrolment_ttl_s: u64,
     /// How long a launch order can be used, seconds, 1 to 86400.
     pub order_ttl_s: u64,
     /// Most VMs that are placed on one host.
@@ -31,6 +33,7 @@ impl Default for Config {
         Self {
             nonce_ttl_s: 120,
             result_ttl_s: 300,
+            enrolment_ttl_s: 30 * 86_400,
             order_ttl_s: 300,
             max_vms: 8,
             max_connections: 256,
@@ -59,6 +62,7 @@ impl Config {
         let bounds = [
             ("nonce_ttl_s", config.nonce_ttl_s, 3_600),
             ("result_ttl_s", config.result_ttl_s, 86_400),
+            ("enrolment_ttl_s", config.enrolment_ttl_s, 366 * 86_400),
             ("order_ttl_s", config.order_ttl_s, 86_400),
             ("max_vms", config.max_vms.into(), 10_000),
             ("max_connections", config.max_connections as u64, 100_000),
@@ -87,10 +91,12 @@ mod tests {
         let example = include_str!("../../config.example.toml");
         assert_eq!(Config::from_toml(example).unwrap(), Config::default());
         let settings: toml::Table = toml::from_str(example).unwrap();
-        assert_eq!(settings.len(), 8);
+        assert_eq!(settings.len(), 9);
         assert_eq!(Config::from_toml("").unwrap(), Config::default());
         assert!(Config::from_toml("max_vms = 0").is_err());
         assert!(Config::from_toml("nonce_ttl_s = 3601").is_err());
+        assert!(Config::from_toml("enrolment_ttl_s = 0").is_err());
+        assert!(Config::from_toml("enrolment_ttl_s = 31622401").is_err());
         assert!(Config::from_toml("more = 1").is_err());
     }
 }

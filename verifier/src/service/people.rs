@@ -62,7 +62,8 @@ pub fn enrolment(service: &Service, who: &str, host: &str) -> Answer<api::Enrolm
     if !row.admitted {
         return Err(Refusal::code(ServiceCode::NotAdmitted));
     }
-    let statement = EnrolmentStatement::new(&service.id, &row.host, &row.ek_public, &row.ak_public, now)
+    let lifetime = service.config.enrolment_ttl_s;
+    let statement = EnrolmentStatement::new(&service.id, &row.host, &row.ek_public, &row.ak_public, now, lifetime)
         .map_err(|e| Refusal::Internal(e.to_string()))?;
     let enrolment =
         service.token_signer.sign(ENROLMENT_TYP, &statement).map_err(|e| Refusal::Internal(e.to_string()))?;
