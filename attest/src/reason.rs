@@ -304,6 +304,8 @@ reason_codes! {
     ReferenceMissing = "reference.missing", "No reference values are there for this host, so nothing can be compared.";
     ReferenceUnsigned = "reference.unsigned", "The reference values are not signed, and the policy does not take them unsigned.";
     ReferenceSignerUnknown = "reference.signer-unknown", "The reference values are signed by a key that the policy does not name.";
+    ReferenceSignatureExpired = "reference.signature-expired", "The signature of the reference values has ended.";
+    ReferenceSignatureEndless = "reference.signature-endless", "The signature of the reference values never ends, and the policy wants one that does.";
     ReferenceVersionTooOld = "reference.version-too-old", "The reference values are an older edition than the policy takes.";
 
     // Quotes, keys and credentials: append below.

@@ -63,6 +63,7 @@ fn judge(boot: &RecordedBoot) -> Result<Appraisal, Denial> {
         policy: &Policy::from_toml(policy).unwrap(),
         certificates: &CertificateCache::new(),
         previous: None,
+        now: 0,
     };
     appraise(VerifiedQuote::verify(&evidence, &tpm.enrolled().unwrap(), &binding())?, &evidence, &context)
 }

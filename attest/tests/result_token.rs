@@ -40,6 +40,7 @@ fn appraisal() -> Appraisal {
         policy: &Policy::from_toml(policy).unwrap(),
         certificates: &CertificateCache::new(),
         previous: None,
+        now: 0,
     };
     appraise(quote, &evidence, &context).unwrap()
 }

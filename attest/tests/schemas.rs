@@ -134,6 +134,7 @@ fn the_policy_example_reads_and_is_what_the_schema_says() {
         ("minimum_reference_versions", serde_json::json!({ "debian-12-host": -1 })),
         ("minimum_reference_versions", serde_json::json!({ "debian-12-host": "7" })),
         ("unsigned_references", "yes".into()),
+        ("signatures_must_expire", "yes".into()),
         ("boot_signers", serde_json::json!(["ab"])),
         ("command_line", serde_json::json!({ "need": [] })),
         ("dbx", serde_json::json!({})),

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::files::{self, LARGE, SMALL};
-use crate::output::{Output, plain};
+use crate::output::{Output, plain, when};
 use crate::record::{self, MakeArguments};
+use crate::time;
 use crate::verify::{content, reason, signature_path, signature_reason};
 
 /// `portcullis reference …`.
@@ -30,7 +31,7 @@ pub enum ReferenceCommand {
     #[command(
         after_help = "Examples:\n  openssl genpkey -algorithm ed25519 -out signer.pem && chmod 600 signer.pem\n  \
                             openssl pkey -in signer.pem -pubout      (for the policy's reference_signers)\n  \
-                            portcullis reference sign good.toml --key signer.pem"
+                            portcullis reference sign good.toml --key signer.pem --valid-for 90"
     )]
     Sign {
         /// The reference values (TOML)
@@ -38,6 +39,9 @@ pub enum ReferenceCommand {
         /// The private key: ECDSA P-256 or Ed25519, PKCS#8 PEM; `-` for standard input
         #[arg(long, value_name = "PEM")]
         key: PathBuf,
+        /// How long the signature counts, in days; without this it does not end, which a policy can refuse
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3660))]
+        valid_for: Option<u64>,
     },
     /// Check them: well-formed, signed by whom, and what changed
     #[command(after_help = "Examples:\n  portcullis reference check good.toml --key signer.pub\n  \
@@ -63,7 +67,7 @@ pub fn run(command: ReferenceCommand, out: Output) -> Result<(), Failure> {
     match command {
         ReferenceCommand::Make(arguments) => record::make(&arguments, out),
         ReferenceCommand::Show { file } => show(&file, out),
-        ReferenceCommand::Sign { file, key } => sign(&file, &key, out),
+        ReferenceCommand::Sign { file, key, valid_for } => sign(&file, &key, valid_for, out),
         ReferenceCommand::Check(arguments) => check(&arguments, out),
     }
 }
@@ -131,24 +135,30 @@ fn accepted(slot: &Slot) -> Vec<String> {
     values
 }
 
-fn sign(path: &Path, key: &Path, out: Output) -> Result<(), Failure> {
+fn sign(path: &Path, key: &Path, days: Option<u64>, out: Output) -> Result<(), Failure> {
     // Only what can be used is worth a signature.
     let text = files::read_text(path, LARGE)?;
     let values = ReferenceValues::from_toml(&text).map_err(|error| content(path, &error))?;
     let pem = files::read_secret(key, 16 * 1024)?;
     let pem = std::str::from_utf8(&pem).map_err(|_| content(key, &"it is not a PEM"))?;
     let signer = ReferenceSigner::from_pem(pem).map_err(|error| content(key, &error))?;
-    let jws = signer.sign(text.as_bytes()).map_err(|error| content(key, &error))?;
+    let end = days.map(|days| time::now().saturating_add(days.saturating_mul(86_400)));
+    let jws = match end {
+        Some(end) => signer.sign_until(text.as_bytes(), end),
+        None => signer.sign(text.as_bytes()),
+    };
+    let jws = jws.map_err(|error| content(key, &error))?;
     let public = signer.public_pem().map_err(|error| content(key, &error))?;
     let file = signature_path(path);
     files::write(&file, format!("{jws}\n").as_bytes())?;
     let hint = loose_permissions(key);
     let value = json!({
         "signature": file, "signer": signer.id(), "public_key": public, "name": values.name(),
-        "version": values.version(), "warnings": hint,
+        "version": values.version(), "expires_at": end, "warnings": hint,
     });
     out.show(&value, || {
-        let first = format!("{} version {} signed: {}", values.name(), values.version(), file.display());
+        let until = end.map(|end| format!(", ends {}", when(end))).unwrap_or_default();
+        let first = format!("{} version {} signed: {}{until}", values.name(), values.version(), file.display());
         let key = format!("key {}, for the policy's reference_signers:\n{}", signer.id(), public.trim());
         [vec![first, key], hint.iter().map(|hint| format!("warning: {hint}")).collect()].concat().join("\n")
     })
@@ -174,6 +184,11 @@ fn check(arguments: &CheckArguments, out: Output) -> Result<(), Failure> {
         keys.push(SignerKey::from_pem(&files::read_text(key, SMALL)?).map_err(|error| content(key, &error))?);
     }
     let values = checked(path, &text, jws.as_deref(), &keys)?;
+    if let Some(end) = values.signature_expires().filter(|end| time::now() >= *end) {
+        let text =
+            format!("{}: the signature ended {}; sign the values anew.", signature_path(path).display(), when(end));
+        return Err(Failure::NotTrusted(vec![reason("reference.signature-expired", text)]));
+    }
     let signature = match (&jws, values.signed_by()) {
         (_, Some(_)) => "good",
         (Some(_), None) => "not checked: give the signer's public key with --key",
@@ -186,7 +201,8 @@ fn check(arguments: &CheckArguments, out: Output) -> Result<(), Failure> {
     };
     let value = json!({
         "name": values.name(), "version": values.version(), "sha256": hex::encode(values.digest()),
-        "signature": signature, "signed_by": values.signed_by(), "signer_claimed": claimed, "changes": changed,
+        "signature": signature, "signed_by": values.signed_by(), "expires_at": values.signature_expires(),
+        "signer_claimed": claimed, "changes": changed,
     });
     out.show(&value, || {
         let by = values.signed_by().or(claimed.as_deref()).map(|id| format!(", key {id}")).unwrap_or_default();

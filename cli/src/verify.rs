@@ -94,8 +94,13 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
     let anchor = arguments.anchor.read(now)?;
     about_whom_was_asked(arguments, &anchor)?;
     let binding = binding(arguments, &anchor, &evidence, nonce);
-    let context =
-        Context { references: &references, policy: &policy, certificates: &CertificateCache::new(), previous: None };
+    let context = Context {
+        references: &references,
+        policy: &policy,
+        certificates: &CertificateCache::new(),
+        previous: None,
+        now,
+    };
     let named = arguments.host.is_some() || anchor.enrolled.is_some();
     let quote = VerifiedQuote::verify(&evidence, &anchor.ak, &binding).map_err(denied)?;
     let good = appraise(quote, &evidence, &context).map_err(denied)?;

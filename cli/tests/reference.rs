@@ -105,6 +105,19 @@ fn only_signed_values_count_where_the_policy_says_so() {
     let checked = json(dir, &["reference", "check", "reference.toml", "--key", "key.pub"], 0);
     assert_eq!((&checked["signed_by"], checked["signature"].as_str()), (&signed["signer"], Some("good")));
 
+    // For a time: what has ended counts no more, whoever signed it.
+    let ends = json(dir, &["reference", "sign", "reference.toml", "--key", "key.pem", "--valid-for", "1"], 0);
+    assert!(ends["expires_at"].as_u64().is_some(), "{ends}");
+    verify(dir, "reference.toml", 0);
+    run(dir, &["reference", "sign", "reference.toml", "--key", "key.pem", "--valid-for", "0"], 2);
+    let text = std::fs::read_to_string(dir.join("reference.toml")).unwrap();
+    let signer = portcullis_attest::reference::signature::ReferenceSigner::from_pem(KEY).unwrap();
+    std::fs::write(dir.join("reference.toml.sig"), signer.sign_until(text.as_bytes(), 1).unwrap()).unwrap();
+    assert_eq!(codes(&verify(dir, "reference.toml", 1)), ["reference.signature-expired"]);
+    let checked = json(dir, &["reference", "check", "reference.toml", "--key", "key.pub"], 1);
+    assert_eq!(codes(&checked), ["reference.signature-expired"]);
+    run(dir, &["reference", "sign", "reference.toml", "--key", "key.pem"], 0);
+
     // The same values in another file are not what was signed.
     let text = std::fs::read_to_string(dir.join("reference.toml")).unwrap();
     std::fs::write(dir.join("reference.toml"), format!("# edited\n{text}")).unwrap();

@@ -31,10 +31,11 @@ pub(super) fn policy<'r>(
     claims: &Claims<'_>,
     policy: &Policy,
     references: &'r [ReferenceValues],
+    now: u64,
 ) -> Result<Match<'r>, Vec<Reason>> {
     let Judgement { mut reasons, unclear } = demands::check(claims, policy);
     let secure_boot_denied = demands::secure_boot_denied(claims, policy);
-    match best(claims, policy, references, &unclear) {
+    match best(claims, policy, references, &unclear, now) {
         Ok(matched) if reasons.is_empty() => return Ok(matched),
         Ok(_) => {}
         Err(differences) => reasons.extend(differences.into_iter().filter(|reason| {
@@ -55,11 +56,12 @@ fn best<'r>(
     policy: &Policy,
     references: &'r [ReferenceValues],
     unclear: &[UnclearLine<'_>],
+    now: u64,
 ) -> Result<Match<'r>, Vec<Reason>> {
     let mut nearest: Option<Vec<Reason>> = None;
     let mut distrusted = Vec::new();
     for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
-        if let Some(reason) = policy.distrust(values) {
+        if let Some(reason) = policy.distrust(values, now) {
             distrusted.push(reason);
             continue;
         }

@@ -59,6 +59,8 @@ pub struct Context<'a> {
     /// What was judged of this host before, if anything was: time does not go backwards, and within one boot the IMA
     /// list only grows.
     pub previous: Option<&'a Judged>,
+    /// The time as of which it is judged, in seconds since 1970: signatures of reference values end.
+    pub now: u64,
 }
 
 /// The denial of one stage: the gravest reasons first, and no more of them than anybody reads.
@@ -141,7 +143,8 @@ pub fn appraise(quote: VerifiedQuote, evidence: &Evidence, context: &Context<'_>
         return Err(ReasonCode::PolicyEmpty.into());
     };
     let claims = Claims::read(replayed, bank, context.certificates).map_err(|bad| denial(bad.into()))?;
-    let appraisal = claims.appraise(context.policy, context.references).map_err(|bad| denial(bad.into()))?;
+    let appraisal =
+        claims.appraise(context.policy, context.references, context.now).map_err(|bad| denial(bad.into()))?;
     match same_boot.map(|previous| appraisal.same_static_pcrs(previous)) {
         Some(reasons) if !reasons.is_empty() => Err(denial(reasons)),
         _ => Ok(appraisal),
@@ -149,12 +152,12 @@ pub fn appraise(quote: VerifiedQuote, evidence: &Evidence, context: &Context<'_>
 }
 
 impl Claims<'_> {
-    /// Compares the claims with what the policy requires: the last stage.
+    /// Compares the claims with what the policy requires at `now` (seconds since 1970): the last stage.
     ///
     /// # Errors
     /// Every difference.
-    pub fn appraise(self, policy: &Policy, references: &[ReferenceValues]) -> Result<Appraisal, Denial> {
-        let matched = compare::policy(&self, policy, references)?;
+    pub fn appraise(self, policy: &Policy, references: &[ReferenceValues], now: u64) -> Result<Appraisal, Denial> {
+        let matched = compare::policy(&self, policy, references, now)?;
         let replayed = self.replayed();
         let bank = self.bank();
         let ima = replayed.ima_state(programs::rules(policy, matched.values), matched.programs_by_rule);

@@ -109,6 +109,7 @@ impl ReferenceBuilder {
             version: self.version,
             digest: [0; 32],
             signed_by: None,
+            signature_expires: None,
         };
         values.digest = super::document::digest(&values);
         Ok(values)

@@ -53,6 +53,7 @@ pub struct ReferenceValues {
     version: u64,
     digest: [u8; 32],
     signed_by: Option<String>,
+    signature_expires: Option<u64>,
 }
 
 /// What is expected at one place of one PCR.
@@ -202,10 +203,18 @@ impl ReferenceValues {
     /// file with `.sig` added to its name.
     ///
     /// # Errors
-    /// If none of the keys signed exactly this text, and as [`ReferenceValues::from_toml`].
+    /// If none of the keys signed exactly this text; not if the signature has ended since, which is asked when they are used
+    /// ([`Policy::distrust`](crate::appraise::Policy::distrust)). And as [`ReferenceValues::from_toml`].
     pub fn from_signed(text: &str, jws: &str, keys: &[SignerKey]) -> Result<Self, ReferenceError> {
-        let signer = DetachedSignature::parse(jws)?.verify(text.as_bytes(), keys)?;
-        Ok(Self { signed_by: Some(signer.id().to_owned()), ..Self::from_toml(text)? })
+        let signature = DetachedSignature::parse(jws)?;
+        let (signed_by, signature_expires) =
+            (Some(signature.verify(text.as_bytes(), keys)?.id().to_owned()), signature.expires_at());
+        Ok(Self { signed_by, signature_expires, ..Self::from_toml(text)? })
+    }
+
+    /// From when on their signature no longer counts, in seconds since 1970, if it says so.
+    pub const fn signature_expires(&self) -> Option<u64> {
+        self.signature_expires
     }
 
     /// The id of the key that signed them, if their signature was checked: SHA-256 of its SubjectPublicKeyInfo, in hex.

@@ -2,7 +2,9 @@
 //!
 //! A signature is a JWS in compact form whose payload is left out (RFC 7515, appendix F): `header..signature`. It is of
 //! the file's bytes as they are, so that nobody has to agree on how to write the values anew. The header names the
-//! algorithm (`ES256`, or `EdDSA` with Ed25519), the type [`TYP`], and the key: SHA-256 of its SubjectPublicKeyInfo.
+//! algorithm (`ES256`, or `EdDSA` with Ed25519), the type [`TYP`], the key: SHA-256 of its SubjectPublicKeyInfo, and, if the
+//! signature ends, when (`exp`, as RFC 7519, 4.1.4, has it in claims). Whether it has ended is asked when evidence is judged
+//! ([`Policy::distrust`](crate::appraise::Policy::distrust)), for a service reads its files once and runs for months.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
@@ -68,6 +70,9 @@ struct Header {
     alg: Algorithm,
     typ: String,
     kid: String,
+    /// Seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exp: Option<u64>,
 }
 
 /// A public key whose signatures of reference values count. In files it is PEM (`-----BEGIN PUBLIC KEY-----`).
@@ -158,7 +163,7 @@ impl<'a> DetachedSignature<'a> {
         let (protected, signature) = jws.split_once("..").ok_or(SignatureError::Malformed("no `header..signature`"))?;
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
         let header = decode(protected).and_then(|json| serde_json::from_slice::<Header>(&json).ok());
-        let header = header.ok_or(SignatureError::Malformed("its header is not alg, typ and kid"))?;
+        let header = header.ok_or(SignatureError::Malformed("its header is not alg, typ, kid and perhaps exp"))?;
         if header.typ != TYP {
             return Err(SignatureError::Malformed("its typ is another"));
         }
@@ -169,6 +174,11 @@ impl<'a> DetachedSignature<'a> {
     /// The id of the key that it says made it; see [`SignerKey::id`].
     pub fn key_id(&self) -> &str {
         &self.header.kid
+    }
+
+    /// From when on it no longer counts, in seconds since 1970; `None` if it does not end.
+    pub const fn expires_at(&self) -> Option<u64> {
+        self.header.exp
     }
 
     /// Checks it over `payload`, with whichever of `keys` it names; gives the key that made it.
@@ -238,16 +248,28 @@ impl ReferenceSigner {
         document.to_pem(spki::SubjectPublicKeyInfoRef::PEM_LABEL, der::pem::LineEnding::LF).map_err(|_| wrong())
     }
 
-    /// Signs the bytes of a file of reference values.
+    /// Signs the bytes of a file of reference values, without an end.
     ///
     /// # Errors
     /// If the system has no random numbers.
     pub fn sign(&self, payload: &[u8]) -> Result<String, SignatureError> {
+        self.sign_with(payload, None)
+    }
+
+    /// Signs the bytes of a file of reference values; from `expires_at` on, in seconds since 1970, that no longer counts.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn sign_until(&self, payload: &[u8], expires_at: u64) -> Result<String, SignatureError> {
+        self.sign_with(payload, Some(expires_at))
+    }
+
+    fn sign_with(&self, payload: &[u8], exp: Option<u64>) -> Result<String, SignatureError> {
         let alg = match self.key {
             PrivateKey::Es256(_) => Algorithm::Es256,
             PrivateKey::EdDsa(_) => Algorithm::EdDsa,
         };
-        let header = Header { alg, typ: TYP.to_owned(), kid: self.id.clone() };
+        let header = Header { alg, typ: TYP.to_owned(), kid: self.id.clone(), exp };
         let header = serde_json::to_vec(&header).map_err(|_| SignatureError::Sign)?;
         let protected = URL_SAFE_NO_PAD.encode(header);
         let input = signing_input(&protected, payload);

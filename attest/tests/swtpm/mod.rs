@@ -100,6 +100,7 @@ impl Host {
             policy: &Policy::from_toml(&policy).expect("a policy"),
             certificates: &CertificateCache::new(),
             previous: None,
+            now: 0,
         };
         let quote = VerifiedQuote::verify(&evidence, &self.ak, &asked).expect("a good quote");
         appraise(quote, &evidence, &context).expect("a good boot")

@@ -127,7 +127,7 @@ fn judge(shown: &Shown<'_>, pcrs: &PcrValues, policy: &Policy, previous: Option<
     let mut evidence = Evidence::new(BINDING.clone(), quotes, shown.log.to_vec(), shown.ima.to_vec());
     evidence.ima_from = shown.ima_from as u64;
     let (references, certificates) = (WORLD.references.as_slice(), &CertificateCache::new());
-    let context = Context { references, policy, certificates, previous };
+    let context = Context { references, policy, certificates, previous, now: 0 };
     match VerifiedQuote::verify(&evidence, &AK, &BINDING).and_then(|quote| appraise(quote, &evidence, &context)) {
         Ok(appraisal) => Some(appraisal),
         Err(denial) => {
@@ -154,7 +154,7 @@ fn appraise_event_log(bytes: &[u8]) -> bool {
     let certificates = CertificateCache::new();
     let Ok(claims) = Claims::read(replayed, Bank::Sha256, &certificates) else { return false };
     every_claim(&claims);
-    let _ = claims.appraise(&WORLD.policies[0], &WORLD.references);
+    let _ = claims.appraise(&WORLD.policies[0], &WORLD.references, 0);
     true
 }
 

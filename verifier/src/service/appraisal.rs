@@ -175,6 +175,7 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         policy: service.rules.policy(&host.host),
         certificates: &service.certificates,
         previous: previous.as_ref(),
+        now,
     };
     let revoked = revoked(service, host);
     let appraisal = match appraise(quote, evidence, &context) {

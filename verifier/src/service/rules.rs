@@ -10,6 +10,8 @@ use portcullis_attest::endorsement::{ANCHORS, EkRoots, Revocations, RevocationsE
 use portcullis_attest::reference::signature::SignerKey;
 use portcullis_attest::reference::{ReferenceError, ReferenceValues};
 
+use super::Service;
+
 /// Largest file of reference values, policy, signature or certificate, in bytes.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
@@ -165,8 +167,9 @@ impl Rules {
     /// What an operator should know: reference values that no policy accepts, before hosts are denied for it, files among the
     /// roots that were skipped, and revocation lists that do not count.
     pub fn warnings(&self) -> Vec<String> {
+        let now = Service::now();
         let useless =
-            |values: &&ReferenceValues| self.policies.iter().all(|found| found.policy.distrust(values).is_some());
+            |values: &&ReferenceValues| self.policies.iter().all(|found| found.policy.distrust(values, now).is_some());
         let words = |values: &ReferenceValues| {
             let signed = values.signed_by().map_or_else(|| "nobody".to_owned(), |signer| format!("the key {signer}"));
             let (name, version) = (values.name(), values.version());

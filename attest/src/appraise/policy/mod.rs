@@ -62,6 +62,9 @@ pub struct Policy {
     /// The keys that may sign reference values (PEM).
     #[serde(default)]
     pub reference_signers: Vec<SignerKey>,
+    /// Whether their signatures must say when they end: whoever can replace a file can else bring back what was signed once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signatures_must_expire: bool,
     /// Whether reference values that nobody signed count: whoever can write their file then says what a good boot is.
     #[serde(default)]
     pub unsigned_references: bool,
@@ -201,9 +204,9 @@ impl Policy {
         })
     }
 
-    /// Why reference values do not count, if they do not: unsigned, signed by others than the policy names, or of an
-    /// edition before the lowest that it takes.
-    pub fn distrust(&self, values: &ReferenceValues) -> Option<Reason> {
+    /// Why reference values do not count at `now` (seconds since 1970), if they do not: unsigned, signed by others than the
+    /// policy names, by a signature that has ended or should and does not, or of an edition before the lowest that it takes.
+    pub fn distrust(&self, values: &ReferenceValues, now: u64) -> Option<Reason> {
         let about = |code| Reason::new(code).event(values.name());
         let signers = || self.reference_signers.iter().map(SignerKey::id).collect::<Vec<_>>().join(" | ");
         match values.signed_by() {
@@ -212,6 +215,16 @@ impl Policy {
             }
             Some(id) if self.reference_signers.iter().all(|key| key.id() != id) => {
                 return Some(about(ReasonCode::ReferenceSignerUnknown).expected(signers()).found(id));
+            }
+            _ => {}
+        }
+        match values.signature_expires() {
+            Some(end) if now >= end => {
+                let reason = about(ReasonCode::ReferenceSignatureExpired);
+                return Some(reason.expected(format!("before {end} (seconds since 1970)")).found(now.to_string()));
+            }
+            None if self.signatures_must_expire && values.signed_by().is_some() => {
+                return Some(about(ReasonCode::ReferenceSignatureEndless).expected("exp in its header").found("none"));
             }
             _ => {}
         }

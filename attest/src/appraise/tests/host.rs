@@ -32,6 +32,8 @@ pub struct Host {
     pub raw_log: Option<Vec<u8>>,
     /// What PCR 10 holds, if not what the list leads to.
     pub pcr10: Option<Vec<u8>>,
+    /// When it is judged, in seconds since 1970.
+    pub now: u64,
     pub clock_ms: u64,
     pub safe: bool,
     pub reset_count: u32,
@@ -46,8 +48,7 @@ pub struct Host {
 }
 
 /// The endorsement key of all hosts here: they are one machine at different times.
-static EK: LazyLock<EcdsaKeyPair> =
-    LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
+static EK: LazyLock<EcdsaKeyPair> = LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
 
 impl Host {
     /// A host that is as it should be.
@@ -63,6 +64,7 @@ impl Host {
             ima: ListBuilder::default(),
             raw_log: None,
             pcr10: None,
+            now: 0,
             clock_ms: 60_000,
             safe: true,
             reset_count: 7,
@@ -210,7 +212,7 @@ impl Host {
     ) -> Result<Appraisal, Vec<Reason>> {
         let (references, policy) = (self.references.as_slice(), &self.policy);
         let certificates = &CertificateCache::new();
-        let context = Context { references, policy, certificates, previous };
+        let context = Context { references, policy, certificates, previous, now: self.now };
         Ok(judge(evidence, ak, &Self::binding(), &context)?)
     }
 

@@ -45,6 +45,51 @@ fn reference_values_count_only_with_a_signature_that_the_policy_names() {
     host.appraise().unwrap();
 }
 
+/// A signature that says when it ends counts until then: what was signed once cannot be brought back for ever.
+#[test]
+fn n96_a_signature_of_reference_values_past_its_time() {
+    let mut host = Host::good();
+    let (signer, text) = (signer(), host.reference().to_toml().unwrap());
+    let key = SignerKey::from_pem(&signer.public_pem().unwrap()).unwrap();
+    let read = |jws: &str| ReferenceValues::from_signed(&text, jws, std::slice::from_ref(&key)).unwrap();
+    let ends = read(&signer.sign_until(text.as_bytes(), 1_000).unwrap());
+    let endless = read(&signer.sign(text.as_bytes()).unwrap());
+    assert_eq!((ends.signature_expires(), endless.signature_expires()), (Some(1_000), None));
+    host.policy.unsigned_references = false;
+    host.policy.reference_signers = vec![key.clone()];
+    for must_expire in [false, true] {
+        host.policy.signatures_must_expire = must_expire;
+        host.references = vec![ends.clone()];
+        host.now = 999;
+        host.appraise().unwrap();
+        for now in [1_000, u64::MAX] {
+            host.now = now;
+            assert_eq!(host.codes(), [Code::ReferenceSignatureExpired]);
+        }
+        // One that does not end counts unless the policy wants an end.
+        host.references = vec![endless.clone()];
+        let expected = must_expire.then_some(Code::ReferenceSignatureEndless);
+        assert_eq!(host.appraise().err().map(|reasons| reasons[0].code), expected);
+        // One that has ended does no harm beside one that counts.
+        host.now = 1_000;
+        let later = read(&signer.sign_until(text.as_bytes(), 1_001).unwrap());
+        host.references = vec![ends.clone(), later];
+        host.appraise().unwrap();
+    }
+    // Its end is signed.
+    let (header, signature) = signer
+        .sign_until(text.as_bytes(), 1_000)
+        .map(|jws| {
+            let (header, signature) = jws.split_once("..").unwrap();
+            (header.to_owned(), signature.to_owned())
+        })
+        .unwrap();
+    let engine = &base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let decoded = String::from_utf8(base64::Engine::decode(engine, header).unwrap()).unwrap();
+    let longer = base64::Engine::encode(engine, decoded.replace("1000", "9999"));
+    assert!(ReferenceValues::from_signed(&text, &format!("{longer}..{signature}"), &[key]).is_err());
+}
+
 /// An older edition was good once and is signed all the same: only the policy says that it is withdrawn.
 #[test]
 fn an_older_edition_of_reference_values_is_refused_though_it_is_signed() {
