@@ -48,8 +48,13 @@ pub fn run(command: &EventLogCommand, out: Output) -> Result<(), Failure> {
     let bytes = files::read(file, LARGE)?;
     let log = EventLog::parse(&bytes).map_err(|error| unreadable(error.to_string()))?;
     let there = log.banks();
-    if let Some(bank) = bank.filter(|bank| !there.contains(bank)) {
-        return Err(unreadable(format!("the log has no digests of bank {bank}")));
+    // Single digests can be shown of a bank that leads nowhere as a whole.
+    let possible = match command {
+        EventLogCommand::Show { .. } => log.declared_banks(),
+        EventLogCommand::Replay { .. } => there.clone(),
+    };
+    if let Some(bank) = bank.filter(|bank| !possible.contains(bank)) {
+        return Err(unreadable(not_replayed(&log, bank)));
     }
     match command {
         EventLogCommand::Show { bank, .. } => show(&log, bank.unwrap_or_else(|| shown_bank(&there)), out),
@@ -83,17 +88,36 @@ fn replay(log: &EventLog<'_>, banks: &[Bank], out: Output) -> Result<(), Failure
         })
         .collect();
     let by_name: BTreeMap<_, _> = replayed.iter().cloned().collect();
-    let value = json!({ "banks": by_name, "events": log.events().len(), "trailing_bytes": log.trailing().len() });
+    let incomplete: Vec<Bank> = log.declared_banks().into_iter().filter(|bank| !log.banks().contains(bank)).collect();
+    let value = json!({
+        "banks": by_name,
+        "incomplete_banks": incomplete.iter().map(|bank| bank_name(*bank)).collect::<Vec<_>>(),
+        "events": log.events().len(),
+        "trailing_bytes": log.trailing().len(),
+    });
     out.show(&value, || {
         let mut lines = Vec::new();
         for (bank, pcrs) in &replayed {
             lines.push(format!("{bank}:"));
             lines.extend(pcrs.iter().map(|(pcr, value)| format!("  {pcr:2}: {value}")));
         }
+        lines.extend(incomplete.iter().map(|bank| not_replayed(log, *bank)));
         lines.push(format!("{} events", log.events().len()));
         lines.extend(trailing(log));
         lines.join("\n")
     })
+}
+
+/// Why a log leads to no value in a bank.
+fn not_replayed(log: &EventLog<'_>, bank: Bank) -> String {
+    let name = bank_name(bank);
+    match log.first_without_digest(bank).filter(|_| log.declared_banks().contains(&bank)) {
+        Some(event) => format!(
+            "{name}: event {} (PCR {}) has no digest of this bank, so it cannot be replayed",
+            event.number, event.pcr
+        ),
+        None => format!("the log has no digests of bank {name}"),
+    }
 }
 
 /// What is said of bytes that belong to no event.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::Format;
+use super::{Cursor, Short};
 use crate::key::Bank;
 
 /// The digests of one event, by bank.
@@ -13,8 +13,8 @@ pub struct Digests<'a> {
     layout: Layout,
 }
 
-/// Where in the bytes of an event's digests that of each bank begins. All events of a log have the same: the header says
-/// which digests there are, and in which order. As small as it can be, for each event has one.
+/// Where in the bytes of an event's digests that of each bank begins. The header says which digests there can be; each
+/// event has its own order of them, and may lack some. As small as it can be, for each event has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout([u16; Bank::ALL.len()]);
 
@@ -24,34 +24,71 @@ const NOWHERE: u16 = u16::MAX;
 /// Size of the algorithm id in front of each digest.
 const ID: u16 = 2;
 
+/// Largest number of algorithms that a header declares, by which [`take`] tells them apart.
+const MAX_ALGORITHMS: u32 = u16::BITS;
+
 impl Layout {
-    pub fn of(format: &Format<'_>) -> Self {
+    /// That of events in the old form, with their one digest.
+    pub const SHA1: Self = {
         let mut begins = [NOWHERE; Bank::ALL.len()];
-        let mut set = |bank: Bank, at| {
-            if let Some(begin) = begins.get_mut(bank as usize) {
-                *begin = at;
-            }
-        };
-        match format {
-            Format::Sha1 => set(Bank::Sha1, 0),
-            Format::Agile(spec) => {
-                let mut at = ID;
-                for (id, size) in &spec.algorithms {
-                    if let Some(bank) = Bank::from_tpm_alg_id(*id) {
-                        set(bank, at);
-                    }
-                    at = at.saturating_add(*size).saturating_add(ID);
-                }
-            }
-        }
+        begins[Bank::Sha1 as usize] = 0;
         Self(begins)
+    };
+}
+
+/// Why an event's digests are not what the header allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DigestsError {
+    /// Fewer bytes than a field needs.
+    Short(Short),
+    /// An algorithm that the header does not declare.
+    Undeclared(u16),
+    /// A second digest of the same algorithm.
+    Repeated(u16),
+}
+
+/// Takes the digests of one event from the front of `cursor`: `count` of them, in any order, each of an algorithm that the
+/// header declares with its size, and none twice.
+pub(super) fn take<'a>(
+    cursor: &mut Cursor<'a>,
+    count: u32,
+    algorithms: &[(u16, u16)],
+) -> Result<Digests<'a>, DigestsError> {
+    let begin = *cursor;
+    let (mut begins, mut seen, mut at) = ([NOWHERE; Bank::ALL.len()], 0_u16, ID);
+    for number in 0..count.min(MAX_ALGORITHMS) {
+        let id = cursor.u16().map_err(DigestsError::Short)?;
+        // Nearly always at the same place as in the header.
+        let expected = usize::try_from(number).unwrap_or(usize::MAX);
+        let place = match algorithms.get(expected) {
+            Some((known, _)) if *known == id => Some(expected),
+            _ => algorithms.iter().position(|(known, _)| *known == id),
+        };
+        let declared = place.and_then(|place| Some((*algorithms.get(place)?, u32::try_from(place).ok()?)));
+        let Some(((_, size), place)) = declared else { return Err(DigestsError::Undeclared(id)) };
+        let bit = 1_u16.checked_shl(place).unwrap_or(0);
+        if bit == 0 || seen & bit != 0 {
+            return Err(DigestsError::Repeated(id));
+        }
+        seen |= bit;
+        cursor.take(u64::from(size)).map_err(DigestsError::Short)?;
+        if let Some(place) = Bank::from_tpm_alg_id(id).and_then(|bank| begins.get_mut(bank as usize)) {
+            *place = at;
+        }
+        at = at.saturating_add(size).saturating_add(ID);
     }
+    Ok(Digests { bytes: cursor.since(&begin), layout: Layout(begins) })
 }
 
 impl<'a> Digests<'a> {
-    /// `bytes` are the digests of one event, each of the size that the header gives it.
-    pub(super) const fn new(bytes: &'a [u8], layout: Layout) -> Self {
-        Self { bytes, layout }
+    /// The digest of an event in the old form: 20 bytes.
+    pub(super) const fn sha1(bytes: &'a [u8]) -> Self {
+        Self { bytes, layout: Layout::SHA1 }
+    }
+
+    /// The banks of which there is no digest, by place in [`Bank::ALL`].
+    pub(super) fn lacking(&self) -> [bool; Bank::ALL.len()] {
+        self.layout.0.map(|begin| begin == NOWHERE)
     }
 
     /// The digest of one bank, as long as the bank's digests are.

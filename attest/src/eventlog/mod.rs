@@ -36,6 +36,7 @@ pub(crate) use grub_text::{is_command, kernel_arguments, load_options, loader_ar
 pub(crate) use parse::NO_PCR;
 pub use parse::{EventLogError, MAX_BYTES, MAX_EVENTS};
 pub use replay::initial_value;
+pub(crate) use replay::is_initial_value;
 pub use signature_database::{SignatureDatabase, SignerCertificate};
 pub use signature_list::{Signature, SignatureListError, SignatureType, signature_lists};
 pub use variable::{Guid, Variable, VariableError};
@@ -54,6 +55,8 @@ pub struct EventLog<'a> {
     startup_locality: Option<u8>,
     /// One bit for each PCR that an event extends.
     extended: u32,
+    /// For each bank, one bit for each PCR of which an event has no digest of that bank.
+    incomplete: [u32; Bank::ALL.len()],
 }
 
 /// In which of the two forms a log is written.
@@ -75,8 +78,8 @@ pub struct SpecId<'a> {
     pub spec_version: (u8, u8, u8),
     /// Size of the firmware's native integer: 1 for 32 bits, 2 for 64.
     pub uintn_size: u8,
-    /// TPM algorithm id and digest size of each digest that every event carries, in the order of the log. May name
-    /// algorithms that no [`Bank`] stands for.
+    /// TPM algorithm id and size of each digest that an event can carry. Events may carry them in another order, and
+    /// only some of them. May name algorithms that no [`Bank`] stands for.
     pub algorithms: Vec<(u16, u16)>,
     /// Whatever the vendor adds.
     pub vendor_info: &'a [u8],
@@ -91,7 +94,7 @@ pub struct Event<'a> {
     pub pcr: u32,
     /// What it says it is.
     pub event_type: EventType,
-    /// One digest for each bank that the log has.
+    /// Its digests, at most one for each bank that the header declares.
     pub digests: Digests<'a>,
     /// What it says beside: what this means depends on the type, and whether a digest covers it on much else.
     pub data: &'a [u8],
@@ -136,15 +139,41 @@ impl<'a> EventLog<'a> {
         self.extended.checked_shr(pcr.into()).is_some_and(|from_it| from_it & 1 == 1)
     }
 
-    /// The banks for which every event has a digest.
+    /// The banks that replay: those for which every event that extends a PCR has a digest.
     pub fn banks(&self) -> Vec<Bank> {
+        self.declared_banks().into_iter().filter(|bank| self.replays(*bank)).collect()
+    }
+
+    /// The banks that the header declares. Events may lack the digests of some: genuine logs do where a boot loader
+    /// measured into fewer banks than the firmware (Windows' own events have no SHA-1 digests).
+    pub fn declared_banks(&self) -> Vec<Bank> {
+        Bank::ALL.into_iter().filter(|bank| self.declares(*bank)).collect()
+    }
+
+    /// The first event that extends a PCR and has no digest of this bank, if there is one.
+    pub fn first_without_digest(&self, bank: Bank) -> Option<&Event<'a>> {
+        self.events.iter().find(|event| event.extends() && event.digests.get(bank).is_none())
+    }
+
+    fn declares(&self, bank: Bank) -> bool {
         match &self.format {
-            Format::Sha1 => vec![Bank::Sha1],
-            Format::Agile(spec) => Bank::ALL
-                .into_iter()
-                .filter(|bank| spec.algorithms.iter().any(|(id, _)| *id == bank.tpm_alg_id()))
-                .collect(),
+            Format::Sha1 => bank == Bank::Sha1,
+            Format::Agile(spec) => spec.algorithms.iter().any(|(id, _)| *id == bank.tpm_alg_id()),
         }
+    }
+
+    /// Whether every event that extends a PCR has a digest of this bank.
+    pub(crate) fn replays(&self, bank: Bank) -> bool {
+        self.declares(bank) && self.incomplete_pcrs(bank) == 0
+    }
+
+    /// Whether every event that extends this PCR has a digest of this bank.
+    pub(crate) fn replays_pcr(&self, bank: Bank, pcr: u8) -> bool {
+        self.incomplete_pcrs(bank).checked_shr(pcr.into()).is_some_and(|from_it| from_it & 1 == 0)
+    }
+
+    fn incomplete_pcrs(&self, bank: Bank) -> u32 {
+        self.incomplete.get(bank as usize).copied().unwrap_or(u32::MAX)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::digests::Layout;
+use super::digests::{self, DigestsError};
 use super::{Cursor, Digests, Event, EventLog, EventType, Format, PCR_COUNT, Short, SpecId};
 use crate::key::Bank;
 
@@ -69,7 +69,7 @@ pub enum EventLogError {
         /// The PCR it names.
         pcr: u32,
     },
-    /// An event's digests are not those that the header declares.
+    /// An event's digests are none that the header allows.
     #[error("event {event} at byte {offset} {what}")]
     Digests {
         /// Number of the event.
@@ -99,8 +99,8 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
     let mut cursor = Cursor::new(bytes);
     let format = header(&mut cursor)?;
     let events = Vec::with_capacity(bytes.len().div_ceil(LIKELY_EVENT_SIZE).min(MAX_EVENTS));
-    let mut log = EventLog { format, events, trailing: &[], startup_locality: None, extended: 0 };
-    let layout = Layout::of(&log.format);
+    let (extended, incomplete) = (0, [0; Bank::ALL.len()]);
+    let mut log = EventLog { format, events, trailing: &[], startup_locality: None, extended, incomplete };
     let padding = padding_start(bytes);
     while !cursor.is_empty() {
         if cursor.offset() >= padding || is_no_event(cursor.rest(), &log.format) {
@@ -111,11 +111,15 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
         if number > MAX_EVENTS {
             return Err(EventLogError::TooManyEvents);
         }
-        let event = event(&mut cursor, number, &log.format, layout)?;
+        let event = event(&mut cursor, number, &log.format)?;
         if event.event_type == EventType::NO_ACTION {
             no_action(&event, &mut log)?;
         } else {
-            log.extended |= 1_u32.checked_shl(event.pcr).unwrap_or(0);
+            let pcr = 1_u32.checked_shl(event.pcr).unwrap_or(0);
+            log.extended |= pcr;
+            for (incomplete, _) in log.incomplete.iter_mut().zip(event.digests.lacking()).filter(|(_, lacks)| *lacks) {
+                *incomplete |= pcr;
+            }
         }
         log.events.push(event);
     }
@@ -128,7 +132,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
 /// Reads the header event if there is one, and says which form follows. The header itself always has the old form.
 fn header<'a>(cursor: &mut Cursor<'a>) -> Result<Format<'a>, EventLogError> {
     let mut ahead = *cursor;
-    let first = match event(&mut ahead, 0, &Format::Sha1, Layout::of(&Format::Sha1)) {
+    let first = match event(&mut ahead, 0, &Format::Sha1) {
         Ok(first) if first.data.starts_with(SPEC_ID) => first,
         // Without a header the log has the old form; if it is unreadable, its first event will say why.
         _ => return Ok(Format::Sha1),
@@ -190,13 +194,7 @@ fn spec_id(body: &[u8]) -> Result<SpecId<'_>, EventLogError> {
     Ok(SpecId { platform_class, spec_version: (major, minor, errata), uintn_size, algorithms, vendor_info })
 }
 
-/// `layout` is that of the format.
-fn event<'a>(
-    cursor: &mut Cursor<'a>,
-    number: usize,
-    format: &Format<'_>,
-    layout: Layout,
-) -> Result<Event<'a>, EventLogError> {
+fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Result<Event<'a>, EventLogError> {
     let offset = cursor.offset();
     let short = |field: &'static str| {
         move |short: Short| EventLogError::Truncated {
@@ -213,30 +211,31 @@ fn event<'a>(
         return Err(EventLogError::Pcr { event: number, offset, pcr });
     }
     let digests = match format {
-        Format::Sha1 => cursor.take(20).map_err(short("the SHA-1 digest"))?,
+        Format::Sha1 => Digests::sha1(cursor.take(20).map_err(short("the SHA-1 digest"))?),
         Format::Agile(spec) => {
             let wrong = |what: String| EventLogError::Digests { event: number, offset, what };
             let count = cursor.u32().map_err(short("the number of digests"))?;
-            if usize::try_from(count) != Ok(spec.algorithms.len()) {
-                return Err(wrong(format!("has {count} digests, the header declares {}", spec.algorithms.len())));
+            if !is_number_of_digests(count, spec) {
+                let most = spec.algorithms.len();
+                return Err(wrong(format!("has {count} digests, 1 to {most} are possible by the header")));
             }
-            // One order throughout, the header's: a log that needs another one was put together from two.
-            let begin = *cursor;
-            for (id, size) in &spec.algorithms {
-                let found = cursor.u16().map_err(short("a digest's algorithm"))?;
-                if found != *id {
-                    return Err(wrong(format!(
-                        "has a digest of algorithm {found:#06x} where the header declares {id:#06x}"
-                    )));
+            digests::take(cursor, count, &spec.algorithms).map_err(|error| match error {
+                DigestsError::Short(missing) => short("a digest")(missing),
+                DigestsError::Undeclared(id) => {
+                    wrong(format!("has a digest of algorithm {id:#06x}, which the header does not declare"))
                 }
-                cursor.take(u64::from(*size)).map_err(short("a digest"))?;
-            }
-            cursor.since(&begin)
+                DigestsError::Repeated(id) => wrong(format!("has two digests of algorithm {id:#06x}")),
+            })?
         }
     };
     let size = cursor.u32().map_err(short("the size of the event"))?;
     let data = cursor.take(u64::from(size)).map_err(short("the event"))?;
-    Ok(Event { number, pcr, event_type, digests: Digests::new(digests, layout), data })
+    Ok(Event { number, pcr, event_type, digests, data })
+}
+
+/// Whether an event can have so many digests: firmware and boot loaders may measure into some of the banks only.
+fn is_number_of_digests(count: u32, spec: &SpecId<'_>) -> bool {
+    usize::try_from(count).is_ok_and(|count| (1..=spec.algorithms.len()).contains(&count))
 }
 
 /// What an event that extends nothing may still change: the value from which PCR 0 starts.
@@ -290,6 +289,6 @@ fn is_no_event(rest: &[u8], format: &Format<'_>) -> bool {
     }
     match format {
         Format::Sha1 => cursor.take(20).is_ok() && cursor.u32().is_ok_and(|size| cursor.take(u64::from(size)).is_err()),
-        Format::Agile(spec) => cursor.u32().is_ok_and(|count| usize::try_from(count) != Ok(spec.algorithms.len())),
+        Format::Agile(spec) => cursor.u32().is_ok_and(|count| !is_number_of_digests(count, spec)),
     }
 }

@@ -7,9 +7,9 @@ use crate::key::{Bank, Digest};
 
 impl EventLog<'_> {
     /// The value of every PCR that the log extends (and of PCR 0 where the log tells from which locality it starts),
-    /// for one bank. Empty if the log has no digests of that bank.
+    /// for one bank. Empty if an event that extends a PCR has no digest of that bank: then the log leads nowhere in it.
     pub fn replay(&self, bank: Bank) -> BTreeMap<u8, Vec<u8>> {
-        if !self.banks().contains(&bank) {
+        if !self.replays(bank) {
             return BTreeMap::new();
         }
         let is_told = |pcr| self.extends_pcr(pcr) || (pcr == 0 && self.startup_locality.is_some());
@@ -17,8 +17,8 @@ impl EventLog<'_> {
         told.map(|(pcr, value)| (pcr, value.as_slice().to_vec())).collect()
     }
 
-    /// The value of each PCR after the log, of a bank that the log has. The PCRs that the log does not extend keep the
-    /// value from which they start.
+    /// The value of each PCR after the log. The PCRs that the log does not extend keep the value from which they start;
+    /// those of which an event has no digest of this bank ([`EventLog::replays_pcr`]) have no meaning.
     pub(crate) fn values(&self, bank: Bank) -> [Digest; PCR_COUNT as usize] {
         let mut values = std::array::from_fn(|pcr| self.start(bank, pcr));
         for event in &self.events {
@@ -66,6 +66,13 @@ fn extended_by(event: &Event<'_>, bank: Bank) -> Option<(usize, Digest)> {
 /// the locality that started the TPM in the last byte; for PCRs 17 to 22, which only a dynamic launch sets to zero, ones.
 pub fn initial_value(bank: Bank, pcr: u8, startup_locality: u8) -> Vec<u8> {
     start(bank, pcr.into(), startup_locality).as_slice().to_vec()
+}
+
+/// Whether a PCR from 0 to 15 still has a value from which TPMs start: zeros, but for PCR 0 the locality that started the
+/// TPM in the last byte.
+pub(crate) fn is_initial_value(pcr: u8, value: &[u8]) -> bool {
+    let Some((last, others)) = value.split_last() else { return false };
+    others.iter().all(|byte| *byte == 0) && (*last == 0 || pcr == 0 && matches!(last, 3 | 4))
 }
 
 fn start(bank: Bank, pcr: usize, startup_locality: u8) -> Digest {

@@ -39,7 +39,7 @@ impl LogParts {
             is_old: *log.format() == Format::Sha1,
             pcr: event.pcr,
             event_type: event.event_type.0,
-            digests: banks.iter().map(|bank| (*bank, event.digests.get(*bank).unwrap_or_default().to_vec())).collect(),
+            digests: banks.iter().filter_map(|bank| Some((*bank, event.digests.get(*bank)?.to_vec()))).collect(),
             data: event.data.to_vec(),
         };
         let events: Vec<EventParts> = log.events().iter().map(event).collect();
@@ -74,7 +74,7 @@ impl LogParts {
     pub fn edit(&mut self, input: &mut Input<'_>) {
         let count = self.events.len();
         let Some(at) = input.index(count) else { return };
-        match input.u8() % 9 {
+        match input.u8() % 11 {
             0 => drop(self.events.remove(at)),
             1 => self.events.insert(at, self.events[at].clone()),
             2 => {
@@ -94,6 +94,12 @@ impl LogParts {
                 let place = usize::from(input.u8()) % digest.len();
                 digest[place] ^= input.u8();
             }
+            // The digest of one bank less, or the same ones in another order.
+            8 if self.events[at].digests.len() > 1 => {
+                let bank = usize::from(input.u8()) % self.events[at].digests.len();
+                self.events[at].digests.remove(bank);
+            }
+            9 => self.events[at].digests.rotate_left(1),
             _ => {
                 let data = input.slice().to_vec();
                 let (pcr, event_type) = (u32::from(input.u8() % 24), event_type(input.u8()));
