@@ -33,6 +33,9 @@ pub enum Purpose {
     Parent,
     /// A host reports what became of an order; the body is the receipt.
     Receipt,
+    /// A host shows, while it enrols, which PCR banks its TPM has active and its firmware extends; the nonce is SHA-256 of
+    /// the enrolment's secret, the body is empty.
+    Enrol,
     /// Evidence written to a file, for a nonce that a person gave; the body is empty.
     Offline,
 }
@@ -46,6 +49,7 @@ impl Purpose {
             Self::Launch => "launch",
             Self::Parent => "parent",
             Self::Receipt => "receipt",
+            Self::Enrol => "enrol",
             Self::Offline => "offline",
         }
     }

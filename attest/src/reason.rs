@@ -220,7 +220,7 @@ reason_codes! {
     EventlogPcrMismatch = "eventlog.pcr-mismatch", "The firmware event log does not lead to the value that the TPM signed for this PCR.";
     EventlogPcrWithoutEvents = "eventlog.pcr-without-events", "The TPM signed a value for this PCR, but the firmware event log has no event for it.";
     EventlogPcrNotQuoted = "eventlog.pcr-not-quoted", "The firmware event log has events of a PCR that the TPM did not sign.";
-    EventlogBankMissing = "eventlog.bank-missing", "The TPM signed PCRs of a bank for which the firmware event log has no digests.";
+    EventlogBankMissing = "eventlog.bank-missing", "The TPM signed PCRs of a bank of which the firmware event log has not all digests.";
     EventlogBankUnextended = "eventlog.bank-unextended", "A PCR that every firmware extends still has its initial value: the firmware does not measure into this bank.";
     EventlogForgedNoAction = "eventlog.forged-no-action", "An event that says it extends no PCR carries a digest.";
     EventlogUnknownEvent = "eventlog.unknown-event", "An event has a type that has no place in a measured boot.";
@@ -292,6 +292,7 @@ reason_codes! {
     // Reference values and policy.
     PolicyEmpty = "policy.empty", "The policy requires nothing, so it trusts nothing.";
     PolicyBank = "policy.bank", "The evidence has no quote over the PCR bank that the policy demands.";
+    PolicyBankUnextended = "policy.bank-unextended", "The policy demands a PCR bank into which the host's firmware did not measure when the host enrolled.";
     PolicyPcr = "policy.pcr-not-quoted", "The quote leaves out a PCR that the policy needs.";
     PolicyHost = "policy.host", "The policy is for other hosts.";
     PolicyBootSigner = "policy.boot-signer", "Something was verified by other than the policy's signers.";
@@ -332,6 +333,9 @@ reason_codes! {
     QuotePcrExtra = "quote.pcr-extra", "A PCR value was sent that the quote does not cover.";
     QuotePcrLength = "quote.pcr-length", "A PCR value has not the length of its bank's digests.";
     QuotePcrConflict = "quote.pcr-conflict", "Two quotes of the same evidence give different values for one PCR.";
+    QuoteBankMissing = "quote.bank-missing", "The quote leaves out a PCR bank that was active when the host enrolled.";
+    QuoteBankUnknown = "quote.bank-unknown", "The quote covers a PCR bank that was not active when the host enrolled.";
+    QuoteBankChanged = "quote.bank-changed", "The firmware measured into a PCR bank when the host enrolled and does no longer, or somebody extended a bank into which it did not.";
     QuoteInstanceMismatch = "quote.instance-mismatch", "The quotes of this evidence come from different boots or firmware.";
 
     // Attestation keys.

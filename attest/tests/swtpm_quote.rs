@@ -2,6 +2,7 @@
 
 mod swtpm;
 
+use portcullis_attest::appraise::QUOTED_PCRS;
 use portcullis_attest::binding::Purpose;
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::Bank;
@@ -17,11 +18,12 @@ fn a_quote_verifies_and_says_which_boot() {
     host.tpm.extend(14, &[(Bank::Sha256, vec![9; 32])]).unwrap();
     let evidence = host.evidence(&asked, &selection());
     let quote = VerifiedQuote::verify(&evidence, &host.ak, &asked).unwrap();
-    assert_eq!(quote.banks().collect::<Vec<_>>(), [Bank::Sha256, Bank::Sha384]);
+    assert_eq!(quote.banks().collect::<Vec<_>>(), [Bank::Sha1, Bank::Sha256, Bank::Sha384]);
     let expected = Bank::Sha256.extend(&[0; 32], &[9; 32]);
     assert_eq!(quote.pcr(Bank::Sha256, 14), Some(expected.as_slice()));
     assert_eq!(quote.pcr(Bank::Sha384, 14), Some([0; 48].as_slice()));
-    assert_eq!(quote.pcr(Bank::Sha256, 15), None);
+    assert_eq!(quote.pcr(Bank::Sha256, 15), Some([0; 32].as_slice()));
+    assert_eq!(quote.pcr(Bank::Sha256, 16), None);
     let before = quote.clock();
     assert!(before.safe);
 
@@ -75,6 +77,20 @@ fn n80_another_tpms_quote_is_refused() {
     VerifiedQuote::verify(&evidence, &honest.ak, &asked).unwrap();
     let denied = VerifiedQuote::verify(&evidence, &tampered.ak, &asked).unwrap_err();
     assert_eq!(codes(&denied), [ReasonCode::QuoteSignatureInvalid]);
+}
+
+#[test]
+fn n90_the_tpm_says_which_banks_are_active() {
+    let mut host = Host::new();
+    let all: Vec<_> = [Bank::Sha1, Bank::Sha256, Bank::Sha384].map(|bank| (bank, QUOTED_PCRS.collect())).to_vec();
+    assert_eq!(host.tpm.active_pcrs().unwrap(), all);
+    // All of them fit into one quote.
+    let asked = binding(Purpose::Enrol);
+    let quote = host.tpm.quote_active(&asked).unwrap();
+    let quote = VerifiedQuote::verify(&swtpm::evidence(&asked, vec![quote]), &host.ak, &asked).unwrap();
+    for (bank, pcrs) in all {
+        assert!(pcrs.iter().all(|pcr: &u8| quote.pcr(bank, *pcr).is_some()), "{bank}");
+    }
 }
 
 #[test]

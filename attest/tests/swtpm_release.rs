@@ -3,6 +3,7 @@
 
 mod swtpm;
 
+use portcullis_attest::appraise::BankCaveat;
 use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::eventlog::EventType;
 use portcullis_attest::key::Bank;
@@ -48,6 +49,11 @@ fn a_wrapped_key_opens_where_it_was_made_for() {
     // PCR 10 moves with every program and is judged, not compared: it must not close the key.
     let (parent, wrapped) = release(&mut host);
     host.tpm.extend(10, &[(Bank::Sha256, vec![1; 32])]).unwrap();
+    assert_eq!(host.tpm.import_unseal(parent, &wrapped).unwrap().as_slice(), KEY);
+    // So does PCR 15, which systemd extends while the system runs.
+    let mut host = booted();
+    let (parent, wrapped) = release(&mut host);
+    host.tpm.extend(15, &[(Bank::Sha256, vec![1; 32])]).unwrap();
     assert_eq!(host.tpm.import_unseal(parent, &wrapped).unwrap().as_slice(), KEY);
 }
 
@@ -140,7 +146,14 @@ fn no_key_is_wrapped_across_tpms_or_boots() {
     assert!(matches!(wrap_key(&[], &parent, &later), Err(ReleaseError::KeyLength(0))));
     assert!(matches!(wrap_key(&[0; 129], &parent, &later), Err(ReleaseError::KeyLength(129))));
     // Keys are bound to the sha256 bank, whichever bank was judged.
-    let [_, sha384] = <[_; 2]>::try_from(selection()).unwrap();
+    let [_, _, sha384] = <[_; 3]>::try_from(selection()).unwrap();
     let other_bank = host.appraise(Bank::Sha384, &[sha384]);
     assert!(matches!(wrap_key(&KEY, &parent, &other_bank), Err(ReleaseError::PcrMissing(0))));
+    // Nor are they bound to a sha256 bank into which the firmware does not measure.
+    let mut host = Host::new();
+    host.banks = vec![Bank::Sha384];
+    host.boot();
+    let (_, parent) = certified_parent(&mut host);
+    let blank = host.appraise(Bank::Sha384, &selection());
+    assert!(matches!(wrap_key(&KEY, &parent, &blank), Err(ReleaseError::Bank(BankCaveat::Unextended))));
 }

@@ -137,12 +137,13 @@ fn evidence(
     }
     boot(builder, &log, &arguments.bank).map_err(|problem| content(path, &problem))?;
     let list = ImaList::parse_binary(&evidence.ima).map_err(|error| content(path, &error))?;
-    let mut judged = quoted().filter(|(bank, _)| **bank != Bank::Sha1);
-    let runtime = judged.find_map(|(bank, pcrs)| Some((*bank, pcrs.get(&RUNTIME_PCR)?)));
-    let covered = match runtime {
-        Some((bank, value)) => list.position_of(bank, ExtendRule::Digest, value),
-        None => Some(0),
-    };
+    // Of the banks that kernels extend with padded SHA-1 digests none leads there.
+    let runtime: Vec<_> = quoted()
+        .filter(|(bank, _)| **bank != Bank::Sha1)
+        .filter_map(|(bank, pcrs)| Some((*bank, pcrs.get(&RUNTIME_PCR)?)))
+        .collect();
+    let mut positions = runtime.iter().map(|(bank, value)| list.position_of(*bank, ExtendRule::Digest, value));
+    let covered = if runtime.is_empty() { Some(0) } else { positions.find_map(|position| position) };
     let Some(covered) = covered else {
         let text = format!("{}: the IMA list does not lead to the quoted PCR 10.", path.display());
         return Err(Failure::NotTrusted(vec![reason("ima.pcr-mismatch", text)]));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use portcullis_attest::appraise::{Appraisal, Context, Policy, appraise};
+use portcullis_attest::appraise::{Appraisal, BankCaveat, Context, Policy, appraise};
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose, is_valid_id};
 use portcullis_attest::eventlog::CertificateCache;
 use portcullis_attest::evidence::Evidence;
@@ -197,7 +197,7 @@ fn write_token<'s>(path: &Path, signer: &'s TokenSigner, good: &Appraisal, issue
     Ok(signer.jwk())
 }
 
-fn as_json(good: &Appraisal, caveats: &[&str], key: Option<&Jwk>) -> Value {
+fn as_json(good: &Appraisal, caveats: &[String], key: Option<&Jwk>) -> Value {
     let reference = good.reference();
     let mut value = json!({
         "trusted": true, "reasons": [], "host": good.quote().binding().host, "boot": good.boot(),
@@ -215,7 +215,7 @@ fn as_json(good: &Appraisal, caveats: &[&str], key: Option<&Jwk>) -> Value {
 }
 
 /// What the verdict does not say, though one might think so. `named`: whether the host's name came from outside.
-fn caveats(good: &Appraisal, named: bool) -> Vec<&'static str> {
+fn caveats(good: &Appraisal, named: bool) -> Vec<String> {
     let mut caveats = Vec::new();
     if !named {
         caveats.push(
@@ -235,10 +235,18 @@ fn caveats(good: &Appraisal, named: bool) -> Vec<&'static str> {
     if !good.ima_judged() {
         caveats.push("the policy does not ask which programs ran");
     }
-    caveats
+    let of_banks = good.bank_caveats().iter().map(|(bank, caveat)| match caveat {
+        BankCaveat::Unextended => format!("the firmware does not measure into bank {bank}, which is active"),
+        BankCaveat::Incomplete => format!("the event log does not account for PCRs above 7 of bank {bank}"),
+        BankCaveat::PaddedSha1 => {
+            format!("PCR 10 of bank {bank} holds padded SHA-1: programs are judged in another bank")
+        }
+        other => format!("bank {bank} proves nothing: {other}"),
+    });
+    caveats.into_iter().map(str::to_owned).chain(of_banks).collect()
 }
 
-fn as_text(good: &Appraisal, caveats: &[&str], key: Option<&Jwk>) -> String {
+fn as_text(good: &Appraisal, caveats: &[String], key: Option<&Jwk>) -> String {
     let (boot, reference) = (good.boot(), good.reference());
     let mut lines = vec![format!(
         "trusted: {} (resetCount {}, restartCount {}) is as in the reference values {:?} (version {}); {} measured files",

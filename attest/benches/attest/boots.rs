@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aws_lc_rs::rsa::KeySize;
-use portcullis_attest::appraise::STATIC_PCRS;
+use portcullis_attest::appraise::JUDGED_PCRS;
 use portcullis_attest::eventlog::{EventLog, initial_value};
 use portcullis_attest::evidence::{Evidence, PcrValues};
 use portcullis_attest::key::{Bank, EnrolledAk};
@@ -26,7 +26,7 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// A boot that left this log, quoted in these banks: every PCR that the log extends, and every static one.
+    /// A boot that left this log, quoted in these banks: every PCR that the log extends, and every other that is judged.
     pub fn new(name: &str, log: Vec<u8>, banks: &[Bank]) -> Self {
         let parsed = EventLog::parse(&log).expect("a log that was read before");
         let pcrs: PcrValues = banks.iter().map(|&bank| (bank, values(&parsed, bank))).collect();
@@ -40,7 +40,7 @@ impl Boot {
 
 fn values(log: &EventLog<'_>, bank: Bank) -> BTreeMap<u8, Vec<u8>> {
     let start = |pcr| (pcr, initial_value(bank, pcr, log.startup_locality().unwrap_or(0)));
-    let mut values: BTreeMap<_, _> = STATIC_PCRS.into_iter().map(start).collect();
+    let mut values: BTreeMap<_, _> = JUDGED_PCRS.into_iter().map(start).collect();
     values.extend(log.replay(bank));
     values
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use portcullis_attest::appraise::STATIC_PCRS;
+use portcullis_attest::appraise::JUDGED_PCRS;
 use portcullis_attest::eventlog::{CertificateCache, EventLog, Guid};
 use portcullis_attest::evidence::{Evidence, MAX_JSON};
 use portcullis_attest::key::Bank;
@@ -98,7 +98,7 @@ impl Host {
     }
 
     fn event_log(&self, eventlog: Vec<u8>) -> Evidence {
-        let mut values: BTreeMap<u8, Vec<u8>> = STATIC_PCRS.into_iter().map(|pcr| (pcr, vec![0; 32])).collect();
+        let mut values: BTreeMap<u8, Vec<u8>> = JUDGED_PCRS.into_iter().map(|pcr| (pcr, vec![0; 32])).collect();
         if let Ok(parsed) = EventLog::parse(&eventlog) {
             values.extend(parsed.replay(Bank::Sha256));
         }

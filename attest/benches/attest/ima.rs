@@ -1,6 +1,6 @@
 //! IMA lists: entries a second, and what a check costs that goes on from an earlier one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 
 use portcullis_attest::appraise::{Claims, ReplayedLog};
@@ -62,7 +62,7 @@ fn goes_on(report: &mut Report, rounds: usize) {
     }
     let new = List::new(&pcr, OLD, NEW);
     let pcrs = [(Bank::Sha256, pcr.clone())].into();
-    let before = ImaState { entries: OLD, pcrs, by_rule: BTreeMap::new(), rules: [0; 32] };
+    let before = ImaState { entries: OLD, pcrs, by_rule: BTreeMap::new(), rules: [0; 32], padded: BTreeSet::new() };
     let boot = Boot::new("recorded", boots::recorded_log(), &[Bank::Sha256]);
     let evidence = |pcr: &[u8], ima: Vec<u8>| {
         let mut quoted = boot.evidence.quotes[0].pcrs.clone();

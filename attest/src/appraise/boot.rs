@@ -6,7 +6,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_with::{hex::Hex, serde_as};
 
-use super::policy::STATIC_PCRS;
 use crate::ima::ImaState;
 use crate::key::Bank;
 use crate::quote::VerifiedQuote;
@@ -63,14 +62,23 @@ pub struct Judged {
     /// Digest of the static PCRs of that bank, see [`static_digest`].
     #[serde_as(as = "Hex")]
     pub static_pcrs: [u8; 32],
+    /// The PCRs that this digest is of. What version 0.1 stored does not say so, and is of fewer.
+    #[serde(default = "first_static_pcrs")]
+    pub static_of: Vec<u8>,
     /// How far the IMA list was judged, in every bank of which PCR 10 was quoted.
     pub ima: Option<ImaState>,
 }
 
-/// Digest of the static PCRs of a bank: SHA-256 over the bank's algorithm id and then each PCR's number and value.
+/// The static PCRs of judgements that do not say of which PCRs they are.
+fn first_static_pcrs() -> Vec<u8> {
+    (0..=9).chain([14]).collect()
+}
+
+/// Digest of PCRs of a bank: SHA-256 over the bank's algorithm id and then each PCR's number and value. Of a host that is
+/// judged these are [`STATIC_PCRS`](super::STATIC_PCRS).
 pub fn static_digest(bank: Bank, pcrs: &BTreeMap<u8, Vec<u8>>) -> [u8; 32] {
     let mut bytes = bank.tpm_alg_id().to_be_bytes().to_vec();
-    for (pcr, value) in pcrs.iter().filter(|(pcr, _)| STATIC_PCRS.contains(pcr)) {
+    for (pcr, value) in pcrs {
         bytes.push(*pcr);
         bytes.extend(value);
     }

@@ -7,6 +7,7 @@
 //! Each of these can be made only from the one before it. A stage that fails gives all its reasons, not only the first;
 //! the stages behind it are not reached, for what they would look at is not proved.
 
+mod banks;
 mod boot;
 pub mod claims;
 mod compare;
@@ -19,12 +20,13 @@ mod separators;
 
 use std::collections::BTreeMap;
 
+pub use banks::{BankCaveat, BankState, PinnedBanks};
 pub use boot::{BootInstance, Judged, static_digest};
 pub use claims::Claims;
 pub use name_pattern::{NamePattern, NamePatternError};
 pub use policy::{
-    AmbiguousLine, Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, MAX_POLICY, Policy, PolicyError,
-    SCHEMA as POLICY_SCHEMA, STATIC_PCRS, ShimRules, arguments,
+    AmbiguousLine, Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, JUDGED_PCRS, MAX_POLICY, Policy,
+    PolicyError, QUOTED_PCRS, SCHEMA as POLICY_SCHEMA, STATIC_PCRS, ShimRules, arguments,
 };
 pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
 pub use programs::rules as ima_rules;
@@ -96,6 +98,7 @@ pub struct Appraisal {
     ima_judged: bool,
     programs_known: bool,
     continued: Option<ImaState>,
+    bank_caveats: Vec<(Bank, BankCaveat)>,
 }
 
 /// Reference values that a boot matches.
@@ -179,6 +182,7 @@ impl Claims<'_> {
             ima_judged: policy.ima,
             programs_known,
             continued: replayed.continued().cloned(),
+            bank_caveats: replayed.bank_caveats().to_vec(),
         })
     }
 }
@@ -199,6 +203,12 @@ impl Appraisal {
         self.bank
     }
 
+    /// The quoted banks on which nothing may rest, with the reason why; the judged bank can only be one of which PCR 10
+    /// is padded SHA-1, and then the programs were judged in another bank.
+    pub fn bank_caveats(&self) -> &[(Bank, BankCaveat)] {
+        &self.bank_caveats
+    }
+
     /// The PCRs that do not change in this boot, with their values in the judged bank: [`STATIC_PCRS`].
     pub fn static_pcrs(&self) -> BTreeMap<u8, Vec<u8>> {
         let pcr = |pcr: u8| Some((pcr, self.quote.pcr(self.bank, pcr)?.to_vec()));
@@ -215,6 +225,7 @@ impl Appraisal {
             firmware_version: self.quote.firmware_version(),
             bank: self.bank,
             static_pcrs: static_digest(self.bank, &self.static_pcrs()),
+            static_of: STATIC_PCRS.to_vec(),
             ima: self.ima.clone(),
         }
     }
@@ -239,7 +250,9 @@ impl Appraisal {
     }
 
     fn same_static_pcrs(&self, judged: &Judged) -> Vec<Reason> {
-        let now = static_digest(self.bank, &self.static_pcrs());
+        let mut pcrs = self.static_pcrs();
+        pcrs.retain(|pcr, _| judged.static_of.contains(pcr));
+        let now = static_digest(self.bank, &pcrs);
         if now == judged.static_pcrs {
             return Vec::new();
         }

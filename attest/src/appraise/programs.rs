@@ -1,7 +1,7 @@
 //! The programs that ran since boot: how far the TPM vouches for the IMA list, and whether its entries are acceptable.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::policy::Policy;
 use super::program_rules::{AcceptedContent, ProgramRule, ProgramRules};
@@ -21,31 +21,49 @@ pub fn rules(policy: &Policy, values: &ReferenceValues) -> [u8; 32] {
     digest.try_into().unwrap_or_default()
 }
 
-/// Finds how far the quoted PCR 10 covers the list: the number of its entries. Every bank of which it was quoted must
-/// agree. With `from` entries left out the list goes on from `previous`; a whole list must begin with what that judged.
+/// How far the quoted PCR 10 covers a list.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Covered {
+    /// The number of its entries.
+    pub entries: usize,
+    /// The quoted banks that the kernel extended with SHA-1 digests padded with zeros: they agree, and prove nothing.
+    pub padded: BTreeSet<Bank>,
+}
+
+/// Finds how far the quoted PCR 10 covers the list. Every bank of which it was quoted must agree, by the digests of the
+/// bank or by padded ones, and at least one must by its own. With `from` entries left out the list goes on from `previous`;
+/// a whole list must begin with what that judged.
+///
+/// A list is walked over at most twice: once more for what may be padded, or to say why it leads nowhere.
 pub(super) fn covered(
     quote: &QuotedState,
     list: &ImaList<'_>,
     from: u64,
     previous: Option<&ImaState>,
     reasons: &mut Vec<Reason>,
-) -> usize {
+) -> Covered {
     if let Some(reason) = history_missing(quote, from, previous) {
         reasons.push(reason);
-        return 0;
+        return Covered::default();
     }
-    let lane = |bank| {
+    let start = previous.filter(|_| from > 0);
+    let lane = |bank, rule| {
         let judged = previous.and_then(|previous| Some((previous.entries, previous.pcrs.get(&bank)?.as_slice())));
-        let lane = Lane::new(bank, ExtendRule::Digest, quote.pcr(bank, RUNTIME_PCR)?);
+        let lane = Lane::new(bank, rule, quote.pcr(bank, RUNTIME_PCR)?);
         match judged {
             Some((_, pcr)) if from > 0 => lane.from(pcr),
             judged => Some(lane.through(judged)),
         }
     };
-    let mut lanes: Vec<_> = quote.banks().filter_map(lane).collect();
+    // What goes on from an earlier judgement goes on by the rule that held there.
+    let is_padded = |bank: &Bank| start.is_some_and(|start| start.padded.contains(bank));
+    let (padded, digests): (Vec<Bank>, Vec<Bank>) = quote.banks().partition(is_padded);
+    let mut lanes: Vec<_> = digests.into_iter().filter_map(|bank| lane(bank, ExtendRule::Digest)).collect();
     if lanes.is_empty() {
-        return 0;
+        return Covered::default();
     }
+    lanes.extend(padded.into_iter().filter_map(|bank| lane(bank, ExtendRule::PaddedSha1)));
+    decide(&mut lanes);
     let mut wrong = Vec::new();
     let covered = list.walk(&mut lanes, |entry, digest_holds| {
         if wrong.len() < MAX_REASONS && entry.pcr != u32::from(RUNTIME_PCR) {
@@ -55,26 +73,52 @@ pub(super) fn covered(
             wrong.push(about(ReasonCode::ImaTemplateMismatch, entry));
         }
     });
-    let Some(covered) = covered else {
-        let missed = lanes.iter().filter(|lane| !lane.reached);
-        let before = reasons.len();
-        let start = previous.filter(|_| from > 0);
-        reasons.extend(missed.map(|lane| not_reached(quote, list, lane.bank, start, MAX_EXPLAINED)));
-        if reasons.len() == before {
-            reasons.push(here(ReasonCode::ImaPcrMismatch).found("banks that cover different parts of the list"));
-        }
-        return 0;
+    let Some(entries) = covered else {
+        let missed: Vec<_> = lanes.iter().filter(|lane| !lane.reached).map(|lane| lane.bank).collect();
+        reasons.extend(not_reached(quote, list, &missed, start, MAX_EXPLAINED));
+        return Covered::default();
     };
+    // Where the banks' own digests end in one bank, they end in all of them; what does not may be padded.
+    if from == 0 {
+        let other: Vec<_> = lanes.extract_if(.., |lane| !lane.here && lane.bank != Bank::Sha1).collect();
+        let mut padded: Vec<_> = other.iter().filter_map(|missed| lane(missed.bank, ExtendRule::PaddedSha1)).collect();
+        if !padded.is_empty() {
+            list.walk_first(entries, &mut padded);
+            lanes.extend(padded);
+        }
+    }
+    reasons.extend(lanes.iter().filter(|lane| !lane.here).map(|lane| {
+        let pcr = quote.pcr(lane.bank, RUNTIME_PCR).unwrap_or_default();
+        here(ReasonCode::ImaPcrMismatch)
+            .expected(format!("{} {}, as the TPM signed", lane.bank, hex::encode(pcr)))
+            .found(format!("{entries} entries that lead there in another bank only"))
+    }));
     if lanes.iter().any(|lane| !lane.continues) {
         let judged = previous.map_or(0, |previous| previous.entries);
         reasons.push(
             here(ReasonCode::ImaHistoryChanged)
                 .expected(format!("the {judged} entries that were judged before, and then more"))
-                .found(format!("{covered} entries that do not begin with them")),
+                .found(format!("{entries} entries that do not begin with them")),
         );
     }
     reasons.extend(wrong);
-    covered
+    let padded = lanes.iter().filter(|lane| lane.rule == ExtendRule::PaddedSha1).map(|lane| lane.bank).collect();
+    Covered { entries, padded }
+}
+
+/// Lets only those lanes say where the list ends that prove most: by their own digests rather than by padded ones, with
+/// another hash than SHA-1, and of a bank into which the kernel measured something.
+fn decide(lanes: &mut [Lane<'_>]) {
+    let weight = |lane: &Lane<'_>| match (lane.rule, lane.bank) {
+        (ExtendRule::PaddedSha1, _) => 0,
+        (ExtendRule::Digest, Bank::Sha1) => 1,
+        (ExtendRule::Digest, _) if lane.is_initial() => 2,
+        (ExtendRule::Digest, _) => 3,
+    };
+    let best = lanes.iter().map(weight).max();
+    for lane in lanes {
+        lane.decides = Some(weight(lane)) == best;
+    }
 }
 
 /// Whether what a list leaves out, or what was judged before, cannot be compared with it in the quoted banks.
@@ -85,8 +129,9 @@ fn history_missing(quote: &QuotedState, from: u64, previous: Option<&ImaState>) 
             here(ReasonCode::ImaHistoryMissing).expected("a whole list").found(format!("a list from entry {from} on"))
         });
     };
-    // Another bank proves nothing about what was judged; nor do the digests of SHA-1.
-    let comparable = quoted().any(|bank| bank != Bank::Sha1 && previous.pcrs.contains_key(&bank));
+    // Another bank proves nothing about what was judged; nor do the digests of SHA-1, padded or not.
+    let proves = |bank: &Bank| *bank != Bank::Sha1 && !previous.padded.contains(bank);
+    let comparable = quoted().any(|bank| proves(&bank) && previous.pcrs.contains_key(&bank));
     if !comparable {
         let found = "no PCR 10 of a bank that was judged before";
         return Some(here(ReasonCode::ImaHistoryChanged).found(found));
@@ -109,31 +154,40 @@ fn history_missing(quote: &QuotedState, from: u64, previous: Option<&ImaState>) 
 /// all the same.
 const MAX_EXPLAINED: usize = 500_000;
 
-/// Why a list does not lead to the quoted PCR 10 of `bank`, going on from `start` where that is given. Of more than
+/// Why a list does not lead to the quoted PCR 10 of these banks, going on from `start` where that is given. Of more than
 /// `most_explained` entries it is only said that it does not.
 fn not_reached(
     quote: &QuotedState,
     list: &ImaList<'_>,
-    bank: Bank,
+    banks: &[Bank],
     start: Option<&ImaState>,
     most_explained: usize,
-) -> Reason {
-    let quoted = quote.pcr(bank, RUNTIME_PCR).unwrap_or_default();
-    let padded = Lane::new(bank, ExtendRule::PaddedSha1, quoted);
-    let padded = match start.and_then(|start| start.pcrs.get(&bank)) {
-        Some(pcr) => padded.from(pcr),
-        None => Some(padded),
+) -> Vec<Reason> {
+    let quoted = |bank| quote.pcr(bank, RUNTIME_PCR).unwrap_or_default();
+    let padded = |bank: &Bank| {
+        let lane = Lane::new(*bank, ExtendRule::PaddedSha1, quoted(*bank));
+        match start.and_then(|start| start.pcrs.get(bank)) {
+            Some(pcr) => lane.from(pcr),
+            None => Some(lane),
+        }
     };
-    let code = if list.is_empty() && start.is_none() {
-        ReasonCode::ImaMissing
-    } else if list.len() <= most_explained && padded.is_some_and(|lane| list.walk(&mut [lane], |_, _| {}).is_some()) {
-        ReasonCode::ImaPaddedSha1
-    } else {
-        ReasonCode::ImaPcrMismatch
+    let mut lanes: Vec<_> = banks.iter().filter_map(padded).collect();
+    if list.len() <= most_explained {
+        list.walk_first(list.len(), &mut lanes);
+    }
+    let reason = |bank: &Bank| {
+        let code = if list.is_empty() && start.is_none() {
+            ReasonCode::ImaMissing
+        } else if lanes.iter().any(|lane| lane.bank == *bank && lane.reached) {
+            ReasonCode::ImaPaddedSha1
+        } else {
+            ReasonCode::ImaPcrMismatch
+        };
+        here(code)
+            .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted(*bank))))
+            .found(format!("{} entries that never lead there", list.len()))
     };
-    here(code)
-        .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted)))
-        .found(format!("{} entries that never lead there", list.len()))
+    banks.iter().map(reason).collect()
 }
 
 /// The entries that the quote covers: they begin with this boot, and none is a violation.
@@ -328,7 +382,7 @@ mod tests {
         host.pcr10 = Some(list.replay(Bank::Sha256, ExtendRule::PaddedSha1));
         let evidence = host.evidence_of(host.pcrs());
         let quote = VerifiedQuote::verify(&evidence, &host.ak, &Host::binding()).unwrap();
-        let code = |most: usize| not_reached(&quote, &list, Bank::Sha256, None, most).code;
+        let code = |most: usize| not_reached(&quote, &list, &[Bank::Sha256], None, most)[0].code;
         assert_eq!(list.len(), 3);
         assert_eq!((code(4), code(3)), (ReasonCode::ImaPaddedSha1, ReasonCode::ImaPaddedSha1));
         assert_eq!((code(2), code(0)), (ReasonCode::ImaPcrMismatch, ReasonCode::ImaPcrMismatch));

@@ -1,7 +1,7 @@
 //! Computes the PCR 10 to which a list leads, and finds how far a quoted PCR 10 covers it.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_with::{MapPreventDuplicates, hex::Hex, serde_as};
@@ -53,6 +53,9 @@ pub struct ImaState {
     /// PCR 10 after them, in every bank of which it was quoted.
     #[serde_as(as = "MapPreventDuplicates<_, Hex>")]
     pub pcrs: BTreeMap<Bank, Vec<u8>>,
+    /// Those of these banks that hold SHA-1 digests padded with zeros: they prove nothing, and go on as they began.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub padded: BTreeSet<Bank>,
     /// By what they were judged: digest of the policy and of the reference values that the boot matched. Entries that
     /// were judged by other rules are judged again.
     #[serde_as(as = "Hex")]
@@ -66,10 +69,14 @@ pub struct ImaState {
 /// One bank of a walk over a list: how far its quoted PCR 10 covers the list.
 pub(crate) struct Lane<'q> {
     pub bank: Bank,
-    rule: ExtendRule,
+    pub rule: ExtendRule,
     value: Digest,
     quoted: &'q [u8],
     judged: Option<(u64, &'q [u8])>,
+    /// Whether the walk ends where this lane has its quoted value.
+    pub decides: bool,
+    /// Whether the value where the walk ended is the quoted one.
+    pub here: bool,
     /// Whether the quoted value was passed, wherever that was.
     pub reached: bool,
     /// Whether what was judged before lies on the way that the list goes.
@@ -80,7 +87,12 @@ impl<'q> Lane<'q> {
     /// From the beginning of a list, where PCR 10 holds zeros.
     pub fn new(bank: Bank, rule: ExtendRule, quoted: &'q [u8]) -> Self {
         let value = Digest::filled(bank, 0);
-        Self { bank, rule, value, quoted, judged: None, reached: false, continues: true }
+        Self { bank, rule, value, quoted, judged: None, decides: true, here: false, reached: false, continues: true }
+    }
+
+    /// Whether PCR 10 was quoted with the value from which it starts.
+    pub fn is_initial(&self) -> bool {
+        self.quoted.iter().all(|byte| *byte == 0)
     }
 
     /// From where an earlier judgement ended; `None` if that is no value of the bank.
@@ -96,12 +108,12 @@ impl<'q> Lane<'q> {
         self
     }
 
-    /// Looks at the value after so many entries; whether it is the quoted one.
+    /// Looks at the value after so many entries; whether the walk ends here.
     fn look(&mut self, entries: u64) -> bool {
         self.continues |= self.judged == Some((entries, self.value.as_slice()));
-        let here = self.value.as_slice() == self.quoted;
-        self.reached |= here;
-        here
+        self.here = self.value.is(self.quoted);
+        self.reached |= self.here;
+        self.here && self.decides
     }
 }
 
@@ -118,28 +130,47 @@ impl ImaList<'_> {
         self.walk(&mut [Lane::new(bank, rule, quoted)], |_, _| {})
     }
 
-    /// Replays all lanes until every one of them has its quoted value. Stops there: the rest of the list is only what
-    /// the host says. Until then it shows each entry, and whether its template digest is what it should be.
+    /// Replays all lanes until one that decides has its quoted value, and gives after how many entries that was. Stops
+    /// there: the rest of the list is only what the host says. Until then it shows each entry, and whether its template
+    /// digest is what it should be.
     pub(crate) fn walk(&self, lanes: &mut [Lane<'_>], mut visit: impl FnMut(&Entry<'_>, bool)) -> Option<usize> {
         let mut entries = self.entries();
         let mut count = 0_usize;
         loop {
-            let number = u64::try_from(count).unwrap_or(u64::MAX);
-            let mut reached = true;
-            for lane in &mut *lanes {
-                reached &= lane.look(number);
-            }
-            if reached {
+            if look(lanes, count) {
                 return Some(count);
             }
             let entry = entries.next()?;
             let hashed = Hashed::new(&entry);
             visit(&entry, hashed.template_digest_holds());
-            for lane in &mut *lanes {
-                lane.value = lane.value.extend(lane.bank, &hashed.event(lane.bank, lane.rule));
-            }
+            extend(lanes, &hashed);
             count = count.saturating_add(1);
         }
+    }
+
+    /// Replays all lanes over exactly so many entries, or all if there are fewer.
+    pub(crate) fn walk_first(&self, count: usize, lanes: &mut [Lane<'_>]) {
+        look(lanes, 0);
+        for (index, entry) in self.first_entries(count, 0).enumerate() {
+            extend(lanes, &Hashed::new(&entry));
+            look(lanes, index.saturating_add(1));
+        }
+    }
+}
+
+/// Looks at all lanes after so many entries; whether the walk ends here.
+fn look(lanes: &mut [Lane<'_>], entries: usize) -> bool {
+    let entries = u64::try_from(entries).unwrap_or(u64::MAX);
+    let mut ends = false;
+    for lane in lanes {
+        ends |= lane.look(entries);
+    }
+    ends
+}
+
+fn extend(lanes: &mut [Lane<'_>], entry: &Hashed<'_>) {
+    for lane in lanes {
+        lane.value = lane.value.extend(lane.bank, &entry.event(lane.bank, lane.rule));
     }
 }
 

@@ -16,15 +16,16 @@ use zeroize::Zeroizing;
 pub use crate::protect::ProtectError;
 pub use parent::CertifiedParent;
 
-use crate::appraise::Appraisal;
+use crate::appraise::{Appraisal, BankCaveat};
 use crate::key::{Attributes, Bank};
 use crate::protect::{Seed, Use, random};
 use crate::quote::QuotedState;
 use crate::wire::sized;
 
-/// The PCRs (of the SHA-256 bank) whose values a wrapped key is bound to: firmware, boot loader, kernel, initrd, command line
-/// and shim's keys. Not PCR 10: it changes with every program that starts, and is judged instead (protocol rule 5).
-pub const RELEASE_PCRS: [u8; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14];
+/// The PCRs (of the SHA-256 bank) whose values a wrapped key is bound to: firmware, boot loader, kernel, initrd, command
+/// line, unified images with their additions, and shim's keys. Not PCR 10, which changes with every program that starts,
+/// and not PCR 15, which the running system extends (systemd): both are judged with every quote instead (protocol rule 5).
+pub const RELEASE_PCRS: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14];
 
 /// Longest key that a TPM holds as sealed data (MAX_SYM_DATA), in bytes.
 pub const MAX_KEY: usize = 128;
@@ -45,6 +46,9 @@ pub enum ReleaseError {
     /// A PCR that the policy needs was not quoted.
     #[error("PCR {0} of bank sha256 was not quoted, so no key can be bound to it")]
     PcrMissing(u8),
+    /// The SHA-256 bank is not what the judgement rests on, and proves nothing by itself.
+    #[error("the firmware or the boot loader does not measure into bank sha256 ({0}), so a key bound to it is bound to nothing")]
+    Bank(BankCaveat),
     /// The parent was certified by another attestation key than the one that quoted.
     #[error("the storage parent was certified by another attestation key than the one that quoted")]
     OtherTpm,
@@ -75,10 +79,12 @@ pub struct WrappedKey {
 /// Wraps `key` for `parent`, to be opened only while PCRs [`RELEASE_PCRS`] have the values that were appraised.
 ///
 /// Takes the appraisal and not a quote, so that no key is wrapped for a state that nobody judged; and its own quote, never a
-/// stored one, so that values that differ from boot to boot do no harm.
+/// stored one: firmware and systemd vary PCRs 1 and 9 from boot to boot (SMBIOS tables, boot counters, seeds) within what
+/// reference values accept, and a key that was wrapped to an earlier boot's values would be lost.
 ///
 /// # Errors
-/// If the parent was certified by another key than the one that quoted, or in another boot.
+/// If the parent was certified by another key than the one that quoted, or in another boot; or if the SHA-256 bank proves
+/// nothing of the boot, which was judged in another bank then.
 pub fn wrap_key(key: &[u8], parent: &CertifiedParent, appraisal: &Appraisal) -> Result<WrappedKey, ReleaseError> {
     let quote = appraisal.quote();
     if key.is_empty() || key.len() > MAX_KEY {
@@ -90,6 +96,11 @@ pub fn wrap_key(key: &[u8], parent: &CertifiedParent, appraisal: &Appraisal) -> 
     let boot = |clock: crate::quote::ClockInfo| (clock.reset_count, clock.restart_count);
     if boot(parent.clock()) != boot(quote.clock()) {
         return Err(ReleaseError::OtherBoot);
+    }
+    // PCR 10 is not among those that a key is bound to.
+    let proves_nothing = |(bank, caveat): &&(Bank, BankCaveat)| *bank == Bank::Sha256 && *caveat != BankCaveat::PaddedSha1;
+    if let Some((_, caveat)) = appraisal.bank_caveats().iter().find(proves_nothing) {
+        return Err(ReleaseError::Bank(*caveat));
     }
     let policy = release_policy(quote)?;
     // The seed value hides the key in the object's public digest, which travels in the clear.
@@ -168,7 +179,7 @@ mod tests {
 
     #[test]
     fn selection_is_as_tpms_marshal_it() {
-        // One selection, sha256, three bytes: PCRs 0-7, then 8, 9 and 14.
-        assert_eq!(hex::encode(release_selection()), "00000001000b03ff4300");
+        // One selection, sha256, three bytes: PCRs 0-7, then 8, 9 and 11 to 14.
+        assert_eq!(hex::encode(release_selection()), "00000001000b03ff7b00");
     }
 }

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 pub use continuity::Continuity;
 pub use token::{Jwk, TYP, TokenError, TokenSigner};
 
-use crate::appraise::{Appraisal, BootInstance, static_digest};
+use crate::appraise::{Appraisal, BankCaveat, BootInstance, static_digest};
+use crate::key::Bank;
 
 /// The profile that results follow: the one that EAR libraries know (draft-ietf-rats-ear).
 pub const PROFILE: &str = "tag:github.com,2023:veraison/ear";
@@ -120,6 +121,9 @@ pub struct Submodule {
     /// How many programs were accepted by a rule of the policy and not by the reference values, by the rule's reason.
     #[serde(rename = "portcullis.programs-by-rule", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub programs_by_rule: BTreeMap<String, u64>,
+    /// The quoted PCR banks on which nothing rests, and why not.
+    #[serde(rename = "portcullis.bank-caveats", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bank_caveats: BTreeMap<Bank, Vec<BankCaveat>>,
     /// How many measured programs the quote covers.
     #[serde(rename = "portcullis.ima-entries")]
     pub ima_entries: u64,
@@ -176,6 +180,10 @@ impl AttestationResult {
     /// The result for a host that was found good.
     pub fn new(appraisal: &Appraisal, context: &ResultContext<'_>) -> Self {
         let quote = appraisal.quote();
+        let mut bank_caveats = BTreeMap::<Bank, Vec<BankCaveat>>::new();
+        for (bank, caveat) in appraisal.bank_caveats() {
+            bank_caveats.entry(*bank).or_default().push(*caveat);
+        }
         let submodule = Submodule {
             status: Status::Affirming,
             trustworthiness_vector: TrustworthinessVector {
@@ -197,6 +205,7 @@ impl AttestationResult {
             reference_signer: appraisal.reference().signed_by.clone(),
             by_rule: appraisal.by_rule().to_vec(),
             programs_by_rule: appraisal.programs_by_rule().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+            bank_caveats,
             ima_entries: appraisal.ima_entries(),
             tpm_firmware: quote.firmware_version(),
         };

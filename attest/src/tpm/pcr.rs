@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use tss_esapi::constants::CapabilityType;
 use tss_esapi::handles::PcrHandle;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
-use tss_esapi::structures::{Digest, DigestValues, PcrSelectSize, PcrSelectionList, PcrSlot};
+use tss_esapi::structures::{CapabilityData, Digest, DigestValues, PcrSelectSize, PcrSelectionList, PcrSlot};
 
 use super::{Tpm, TpmError};
+use crate::appraise::QUOTED_PCRS;
 use crate::evidence::PcrValues;
 use crate::key::Bank;
 
@@ -39,7 +41,37 @@ pub(super) fn selection_list(selection: Selection<'_>) -> Result<PcrSelectionLis
     builder.build().map_err(malformed)
 }
 
+/// The bank of an algorithm, if it is one that is known here.
+fn bank(algorithm: HashingAlgorithm) -> Option<Bank> {
+    Bank::ALL.into_iter().find(|bank| self::algorithm(*bank) == algorithm)
+}
+
 impl Tpm {
+    /// The active banks with those of PCRs 0 to 15 that they have, by algorithm id: what a host quotes.
+    ///
+    /// Banks of hashes that are not known here (SHA-3) are left out: no judgement can rest on them.
+    ///
+    /// # Errors
+    /// If the TPM does not answer.
+    pub fn active_pcrs(&mut self) -> Result<Vec<(Bank, Vec<u8>)>, TpmError> {
+        let failed = self.failed("list its PCR banks");
+        let (found, _) = self.context.get_capability(CapabilityType::AssignedPcr, 0, 1).map_err(failed)?;
+        let CapabilityData::AssignedPcr(assigned) = found else { return Ok(Vec::new()) };
+        let mut active = Vec::new();
+        for selection in assigned.get_selections() {
+            let has = |pcr: &u8| {
+                let slot = PcrSlot::try_from(1_u32.checked_shl((*pcr).into()).unwrap_or(0));
+                slot.is_ok_and(|slot| selection.is_selected(slot))
+            };
+            let pcrs: Vec<u8> = QUOTED_PCRS.filter(has).collect();
+            if let Some(bank) = bank(selection.hashing_algorithm()).filter(|_| !pcrs.is_empty()) {
+                active.push((bank, pcrs));
+            }
+        }
+        active.sort_unstable();
+        Ok(active)
+    }
+
     /// Extends a PCR with one digest a bank. Banks that are left out keep their value.
     pub fn extend(&mut self, pcr: u8, digests: &[(Bank, Vec<u8>)]) -> Result<(), TpmError> {
         let failed = self.failed("extend a PCR");

@@ -1,7 +1,7 @@
 //! What the tests on software TPMs share: an enrolled TPM, and bindings.
 #![allow(dead_code, reason = "every test file uses some of it")]
 
-use portcullis_attest::appraise::{Appraisal, Context, Policy, STATIC_PCRS, appraise};
+use portcullis_attest::appraise::{Appraisal, Context, Policy, QUOTED_PCRS, STATIC_PCRS, appraise};
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
 use portcullis_attest::eventlog::{CertificateCache, EventLog, EventType};
 use portcullis_attest::evidence::{Evidence, SignedQuote};
@@ -21,6 +21,8 @@ pub struct Host {
     pub swtpm: Swtpm,
     /// What was measured since the TPM was reset, as a firmware event log.
     log: Vec<u8>,
+    /// The banks into which the firmware measures.
+    pub banks: Vec<Bank>,
 }
 
 impl Host {
@@ -31,7 +33,7 @@ impl Host {
         let ak_blob = tpm.create_ak().expect("AK");
         tpm.load_ak(&ak_blob).expect("load AK");
         let ak = EnrolledAk::new(&ak_blob.public, &ek_public).expect("AK as it must be");
-        Self { tpm, ak_blob, ak, ek_public, swtpm, log: Vec::new() }
+        Self { tpm, ak_blob, ak, ek_public, swtpm, log: Vec::new(), banks: BANKS.to_vec() }
     }
 
     /// Turns the machine off and on, and loads the attestation key again.
@@ -41,7 +43,7 @@ impl Host {
         swtpm.power_cycle().expect("power cycle");
         let mut tpm = Tpm::open(&swtpm.tcti()).expect("open");
         tpm.load_ak(&ak_blob).expect("load AK");
-        Self { tpm, ak_blob, ak, ek_public, swtpm, log: Vec::new() }
+        Self { tpm, ak_blob, ak, ek_public, swtpm, log: Vec::new(), banks: BANKS.to_vec() }
     }
 
     pub fn evidence(&mut self, binding: &Binding, selection: &[(Bank, Vec<u8>)]) -> Evidence {
@@ -53,11 +55,12 @@ impl Host {
 impl Host {
     /// Extends a PCR, and logs that.
     pub fn measure(&mut self, pcr: u8, event_type: EventType, data: &[u8]) {
-        let digests: Vec<_> = BANKS.map(|bank| (bank, bank.hash(data))).to_vec();
+        let digests: Vec<_> = self.banks.iter().map(|bank| (*bank, bank.hash(data))).collect();
         self.tpm.extend(pcr, &digests).expect("extend");
         if self.log.is_empty() {
-            let mut spec_id = b"Spec ID Event03\0\0\0\0\0\0\x02\0\x02\x02\0\0\0".to_vec();
-            for bank in BANKS {
+            let mut spec_id = b"Spec ID Event03\0\0\0\0\0\0\x02\0\x02".to_vec();
+            spec_id.extend(u32::try_from(self.banks.len()).unwrap().to_le_bytes());
+            for bank in &self.banks {
                 spec_id.extend(bank.tpm_alg_id().to_le_bytes());
                 spec_id.extend(u16::try_from(bank.digest_size()).unwrap().to_le_bytes());
             }
@@ -67,7 +70,7 @@ impl Host {
         }
         self.log.extend(u32::from(pcr).to_le_bytes());
         self.log.extend(event_type.0.to_le_bytes());
-        self.log.extend(2_u32.to_le_bytes());
+        self.log.extend(u32::try_from(digests.len()).unwrap().to_le_bytes());
         for (bank, digest) in digests {
             self.log.extend(bank.tpm_alg_id().to_le_bytes());
             self.log.extend(digest);
@@ -90,7 +93,7 @@ impl Host {
         evidence.eventlog.clone_from(&self.log);
         let log = EventLog::parse(&self.log).expect("a log");
         let mut builder = ReferenceBuilder::new("recorded", "this boot");
-        builder.recorded(&log, &BANKS, &STATIC_PCRS);
+        builder.recorded(&log, &self.banks, &STATIC_PCRS);
         let policy = format!(
             "schema = \"portcullis/policy/1\"\nname = \"test\"\nbank = \"{bank}\"\nreferences = [\"recorded\"]\n\
              hosts = [\"*\"]\nunsigned_references = true\n"
@@ -107,7 +110,7 @@ impl Host {
     }
 }
 
-/// The banks into which [`Host::measure`] extends.
+/// The banks into which hosts measure.
 const BANKS: [Bank; 2] = [Bank::Sha256, Bank::Sha384];
 
 pub fn binding(purpose: Purpose) -> Binding {
@@ -127,7 +130,7 @@ pub fn evidence(binding: &Binding, quotes: Vec<SignedQuote>) -> Evidence {
 
 /// What the project's hosts quote.
 pub fn selection() -> Vec<(Bank, Vec<u8>)> {
-    vec![(Bank::Sha256, (0..=10).chain([14]).collect()), (Bank::Sha384, (0..=9).chain([14]).collect())]
+    [Bank::Sha1, Bank::Sha256, Bank::Sha384].map(|bank| (bank, QUOTED_PCRS.collect())).to_vec()
 }
 
 pub fn codes(reasons: &[Reason]) -> Vec<ReasonCode> {

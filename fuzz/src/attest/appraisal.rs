@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use portcullis_attest::appraise::{
-    Appraisal, Claims, Context, Judged, Policy, RUNTIME_PCR, ReplayedLog, STATIC_PCRS, appraise,
+    Appraisal, Claims, Context, JUDGED_PCRS, Judged, Policy, RUNTIME_PCR, ReplayedLog, STATIC_PCRS, appraise,
 };
 use portcullis_attest::eventlog::{CertificateCache, EventLog, initial_value};
 use portcullis_attest::evidence::{Evidence, PcrValues};
@@ -102,11 +102,12 @@ fn pcrs(log: &[u8], ima: &[u8]) -> Option<PcrValues> {
     let log = EventLog::parse(log).ok()?;
     let ima = ImaList::parse_binary(ima).ok()?;
     let mut values = PcrValues::new();
-    for bank in log.banks().into_iter().filter(|bank| matches!(bank, Bank::Sha256 | Bank::Sha384)) {
+    // Also banks of which some events have no digest: the quote then has their initial values.
+    for bank in log.declared_banks().into_iter().filter(|bank| matches!(bank, Bank::Sha256 | Bank::Sha384)) {
         let replayed = log.replay(bank);
         let locality = log.startup_locality().unwrap_or(0);
         let value = |pcr: u8| replayed.get(&pcr).cloned().unwrap_or_else(|| initial_value(bank, pcr, locality));
-        let pcrs = replayed.keys().copied().chain(STATIC_PCRS);
+        let pcrs = replayed.keys().copied().chain(JUDGED_PCRS);
         values.insert(bank, pcrs.map(|pcr| (pcr, value(pcr))).collect());
     }
     if let Some(values) = values.get_mut(&Bank::Sha256) {
@@ -305,7 +306,7 @@ fn edits() -> Vec<Vec<u8>> {
     for flags in 0..=u8::MAX {
         seeds.push(vec![flags]);
         let at = flags % 29;
-        seeds.extend((0..9).map(|kind| vec![flags, 1, 0, at, kind, 7, 0, 2, 4, 1, 2, 3, 4]));
+        seeds.extend((0..11).map(|kind| vec![flags, 1, 0, at, kind, 7, 0, 2, 4, 1, 2, 3, 4]));
         seeds.extend((0..6).map(|kind| vec![flags, 0, 0, at, kind, 0, 60, 2, 4, 1, 2, 3, 4]));
     }
     seeds

@@ -66,7 +66,8 @@ fn extend(tpm: &Swtpm, eventlog: &[u8], ima: &[u8]) -> Result<(), Trouble> {
     }
     let list = ImaList::parse_binary(ima).map_err(|e| words("IMA list", &e))?;
     for entry in list.entries() {
-        specs.push(format!("10:sha256={}", hex::encode(Bank::Sha256.hash(&entry.template_data()))));
+        let digest = |bank: Bank| format!("{}={}", bank.name(), hex::encode(bank.hash(&entry.template_data())));
+        specs.push(format!("10:{}", log.banks().into_iter().map(digest).collect::<Vec<_>>().join(",")));
     }
     // Several PCRs a command: a process for each event would take longer than all the rest.
     for some in specs.chunks(8) {

@@ -37,9 +37,10 @@ pub use shim::{SbatLevel, ShimList};
 use covered::{Coverages, Covered, CoveredLog};
 use secure_boot::SecureBoot;
 
-use super::replayed::ReplayedLog;
+use super::policy::JUDGED_PCRS;
+use super::replayed::{ReplayedLog, bank_missing};
 use super::separators::Separators;
-use super::{RUNTIME_PCR, policy::STATIC_PCRS, programs};
+use super::{RUNTIME_PCR, programs};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
@@ -158,7 +159,8 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// PCRs that must be quoted in this bank: the static ones, and all that the log tells of, for another bank proves other
+/// What keeps a judgement from resting on this bank: that it was not quoted, that events have no digest of it, and PCRs
+/// that must be quoted in it. These are the judged ones, and all that the log tells of, for another bank proves other
 /// digests.
 fn not_quoted(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
     if bank == Bank::Sha1 || !replayed.quote().banks().any(|quoted| quoted == bank) {
@@ -166,10 +168,13 @@ fn not_quoted(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
         let expected = if bank == Bank::Sha1 { "sha256 or stronger" } else { bank.name() };
         return vec![Reason::new(ReasonCode::PolicyBank).expected(expected).found(quoted.join(", "))];
     }
+    if !replayed.log().replays(bank) {
+        return vec![bank_missing(replayed.log(), bank)];
+    }
     let is_extended = |pcr: u8| pcr != RUNTIME_PCR && replayed.log().extends_pcr(pcr);
     (0..PCR_COUNT)
         .filter(|pcr| replayed.quote().pcr(bank, *pcr).is_none())
-        .filter(|pcr| STATIC_PCRS.contains(pcr) || is_extended(*pcr))
+        .filter(|pcr| JUDGED_PCRS.contains(pcr) || is_extended(*pcr))
         .map(|pcr| Reason::new(ReasonCode::PolicyPcr).pcr(pcr.into()).expected(format!("a quoted {bank} value")))
         .collect()
 }

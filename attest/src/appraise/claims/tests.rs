@@ -17,7 +17,7 @@ const BANKS: [Bank; 2] = [Bank::Sha256, Bank::Sha384];
 /// A host whose firmware logged this, with a quote of all PCRs that the log tells of.
 fn host(log: Vec<u8>, bank: Bank) -> Host {
     let mut host = Host::good();
-    let mut pcrs: Vec<u8> = STATIC_PCRS.to_vec();
+    let mut pcrs: Vec<u8> = JUDGED_PCRS.to_vec();
     if let Ok(log) = EventLog::parse(&log) {
         pcrs.extend(log.replay(bank).into_keys());
     }

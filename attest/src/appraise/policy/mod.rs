@@ -25,9 +25,22 @@ use crate::reference::signature::SignerKey;
 /// The schema that this version reads.
 pub const SCHEMA: &str = "portcullis/policy/1";
 
-/// The PCRs that do not change after the operating system started: firmware, Secure Boot, boot loader, kernel, shim.
-/// They are compared with reference values, and keys are released to their values.
-pub const STATIC_PCRS: [u8; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14];
+/// The PCRs that a host quotes of every active bank: all that only a reset of the TPM sets back. What runs may extend
+/// PCRs 16 and 23 from their beginning again, and 17 to 22 belong to dynamic launches, which are not judged.
+pub const QUOTED_PCRS: core::ops::RangeInclusive<u8> = 0..=15;
+
+/// The PCRs without which there is no judgement: all that are quoted but IMA's, of which the list of programs tells. Each
+/// must be what the event log leads to, and what the reference values foresee; one without reference values must not be
+/// extended. So nothing is hidden by leaving it out.
+pub const JUDGED_PCRS: [u8; 15] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15];
+
+/// The PCRs that do not change after the operating system started: firmware, Secure Boot, boot loader, kernel, unified
+/// images and what is given to them, shim. Within one boot they are compared with what was judged before, and keys are
+/// released to their values.
+///
+/// PCR 15 is none of them: the running system extends it with what it finds out about itself (systemd: the machine's id,
+/// the keys of its volumes). It is judged with every quote, but it binds no key: a key would be lost at its next change.
+pub const STATIC_PCRS: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14];
 
 /// Longest policy that is read, in bytes.
 pub const MAX_POLICY: usize = 1 << 20;

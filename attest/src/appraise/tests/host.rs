@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
-use crate::appraise::{Appraisal, Context, Judged, Policy, STATIC_PCRS, judge};
+use crate::appraise::{Appraisal, Context, Judged, Policy, QUOTED_PCRS, STATIC_PCRS, judge};
 use crate::binding::{Binding, Purpose};
 use crate::eventlog::log_builder::LogBuilder;
 use crate::eventlog::{CertificateCache, EventLog};
@@ -30,10 +30,12 @@ pub struct Host {
     pub ima: ListBuilder,
     /// The log as bytes, if it is not what `log` builds.
     pub raw_log: Option<Vec<u8>>,
-    /// What PCR 10 holds, if not what the list leads to.
+    /// What PCR 10 of the SHA-256 bank holds, if not what the list leads to.
     pub pcr10: Option<Vec<u8>>,
     /// When it is judged, in seconds since 1970.
     pub now: u64,
+    /// The banks that the kernel extends with SHA-1 digests padded with zeros.
+    pub padded: Vec<Bank>,
     pub clock_ms: u64,
     pub safe: bool,
     pub reset_count: u32,
@@ -65,16 +67,14 @@ impl Host {
             raw_log: None,
             pcr10: None,
             now: 0,
+            padded: Vec::new(),
             clock_ms: 60_000,
             safe: true,
             reset_count: 7,
             restart_count: 0,
             firmware_version: 0x2019_1023_0016_3636,
             policy: Policy::from_toml(POLICY).unwrap(),
-            selection: BTreeMap::from([
-                (Bank::Sha256, (0..=10).chain([14]).collect()),
-                (Bank::Sha384, STATIC_PCRS.to_vec()),
-            ]),
+            selection: BANKS.into_iter().map(|bank| (bank, QUOTED_PCRS.collect())).collect(),
             tamper: None,
         };
         host.references = vec![host.reference()];
@@ -87,13 +87,17 @@ impl Host {
     pub fn reference(&self) -> ReferenceValues {
         let bytes = self.log.bytes();
         let log = EventLog::parse(&bytes).unwrap();
-        let mut builder = ReferenceBuilder::new("good", "");
-        let unified_image = 11;
-        builder.recorded(&log, &[Bank::Sha256], &[&STATIC_PCRS[..], &[unified_image]].concat());
+        let mut builder = self.programs(ReferenceBuilder::new("good", ""));
+        builder.recorded(&log, &[Bank::Sha256], &STATIC_PCRS);
+        builder.build().unwrap()
+    }
+
+    /// The same with the two programs.
+    pub fn programs(&self, mut builder: ReferenceBuilder) -> ReferenceBuilder {
         for (path, content) in [("/usr/bin/portcullis-agent", &b"agent"[..]), ("/usr/bin/portcullis-vmm", b"vmm")] {
             builder.ima(path, Bank::Sha256.hash(content).as_slice().try_into().unwrap());
         }
-        builder.build().unwrap()
+        builder
     }
 
     /// Puts the boot's entry at the beginning of the IMA list, over so many PCRs.
@@ -141,6 +145,7 @@ impl Host {
             let value = |&pcr: &u8| {
                 let value = match (pcr, &self.pcr10) {
                     (10, Some(value)) if bank == Bank::Sha256 => value.clone(),
+                    (10, _) if self.padded.contains(&bank) => ima.replay(bank, ExtendRule::PaddedSha1),
                     (10, _) => ima.replay(bank, ExtendRule::Digest),
                     _ => log.get(&pcr).cloned().unwrap_or_else(|| vec![0; bank.digest_size()]),
                 };

@@ -1,7 +1,7 @@
 //! The IMA list: N65 to N72, N86, N87.
 
 use super::host::{Host, codes};
-use crate::appraise::{Appraisal, Judged};
+use crate::appraise::{Appraisal, BankCaveat, Judged};
 use crate::evidence::Evidence;
 use crate::ima::list_builder::{ListBuilder, template_data};
 use crate::ima::{ExtendRule, ImaList};
@@ -269,32 +269,120 @@ fn n86_what_was_judged_by_other_rules_is_judged_again() {
 
 #[test]
 fn n87_a_bank_of_padded_sha1_is_no_evidence() {
+    // Neither alone, nor beside others of its kind or SHA-1, whichever of them is the policy's.
+    for padded in [vec![Bank::Sha256], vec![Bank::Sha256, Bank::Sha384]] {
+        for sha1 in [false, true] {
+            let mut host = Host::good();
+            host.padded = padded.clone();
+            host.selection.retain(|bank, _| padded.contains(bank) || sha1 && *bank == Bank::Sha1);
+            let reasons = host.denied();
+            assert_eq!(codes(&reasons), [Code::ImaPaddedSha1]);
+            assert_eq!((reasons.len(), reasons[0].pcr), (padded.len(), Some(10)));
+            // The same with digests of the banks' own.
+            host.padded.clear();
+            host.appraise().unwrap();
+            // SHA-1's own values, cut or filled, are those of no rule.
+            host.pcr10 = Some([host.pcrs()[&Bank::Sha256][&10][..20].to_vec(), vec![0; 12]].concat());
+            assert_eq!(host.codes(), [Code::ImaPcrMismatch]);
+        }
+    }
+}
+
+#[test]
+fn n87_a_padded_bank_is_consistent_beside_one_with_digests_of_its_own() {
+    for padded in [Bank::Sha384, Bank::Sha256] {
+        let mut host = Host::good();
+        host.padded = vec![padded];
+        let appraisal = host.appraise().unwrap();
+        assert_eq!(appraisal.bank_caveats(), [(padded, BankCaveat::PaddedSha1)]);
+        assert_eq!(appraisal.ima_entries(), 3);
+        assert_eq!(appraisal.judged().ima.unwrap().padded.into_iter().collect::<Vec<_>>(), [padded]);
+        // What it holds must still be the list's: by one rule or the other, and after as many entries as in the others.
+        for (bank, value) in [(padded, None), (padded, Some(2)), (Bank::Sha1, None), (Bank::Sha1, Some(2))] {
+            let mut pcrs = host.pcrs();
+            let mut shorter = host.ima.clone();
+            shorter.entries.truncate(value.unwrap_or_default());
+            let bytes = shorter.bytes();
+            let earlier = ImaList::parse_binary(&bytes).unwrap().replay(bank, ExtendRule::PaddedSha1);
+            let earlier = if value.is_some() { earlier } else { vec![7; bank.digest_size()] };
+            pcrs.get_mut(&bank).unwrap().insert(10, earlier);
+            let reasons = host.appraise_with(&host.evidence_of(pcrs), None).unwrap_err();
+            assert_eq!((codes(&reasons), reasons.len()), (vec![Code::ImaPcrMismatch], 1), "{bank}");
+            assert!(reasons[0].expected.as_deref().unwrap().starts_with(bank.name()));
+        }
+        // Nor may one into which the kernel measured nothing hide where the list ends in the others.
+        let mut pcrs = host.pcrs();
+        pcrs.get_mut(&padded).unwrap().insert(10, vec![0; padded.digest_size()]);
+        let reasons = host.appraise_with(&host.evidence_of(pcrs), None).unwrap_err();
+        assert_eq!((codes(&reasons), reasons.len()), (vec![Code::ImaPcrMismatch], 1));
+        // What follows the quoted value is no more of interest in it than in the others.
+        let mut evidence = host.evidence_of(host.pcrs());
+        let mut more = host.ima.clone();
+        more.file("/usr/bin/later", b"later");
+        evidence.ima = more.bytes();
+        assert_eq!(host.appraise_with(&evidence, None).unwrap().ima_entries(), 3);
+    }
+}
+
+#[test]
+fn n87_a_padded_bank_goes_on_as_it_began() {
     let mut host = Host::good();
-    let bytes = host.ima.bytes();
-    let padded = ImaList::parse_binary(&bytes).unwrap().replay(Bank::Sha256, ExtendRule::PaddedSha1);
-    host.pcr10 = Some(padded);
-    let reasons = host.denied();
-    assert_eq!(codes(&reasons), [Code::ImaPaddedSha1]);
-    assert_eq!(reasons[0].pcr, Some(10));
+    host.padded = vec![Bank::Sha384];
+    let judged = host.appraise().unwrap().judged();
+    let goes_on = |host: &Host, left_out: usize| {
+        let mut evidence = host.evidence_of(host.pcrs());
+        evidence.ima_from = left_out as u64;
+        evidence.ima = ListBuilder { entries: host.ima.entries[left_out..].to_vec() }.bytes();
+        host.appraise_with(&evidence, Some(&judged))
+    };
+    for more in [0, 1, 2] {
+        let mut later = Host::good();
+        later.padded = vec![Bank::Sha384];
+        for _ in 0..more {
+            later.ima.file("/usr/bin/portcullis-vmm", b"vmm");
+        }
+        let part = goes_on(&later, 3).unwrap();
+        part.continues(&judged).unwrap();
+        assert_eq!(part.bank_caveats(), [(Bank::Sha384, BankCaveat::PaddedSha1)]);
+        // The state is what judging the whole list would have left, also where nothing is new.
+        let whole = goes_on(&later, 0).unwrap();
+        whole.continues(&judged).unwrap();
+        assert_eq!(part.judged(), whole.judged());
+        // It is no bank of its own digests from here on: alone it compares nothing.
+        let mut evidence = later.evidence_of([(Bank::Sha384, later.pcrs()[&Bank::Sha384].clone())].into());
+        evidence.ima_from = 3;
+        evidence.ima = ListBuilder { entries: later.ima.entries[3..].to_vec() }.bytes();
+        assert_eq!(codes(&later.appraise_with(&evidence, Some(&judged)).unwrap_err()), [Code::ImaHistoryChanged]);
+    }
+    // One that changes its rule within a boot has another past.
+    for (padded, left_out, code) in [
+        (vec![], 0, Code::ImaHistoryChanged),
+        (vec![], 3, Code::ImaPcrMismatch),
+        (vec![Bank::Sha256, Bank::Sha384], 3, Code::ImaPcrMismatch),
+    ] {
+        let mut other = Host::good();
+        other.padded = padded;
+        other.ima.file("/usr/bin/portcullis-vmm", b"vmm");
+        let found = codes(&goes_on(&other, left_out).unwrap_err());
+        assert!(found.iter().all(|found| *found == code || *found == Code::ImaPaddedSha1), "{found:?}");
+    }
 }
 
 #[test]
 fn programs_are_judged_in_a_bank_that_the_kernel_extends_though_the_boot_is_judged_in_another() {
     let mut host = Host::good();
     host.policy.bank = Some(Bank::Sha384);
+    host.padded = vec![Bank::Sha384];
     let bytes = host.log.bytes();
     let log = crate::eventlog::EventLog::parse(&bytes).unwrap();
-    let mut builder = crate::reference::ReferenceBuilder::new("good", "");
+    let mut builder = host.programs(crate::reference::ReferenceBuilder::new("good", ""));
     builder.recorded(&log, &[Bank::Sha384], &crate::appraise::STATIC_PCRS);
-    for (path, content) in [("/usr/bin/portcullis-agent", &b"agent"[..]), ("/usr/bin/portcullis-vmm", b"vmm")] {
-        builder.ima(path, Bank::Sha256.hash(content).as_slice().try_into().unwrap());
-    }
     host.references = vec![builder.build().unwrap()];
-    let judged = host.appraise().unwrap().judged();
-    assert_eq!(judged.bank, Bank::Sha384);
-    assert_eq!(judged.ima.unwrap().pcrs.into_keys().collect::<Vec<_>>(), [Bank::Sha256]);
+    let appraisal = host.appraise().unwrap();
+    assert_eq!((appraisal.bank(), appraisal.ima_entries()), (Bank::Sha384, 3));
     // SHA-1 alone does not do for the programs either.
     host.selection.get_mut(&Bank::Sha256).unwrap().retain(|pcr| *pcr != 10);
-    host.selection.insert(Bank::Sha1, vec![10]);
+    assert_eq!(host.codes(), [Code::ImaPaddedSha1]);
+    host.selection.get_mut(&Bank::Sha384).unwrap().retain(|pcr| *pcr != 10);
     assert_eq!(host.codes(), [Code::PolicyPcr]);
 }

@@ -7,15 +7,10 @@ use portcullis_agent::config::Config;
 use portcullis_agent::trust::Trust;
 use portcullis_attest::binding::{Binding, Purpose, launch_body};
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::key::Bank;
 use portcullis_attest::tpm::{AkBlob, ParentHandle, Tpm, TpmError};
 use portcullis_verifier::api::ReleaseRequest;
 use portcullis_verifier::client::{Client, ClientError, Identity, IdentityError, Limits};
 use sha2::{Digest, Sha256};
-
-/// What an honest agent quotes, so that nothing but the attack itself is amiss.
-const SHA256_PCRS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14];
-const SHA384_PCRS: [u8; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14];
 
 /// Why an attack was not even tried.
 #[derive(Debug, thiserror::Error)]
@@ -78,10 +73,8 @@ impl Host {
 
     /// Genuine evidence about this host.
     pub fn evidence(&mut self, binding: &Binding) -> Result<Evidence, Trouble> {
-        let mut quotes = Vec::new();
-        for part in [(Bank::Sha256, SHA256_PCRS.to_vec()), (Bank::Sha384, SHA384_PCRS.to_vec())] {
-            quotes.push(self.tpm.quote(binding, &[part])?);
-        }
+        // What an honest agent quotes, so that nothing but the attack itself is amiss.
+        let quotes = vec![self.tpm.quote_active(binding)?];
         let eventlog = std::fs::read(&self.config.eventlog)?;
         let ima = std::fs::read(&self.config.ima)?;
         Ok(Evidence::new(binding.clone(), quotes, eventlog, ima))
