@@ -299,7 +299,7 @@ impl Agent {
 
     fn after_denial(&mut self, reasons: &[Reason], wait: Duration) -> (Phase, Duration) {
         let is = |wanted: ServiceCode| reasons.iter().any(|reason| reason.code == Code::Service(wanted));
-        if is(ServiceCode::HostUnknown) {
+        if is(ServiceCode::HostUnknown) || is(ServiceCode::HostBanksUnknown) {
             return (Phase::Enrolling, wait);
         }
         for reason in reasons {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use portcullis_attest::appraise::BootInstance;
 use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
-use portcullis_attest::evidence::{Evidence, SignedQuote};
-use portcullis_attest::key::{Bank, EnrolledAk, PublicArea};
+use portcullis_attest::evidence::Evidence;
+use portcullis_attest::key::{EnrolledAk, PublicArea};
 use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reason::{Denial, Reason};
 use portcullis_attest::release::WrappedKey;
@@ -24,10 +24,6 @@ use crate::store::{self, Store, StoreError};
 
 /// The schema of the file that holds the attestation key.
 const AK_SCHEMA: &str = "portcullis/ak/1";
-/// PCRs quoted in the sha256 bank: firmware and boot loader, IMA, shim.
-const SHA256_PCRS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14];
-/// PCRs quoted in the sha384 bank. Not 10: the kernel extends zero-padded SHA-1 digests there.
-const SHA384_PCRS: [u8; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14];
 
 /// Why the host cannot prove anything.
 #[derive(Debug, thiserror::Error)]
@@ -200,23 +196,33 @@ impl Prover {
         &self.ak_public
     }
 
-    /// Proves to the verifier that endorsement key and attestation key are in this TPM.
-    pub fn enrol(&mut self, client: &Client, host: &str) -> Result<ActivateResponse, ProverError> {
+    /// Proves to the verifier that endorsement key and attestation key are in this TPM, and which PCR banks it has.
+    pub fn enrol(&mut self, client: &Client, party: &Party) -> Result<ActivateResponse, ProverError> {
         let challenge = client.enrol(&EnrolRequest {
-            host: host.to_owned(),
+            host: party.host.clone(),
             ek_certificate: self.ek_certificate.clone(),
             ek_public: self.ek_public.clone(),
             ak_public: self.ak_public.clone(),
         })?;
         let secret = self.tpm()?.activate_credential(&challenge.credential_blob, &challenge.secret)?;
-        Ok(client.activate(&challenge.enrolment, &secret)?)
+        let binding = Binding {
+            purpose: Purpose::Enrol,
+            verifier: party.verifier.clone(),
+            host: party.host.clone(),
+            nonce: Sha256::digest(&secret).to_vec(),
+            tls_spki_sha256: party.tls_spki_sha256,
+            body_sha256: EMPTY_BODY,
+        };
+        let quote = self.tpm()?.quote_active(&binding)?;
+        let evidence = Evidence::new(binding, vec![quote], Vec::new(), Vec::new());
+        Ok(client.activate(&challenge.enrolment, &secret, evidence)?)
     }
 
     /// Evidence about this boot, bound as `binding` says, and the boot that it is about. The first `ima_from` entries of
     /// IMA's list are left out, unless this is another boot than that of the evidence before.
     pub fn evidence(&mut self, binding: &Binding, ima_from: u64) -> Result<(Evidence, BootInstance), ProverError> {
         let eventlog = measurements::eventlog(&self.eventlog)?;
-        let quote = self.quote(binding)?;
+        let quote = self.tpm()?.quote_active(binding)?;
         let mut evidence = Evidence::new(binding.clone(), vec![quote], eventlog, Vec::new());
         let quote = VerifiedQuote::verify(&evidence, &self.ak, binding).map_err(ProverError::Quote)?;
         let boot = BootInstance::of(&quote);
@@ -225,16 +231,6 @@ impl Prover {
         (evidence.ima_from, evidence.ima) = measurements::ima(&self.ima, ima_from)?;
         self.last_boot = Some(boot.clone());
         Ok((evidence, boot))
-    }
-
-    /// One quote over both banks: a discrete TPM takes half a second for each. Without a sha384 bank, over sha256 alone.
-    fn quote(&mut self, binding: &Binding) -> Result<SignedQuote, TpmError> {
-        let sha256 = (Bank::Sha256, SHA256_PCRS.to_vec());
-        let both = [sha256.clone(), (Bank::Sha384, SHA384_PCRS.to_vec())];
-        match self.tpm()?.quote(binding, &both) {
-            Err(TpmError::NoPcr { bank: Bank::Sha384, .. }) => self.tpm()?.quote(binding, &[sha256]),
-            other => other,
-        }
     }
 
     /// Evidence that answers a fresh challenge of the verifier.

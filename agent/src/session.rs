@@ -130,7 +130,7 @@ impl Session {
 
     /// Enrols this host's TPM with the verifier.
     pub fn enrol(&mut self) -> Result<ActivateResponse, AgentError> {
-        Ok(self.prover.enrol(&self.client, &self.party.host)?)
+        Ok(self.prover.enrol(&self.client, &self.party)?)
     }
 
     /// Proves this host's state to the verifier once.

@@ -67,6 +67,16 @@ pub enum HostCommand {
         /// The host's name.
         host: String,
     },
+    /// Take the PCR banks that a host enrols with next for its own.
+    #[command(
+        after_help = "After a change in the host's firmware setup, and only then: which banks its firmware measures into is \
+                            taken from the host's next enrolment. Until then it is not trusted.\n\nExample:\n  \
+                            portcullis host accept-banks honest"
+    )]
+    AcceptBanks {
+        /// The host's name.
+        host: String,
+    },
     /// Say that an order's host can no longer reach the volume, so that it may be opened elsewhere.
     #[command(
         after_help = "Only after you cut the host off by other means (power, switch, storage): two hosts that write \
@@ -216,6 +226,11 @@ pub fn host(command: HostCommand, client: &Client, out: Output) -> Result<(), Fa
             client.cordon(&host, None)?;
             out.show(&json!({ "uncordoned": host }), || format!("{} may get work again", plain(&host)))
         }
+        HostCommand::AcceptBanks { host } => {
+            client.accept_banks(&host)?;
+            let words = || format!("{} is trusted again when it has enrolled and attested", plain(&host));
+            out.show(&json!({ "banks_accepted": host }), words)
+        }
         HostCommand::Fence { order, note } => {
             client.fence(&order, &note)?;
             out.show(&json!({ "fenced": order }), || format!("order {} is ended, its volume is free", plain(&order)))
@@ -315,6 +330,7 @@ fn host_in_words(host: &HostView) -> String {
         ("EK fingerprint", host.ek_fingerprint.clone()),
         ("EK certificate", host.certificate.clone()),
         ("AK name", host.ak_name.clone()),
+        ("PCR banks", host.banks.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string)),
         ("admitted", admission(host.state).to_owned()),
         ("trust", trust(host.trust).to_owned()),
         ("trusted until", host.trusted_until.map_or_else(|| "-".to_owned(), when)),

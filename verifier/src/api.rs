@@ -4,13 +4,13 @@
 //! |---|---|
 //! | anyone | `GET /healthz`, `GET /.well-known/jwks.json` |
 //! | a host's key | `POST /v1/enrol`, `POST /v1/enrol/{enrolment}/activate`, `POST /v1/challenges`, `POST /v1/attest`, `GET /v1/hosts/{host}/orders`, `POST /v1/orders/{id}/release`, `POST /v1/orders/{id}/receipt` |
-//! | an operator | `GET /v1/hosts`, `GET /v1/hosts/{host}`, `GET /v1/hosts/{host}/enrolment`, `DELETE /v1/hosts/{host}`, `PUT /v1/hosts/{host}/cordon`, `POST /v1/orders/{id}/fence`, `GET /v1/admissions`, `POST /v1/admissions`, `DELETE /v1/admissions/{ek_fingerprint}` |
+//! | an operator | `GET /v1/hosts`, `GET /v1/hosts/{host}`, `GET /v1/hosts/{host}/enrolment`, `DELETE /v1/hosts/{host}`, `PUT /v1/hosts/{host}/cordon`, `DELETE /v1/hosts/{host}/banks`, `POST /v1/orders/{id}/fence`, `GET /v1/admissions`, `POST /v1/admissions`, `DELETE /v1/admissions/{ek_fingerprint}` |
 //! | a tenant | `PUT /v1/volumes/{name}`, `GET /v1/volumes`, `POST /v1/vms`, `GET /v1/vms` |
 //!
 //! Refusals are HTTP 403 with [`Denied`]; a placement that finds no host is 409 with [`NotPlaced`]; everything else
 //! that goes wrong is [`ErrorBody`].
 
-use portcullis_attest::appraise::BootInstance;
+use portcullis_attest::appraise::{BootInstance, PinnedBanks};
 use portcullis_attest::binding::Purpose;
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::release::WrappedKey;
@@ -58,7 +58,7 @@ pub struct EnrolResponse {
     pub secret: Vec<u8>,
 }
 
-/// `POST /v1/enrol/{enrolment}/activate`: what TPM2_ActivateCredential gave.
+/// `POST /v1/enrol/{enrolment}/activate`: what TPM2_ActivateCredential gave, and which PCR banks the TPM has.
 #[serde_as]
 #[derive(Serialize, Deserialize, Clone, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +66,10 @@ pub struct ActivateRequest {
     /// The challenge's secret.
     #[serde_as(as = "Base64")]
     pub secret: Vec<u8>,
+    /// Quotes of purpose `enrol` over PCRs 0 to 15 of every active bank, by the AK that enrols. The nonce is SHA-256 of the
+    /// secret, the body empty; the logs are not read and may be left empty.
+    #[zeroize(skip)]
+    pub evidence: Evidence,
 }
 
 /// Whether an operator let the host's TPM in.
@@ -280,6 +284,9 @@ pub struct HostView {
     pub certificate: String,
     /// Name of the AK, hex.
     pub ak_name: String,
+    /// The PCR banks that were active when it enrolled, and whether its firmware measured into them; nothing when it has to
+    /// enrol again.
+    pub banks: Option<PinnedBanks>,
     /// Whether an operator admitted its TPM.
     pub state: Admission,
     /// Whether it may get work now.

@@ -18,10 +18,12 @@ portcullis_attest::reason_codes! {
     EnrolmentUnknown = "enrol.unknown", "There is no such pending enrolment: it was never begun, has expired or was used.";
     EnrolmentOtherKey = "enrol.other-tls-key", "The enrolment was begun with another TLS key.";
     EnrolmentWrongSecret = "enrol.wrong-secret", "The credential challenge was not solved: the attestation key is not in the TPM with that endorsement key.";
+    EnrolmentBanksConflict = "enrol.banks-conflict", "The PCR banks that are active, or into which the firmware measures, are not those of the host's first enrolment. If its firmware setup was changed on purpose, an operator runs `portcullis host accept-banks`, and the host enrols again.";
     EnrolmentsFull = "enrol.too-many", "Too many enrolments of this host and TLS key are pending; answer them or wait until they expire.";
 
     // Hosts.
     HostUnknown = "host.unknown", "No host of this name is enrolled.";
+    HostBanksUnknown = "host.banks-unknown", "The verifier does not know which PCR banks the host's firmware extends: the host has to enrol again, as its agent does when it is told so.";
     HostUntrusted = "host.untrusted", "The host's last evidence was denied.";
     HostNeverAttested = "host.never-attested", "The host has not attested yet.";
     HostExpired = "host.result-expired", "The host's last attestation result has expired.";

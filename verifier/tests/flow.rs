@@ -131,7 +131,8 @@ fn a_tpm_without_certificate_waits_for_an_operator_like_any_other() {
     let client = host.client(&service);
     let challenge = client.enrol(&request).unwrap();
     let secret = host.tpm().activate_credential(&challenge.credential_blob, &challenge.secret).unwrap();
-    let enrolled = client.activate(&challenge.enrolment, &secret).unwrap();
+    let evidence = host.enrolment_evidence(&secret);
+    let enrolled = client.activate(&challenge.enrolment, &secret, evidence).unwrap();
     assert_eq!(enrolled.state, Admission::Pending);
     let operator = service.person("olga");
     assert_eq!(operator.host("h1").unwrap().certificate, "none");

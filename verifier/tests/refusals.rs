@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portcullis_attest::binding::{Purpose, launch_body};
 use portcullis_verifier::api::{self, OrderState, Trust};
-use portcullis_verifier::client::Identity;
+use portcullis_verifier::client::{Client, Identity};
 use portcullis_verifier::receipt::Event;
 use support::boot::Boot;
 use support::host::{Host, KEY, codes, launch_request, refusal};
@@ -140,17 +140,20 @@ fn n32_the_credential_is_opened_once_by_the_tpm_that_has_both_keys() {
     // A wrong secret uses the enrolment up.
     let challenge = client.enrol(&request).unwrap();
     let secret = host.tpm().activate_credential(&challenge.credential_blob, &challenge.secret).unwrap();
-    assert_eq!(codes(client.activate(&challenge.enrolment, &[0; 32])), ["enrol.wrong-secret"]);
-    assert_eq!(codes(client.activate(&challenge.enrolment, &secret)), ["enrol.unknown"]);
+    let evidence = host.enrolment_evidence(&secret);
+    let activate =
+        |client: &Client, enrolment: &str, secret: &[u8]| codes(client.activate(enrolment, secret, evidence.clone()));
+    assert_eq!(activate(&client, &challenge.enrolment, &[0; 32]), ["enrol.wrong-secret"]);
+    assert_eq!(activate(&client, &challenge.enrolment, &secret), ["enrol.unknown"]);
     // Over another key it does not count.
     let challenge = client.enrol(&request).unwrap();
     let secret = host.tpm().activate_credential(&challenge.credential_blob, &challenge.secret).unwrap();
     let other = service.client(Some(&Identity::new_for_host("h1").unwrap()));
-    assert_eq!(codes(other.activate(&challenge.enrolment, &secret)), ["enrol.other-tls-key"]);
+    assert_eq!(activate(&other, &challenge.enrolment, &secret), ["enrol.other-tls-key"]);
     // A replayed secret opens nothing.
-    assert_eq!(codes(client.activate(&challenge.enrolment, &secret)), ["enrol.unknown"]);
+    assert_eq!(activate(&client, &challenge.enrolment, &secret), ["enrol.unknown"]);
     let challenge = client.enrol(&request).unwrap();
-    assert_eq!(codes(client.activate(&challenge.enrolment, &secret)), ["enrol.wrong-secret"]);
+    assert_eq!(activate(&client, &challenge.enrolment, &secret), ["enrol.wrong-secret"]);
     // An AK of another TPM: the credential made for it opens in no TPM.
     let stranger = Host::new("h2");
     let mixed = api::EnrolRequest { ak_public: stranger.ak.public.clone(), ..request };

@@ -7,7 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portcullis_attest::binding::Purpose;
+use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
+use portcullis_attest::evidence::Evidence;
 use portcullis_verifier::api::{AttestRequest, LaunchRequest, MAX_BODY, OrderState};
 use portcullis_verifier::client::{Client, ClientError, Identity, IdentityError, Limits};
 use portcullis_verifier::service::store::{Store, seconds};
@@ -18,6 +19,19 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use support::host::{Host, KEY, codes, launch_request, refusal};
 use support::service::{Running, Setup, mode, refused, run};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+/// Evidence of nothing.
+fn empty_evidence() -> Evidence {
+    let binding = Binding {
+        purpose: Purpose::Enrol,
+        verifier: "verifier".into(),
+        host: "h1".into(),
+        nonce: vec![0; 32],
+        tls_spki_sha256: [0; 32],
+        body_sha256: EMPTY_BODY,
+    };
+    Evidence::new(binding, Vec::new(), Vec::new(), Vec::new())
+}
 
 /// A new key and its certificate, PEM.
 fn key_pair() -> (String, String) {
@@ -229,7 +243,7 @@ fn each_role_has_its_calls_and_no_others() {
     let of_hosts: [Call; 3] = [
         ("challenge", |client| client.challenge("h1", Purpose::Attest).map(drop)),
         ("orders", |client| client.orders("h1").map(drop)),
-        ("activate", |client| client.activate("00", &[0; 32]).map(drop)),
+        ("activate", |client| client.activate("00", &[0; 32], empty_evidence()).map(drop)),
     ];
     let others = |mine: &[Call], more: &[(&str, &Client)]| {
         for (name, call) in mine {

@@ -47,7 +47,9 @@ pub enum ReleaseError {
     #[error("PCR {0} of bank sha256 was not quoted, so no key can be bound to it")]
     PcrMissing(u8),
     /// The SHA-256 bank is not what the judgement rests on, and proves nothing by itself.
-    #[error("the firmware or the boot loader does not measure into bank sha256 ({0}), so a key bound to it is bound to nothing")]
+    #[error(
+        "the firmware or the boot loader does not measure into bank sha256 ({0}), so a key bound to it is bound to nothing"
+    )]
     Bank(BankCaveat),
     /// The parent was certified by another attestation key than the one that quoted.
     #[error("the storage parent was certified by another attestation key than the one that quoted")]
@@ -98,7 +100,8 @@ pub fn wrap_key(key: &[u8], parent: &CertifiedParent, appraisal: &Appraisal) -> 
         return Err(ReleaseError::OtherBoot);
     }
     // PCR 10 is not among those that a key is bound to.
-    let proves_nothing = |(bank, caveat): &&(Bank, BankCaveat)| *bank == Bank::Sha256 && *caveat != BankCaveat::PaddedSha1;
+    let proves_nothing =
+        |(bank, caveat): &&(Bank, BankCaveat)| *bank == Bank::Sha256 && *caveat != BankCaveat::PaddedSha1;
     if let Some((_, caveat)) = appraisal.bank_caveats().iter().find(proves_nothing) {
         return Err(ReleaseError::Bank(*caveat));
     }

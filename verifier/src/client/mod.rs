@@ -185,9 +185,14 @@ impl Client {
         self.call("POST", "/v1/enrol", Some(request))
     }
 
-    /// Completes an enrolment with the challenge's secret.
-    pub fn activate(&self, enrolment: &str, secret: &[u8]) -> Result<api::ActivateResponse, ClientError> {
-        let request = api::ActivateRequest { secret: secret.to_vec() };
+    /// Completes an enrolment with the challenge's secret and evidence of purpose `enrol`.
+    pub fn activate(
+        &self,
+        enrolment: &str,
+        secret: &[u8],
+        evidence: Evidence,
+    ) -> Result<api::ActivateResponse, ClientError> {
+        let request = api::ActivateRequest { secret: secret.to_vec(), evidence };
         self.call("POST", &format!("/v1/enrol/{}/activate", segment(enrolment)?), Some(&request))
     }
 
@@ -235,6 +240,11 @@ impl Client {
     /// Forgets a host, so that it can enrol anew (operators). Refused while it holds a volume.
     pub fn remove_host(&self, host: &str) -> Result<api::Done, ClientError> {
         self.call("DELETE", &format!("/v1/hosts/{}", segment(host)?), None::<&()>)
+    }
+
+    /// Takes the PCR banks that a host enrols with next for its own (operators). Until then it is not trusted.
+    pub fn accept_banks(&self, host: &str) -> Result<api::Done, ClientError> {
+        self.call("DELETE", &format!("/v1/hosts/{}/banks", segment(host)?), None::<&()>)
     }
 
     /// Closes a host for new work with a reason, or opens it again with none (operators).

@@ -134,7 +134,7 @@ fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
     reasons.filter(|reason| reason.code == ReasonCode::EkRevoked).map(Reason::from).collect()
 }
 
-/// Judges evidence in full: challenge, quote, logs, reference values, policy, continuity. Collects every reason.
+/// Judges evidence in full: challenge, quote, banks, logs, reference values, policy, continuity. Collects every reason.
 pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, now: u64) -> Answer<Judgment> {
     let host = question.host;
     let nonce = evidence.binding.nonce.clone();
@@ -157,6 +157,11 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
             return Ok(Judgment { appraisal: None, previous: None, ak: None, binding, reasons, authentic: false });
         }
     };
+    let Some(banks) = &host.banks else {
+        // Nothing can be said of the host before it has enrolled again, and nothing is held against it.
+        reasons.push(ServiceCode::HostBanksUnknown.into());
+        return Ok(Judgment { appraisal: None, previous: None, ak: Some(ak), binding, reasons, authentic: false });
+    };
     let previous = judged(host)?;
     let quote = match VerifiedQuote::verify(evidence, &ak, &binding) {
         Ok(quote) => quote,
@@ -170,21 +175,24 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         reasons.push(reason);
         return Ok(Judgment { appraisal: None, previous, ak: Some(ak), binding, reasons, authentic: false });
     }
+    let policy = service.rules.policy(&host.host);
+    let other_banks = banks.check(&quote, policy.bank);
     let context = Context {
         references: service.rules.references(),
-        policy: service.rules.policy(&host.host),
+        policy,
         certificates: &service.certificates,
         previous: previous.as_ref(),
         now,
     };
     let revoked = revoked(service, host);
     let appraisal = match appraise(quote, evidence, &context) {
-        Ok(appraisal) => Some(appraisal).filter(|_| revoked.is_empty()),
+        Ok(appraisal) => Some(appraisal).filter(|_| revoked.is_empty() && other_banks.is_empty()),
         Err(denial) => {
             reasons.extend(denial.into_iter().map(Reason::from));
             None
         }
     };
+    reasons.extend(other_banks.into_iter().map(Reason::from));
     reasons.extend(revoked);
     Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic: answered })
 }

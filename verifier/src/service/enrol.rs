@@ -1,8 +1,11 @@
 //! Enrolment: a TPM proves that the attestation key lives in it, and waits for an operator to let it in.
 
 use aws_lc_rs::rand;
+use portcullis_attest::appraise::PinnedBanks;
+use portcullis_attest::binding::{Binding, EMPTY_BODY, Purpose};
 use portcullis_attest::endorsement::{EndorsementKey, make_credential};
 use portcullis_attest::key::EnrolledAk;
+use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reason::Denial;
 use sha2::{Digest, Sha256};
 use std::time::SystemTime;
@@ -90,9 +93,28 @@ pub fn activate(
         return Err(Refusal::code(ServiceCode::EnrolmentWrongSecret));
     }
     let new = &pending.enrolment;
-    refuse(service.store.enrol(new, now)?)?;
+    let banks =
+        banks(service, &pending, request).inspect_err(|_| tracing::warn!(host = new.host, "banks not proved"))?;
+    refuse(service.store.enrol(new, &banks, now)?)?;
     let admitted = service.store.host(&new.host, now)?.is_some_and(|host| host.admitted);
     let state = if admitted { api::Admission::Admitted } else { api::Admission::Pending };
-    tracing::info!(host = new.host, ek = new.ek, certificate = new.certificate, ?state, "host enrolled");
+    tracing::info!(host = new.host, ek = new.ek, certificate = new.certificate, %banks, ?state, "host enrolled");
     Ok(api::ActivateResponse { host: new.host.clone(), state, ek_fingerprint: new.ek.clone() })
+}
+
+/// The PCR banks that the TPM has now: what later quotes are held against. The quote answers this enrolment, whose secret
+/// only the TPM that made it could open.
+fn banks(service: &Service, pending: &Pending, request: &api::ActivateRequest) -> Answer<PinnedBanks> {
+    let enrolment = &pending.enrolment;
+    let ak = EnrolledAk::new(&enrolment.ak_public, &enrolment.ek_public)?;
+    let binding = Binding {
+        purpose: Purpose::Enrol,
+        verifier: service.id.clone(),
+        host: enrolment.host.clone(),
+        nonce: pending.secret_sha256.to_vec(),
+        tls_spki_sha256: pending.tls_spki,
+        body_sha256: EMPTY_BODY,
+    };
+    let quote = VerifiedQuote::verify(&request.evidence, &ak, &binding)?;
+    Ok(PinnedBanks::of(&quote)?)
 }

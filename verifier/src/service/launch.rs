@@ -191,6 +191,7 @@ fn not_wrapped(error: &ReleaseError) -> Refusal {
     use portcullis_attest::release::ProtectError::{Key, Unsupported};
     match error {
         ReleaseError::PcrMissing(_)
+        | ReleaseError::Bank(_)
         | ReleaseError::OtherTpm
         | ReleaseError::OtherBoot
         | ReleaseError::Protect(Key | Unsupported(_)) => {

@@ -30,6 +30,7 @@ fn view(row: &HostRow, now: u64) -> Answer<api::HostView> {
         ek_fingerprint: row.ek.clone(),
         certificate: row.certificate.clone(),
         ak_name: row.ak_name.clone(),
+        banks: row.banks.clone(),
         state: if row.admitted { api::Admission::Admitted } else { api::Admission::Pending },
         trust,
         reasons,
@@ -98,6 +99,15 @@ pub fn cordon(service: &Service, who: &str, host: &str, request: &api::CordonReq
         return Err(Refusal::not_found("no host of this name is enrolled"));
     }
     tracing::info!(operator = who, host, reason, "cordon");
+    Ok(api::Done {})
+}
+
+/// `DELETE /v1/hosts/{host}/banks`.
+pub fn accept_banks(service: &Service, who: &str, host: &str) -> Answer<api::Done> {
+    if !service.store.forget_banks(host)? {
+        return Err(Refusal::not_found("no host of this name is enrolled"));
+    }
+    tracing::warn!(operator = who, host, "the PCR banks of the next enrolment are accepted");
     Ok(api::Done {})
 }
 

@@ -34,6 +34,7 @@ pub fn router(service: &Arc<Service>) -> Router {
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/{host}", get(host).delete(remove_host))
         .route("/v1/hosts/{host}/cordon", put(cordon))
+        .route("/v1/hosts/{host}/banks", delete(accept_banks))
         .route("/v1/hosts/{host}/enrolment", get(enrolment))
         .route("/v1/orders/{id}/fence", post(fence))
         .route("/v1/admissions", get(admissions).post(admit))
@@ -169,6 +170,10 @@ async fn enrolment(State(service): App, Path(host): Path<String>, request: Reque
 
 async fn remove_host(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
     bare(&service, peer(&request), Role::Operator, move |service, who| people::remove_host(service, who, &host)).await
+}
+
+async fn accept_banks(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
+    bare(&service, peer(&request), Role::Operator, move |service, who| people::accept_banks(service, who, &host)).await
 }
 
 async fn cordon(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {

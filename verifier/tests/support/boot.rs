@@ -1,6 +1,7 @@
 //! A measured boot made in software: the events of a firmware with Secure Boot, shim, GRUB and a kernel, the programs
 //! that IMA measures afterwards, and both of them extended into a TPM.
 
+use portcullis_attest::appraise::JUDGED_PCRS;
 use portcullis_attest::eventlog::{EventLog, EventType};
 use portcullis_attest::key::Bank;
 use portcullis_attest::reference::ReferenceBuilder;
@@ -28,6 +29,8 @@ struct Event {
 pub struct Boot {
     events: Vec<Event>,
     programs: Vec<(String, Vec<u8>)>,
+    /// The banks that the firmware and the boot loader measure into. The kernel measures into all of them.
+    firmware_banks: Vec<Bank>,
     extended: usize,
 }
 
@@ -60,8 +63,23 @@ impl Boot {
 
     /// A boot with Secure Boot on or off and a command line.
     pub fn with(secure_boot: bool, command_line: &str) -> Self {
-        let mut boot = Self { events: Vec::new(), programs: Vec::new(), extended: 0 };
-        boot.firmware(secure_boot);
+        Self::made(secure_boot, command_line, 0)
+    }
+
+    /// The good boot with another value in PCR 1, as firmware varies it from boot to boot: 0 or 1, both of them good.
+    pub fn varied(boot_order: u8) -> Self {
+        Self::made(true, "console=ttyS0 quiet", boot_order)
+    }
+
+    /// The good boot by a firmware that measures into these banks only.
+    pub fn in_banks(banks: &[Bank]) -> Self {
+        Self { firmware_banks: banks.to_vec(), ..Self::good() }
+    }
+
+    fn made(secure_boot: bool, command_line: &str, boot_order: u8) -> Self {
+        let firmware_banks = BANKS.to_vec();
+        let mut boot = Self { events: Vec::new(), programs: Vec::new(), firmware_banks, extended: 0 };
+        boot.firmware(secure_boot, boot_order);
         boot.loader(command_line);
         boot.program("/usr/bin/portcullis-agent", b"the agent");
         boot
@@ -75,7 +93,7 @@ impl Boot {
         self.events.push(Event { pcr, kind, data: data.to_vec(), measured: measured.to_vec() });
     }
 
-    fn firmware(&mut self, secure_boot: bool) {
+    fn firmware(&mut self, secure_boot: bool, boot_order: u8) {
         self.event(0, EventType::S_CRTM_VERSION, &utf16("firmware 1\0"));
         self.measure(0, EventType::EFI_PLATFORM_FIRMWARE_BLOB, &[0x11; 16], b"firmware volume");
         let setting = variable(GLOBAL, "SecureBoot", &[u8::from(secure_boot)]);
@@ -86,7 +104,8 @@ impl Boot {
         }
         self.event(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(IMAGE_SECURITY, "dbx", &[]));
         self.event(7, EventType::SEPARATOR, &[0; 4]);
-        self.measure(1, EventType::EFI_VARIABLE_BOOT, &variable(GLOBAL, "BootOrder", &[1, 0]), &[1, 0]);
+        let order = [1, boot_order];
+        self.measure(1, EventType::EFI_VARIABLE_BOOT, &variable(GLOBAL, "BootOrder", &order), &order);
         self.event(4, EventType::EFI_ACTION, b"Calling EFI Application from Boot Option");
         for pcr in 0..=6 {
             self.event(pcr, EventType::SEPARATOR, &[0; 4]);
@@ -119,8 +138,9 @@ impl Boot {
     /// The firmware event log.
     pub fn eventlog(&self) -> Vec<u8> {
         let mut body = b"Spec ID Event03\0\0\0\0\0\0\x02\0\x02".to_vec();
-        body.extend(u32::try_from(BANKS.len()).unwrap().to_le_bytes());
-        for bank in BANKS {
+        let banks = &self.firmware_banks;
+        body.extend(u32::try_from(banks.len()).unwrap().to_le_bytes());
+        for bank in banks {
             body.extend(bank.tpm_alg_id().to_le_bytes());
             body.extend(u16::try_from(bank.digest_size()).unwrap().to_le_bytes());
         }
@@ -130,8 +150,8 @@ impl Boot {
         for event in &self.events {
             log.extend(event.pcr.to_le_bytes());
             log.extend(event.kind.0.to_le_bytes());
-            log.extend(u32::try_from(BANKS.len()).unwrap().to_le_bytes());
-            for bank in BANKS {
+            log.extend(u32::try_from(banks.len()).unwrap().to_le_bytes());
+            for bank in banks {
                 log.extend(bank.tpm_alg_id().to_le_bytes());
                 log.extend(bank.hash(&event.measured));
             }
@@ -188,25 +208,25 @@ impl Boot {
 
     /// Extends into a TPM what was not extended yet.
     pub fn extend(&mut self, tpm: &Swtpm) {
-        let firmware = self.events.iter().map(|event| (event.pcr, event.measured.clone()));
-        let programs = self.ima_entries().into_iter().map(|data| (10, data));
-        let all: Vec<(u32, Vec<u8>)> = firmware.chain(programs).collect();
-        for (pcr, measured) in &all[self.extended..] {
-            tpm.transact("TPM2_PCR_Extend", &extend_command(*pcr, measured)).unwrap();
+        let firmware = self.events.iter().map(|event| (event.pcr, event.measured.clone(), &self.firmware_banks[..]));
+        let programs = self.ima_entries().into_iter().map(|data| (10, data, &BANKS[..]));
+        let all: Vec<(u32, Vec<u8>, &[Bank])> = firmware.chain(programs).collect();
+        for (pcr, measured, banks) in &all[self.extended..] {
+            tpm.transact("TPM2_PCR_Extend", &extend_command(*pcr, measured, banks)).unwrap();
         }
         self.extended = all.len();
     }
 }
 
-/// TPM2_PCR_Extend of every bank.
-pub fn extend_command(pcr: u32, measured: &[u8]) -> Vec<u8> {
+/// TPM2_PCR_Extend of these banks.
+pub fn extend_command(pcr: u32, measured: &[u8], banks: &[Bank]) -> Vec<u8> {
     let mut body = 0x0000_0182_u32.to_be_bytes().to_vec();
     body.extend(pcr.to_be_bytes());
     // One password session with an empty password.
     body.extend(9u32.to_be_bytes());
     body.extend([0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
-    body.extend(u32::try_from(BANKS.len()).unwrap().to_be_bytes());
-    for bank in BANKS {
+    body.extend(u32::try_from(banks.len()).unwrap().to_be_bytes());
+    for bank in banks {
         body.extend(bank.tpm_alg_id().to_be_bytes());
         body.extend(bank.hash(measured));
     }
@@ -216,11 +236,17 @@ pub fn extend_command(pcr: u32, measured: &[u8]) -> Vec<u8> {
 
 /// The reference values of [`Boot::good`], as TOML.
 pub fn references() -> String {
-    let boot = Boot::good();
-    let bytes = boot.eventlog();
-    let log = EventLog::parse(&bytes).unwrap();
+    references_of(&[Boot::good()])
+}
+
+/// Reference values that accept each of these boots, as TOML.
+pub fn references_of(boots: &[Boot]) -> String {
     let mut builder = ReferenceBuilder::new("good", "the boot of the tests");
-    builder.recorded(&log, &[Bank::Sha256, Bank::Sha384], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14]);
+    for boot in boots {
+        let bytes = boot.eventlog();
+        let log = EventLog::parse(&bytes).unwrap();
+        builder.boot(&log, &[Bank::Sha256, Bank::Sha384], &JUDGED_PCRS);
+    }
     let digest: [u8; 32] = Bank::Sha256.hash(b"the agent").try_into().unwrap();
     builder.ima("/usr/bin/portcullis-agent", &digest);
     let digest: [u8; 32] = Bank::Sha256.hash(b"the vmm").try_into().unwrap();

@@ -2,7 +2,6 @@
 
 use portcullis_attest::binding::{Binding, Purpose, launch_body};
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::key::Bank;
 use portcullis_attest::tpm::{AkBlob, ParentHandle, Tpm};
 use portcullis_firmware_fixtures::tpm::Swtpm;
 use portcullis_verifier::api;
@@ -59,7 +58,9 @@ impl Host {
     /// Extends a PCR with something that stands in no log.
     pub fn measure(&mut self, pcr: u32, content: &[u8]) {
         self.tpm = None;
-        self.swtpm.transact("TPM2_PCR_Extend", &super::boot::extend_command(pcr, content)).unwrap();
+        self.swtpm
+            .transact("TPM2_PCR_Extend", &super::boot::extend_command(pcr, content, &super::boot::BANKS))
+            .unwrap();
         self.open_tpm();
     }
 
@@ -98,7 +99,15 @@ impl Host {
         let client = self.client(service);
         let challenge = client.enrol(&request)?;
         let secret = self.tpm().activate_credential(&challenge.credential_blob, &challenge.secret).unwrap();
-        client.activate(&challenge.enrolment, &secret)
+        let evidence = self.enrolment_evidence(&secret);
+        client.activate(&challenge.enrolment, &secret, evidence)
+    }
+
+    /// What shows, for an enrolment with this secret, which banks the TPM has.
+    pub fn enrolment_evidence(&mut self, secret: &[u8]) -> Evidence {
+        let binding = self.binding(Purpose::Enrol, &hex::encode(Sha256::digest(secret)), &[]);
+        let quote = self.tpm().quote_active(&binding).unwrap();
+        Evidence::new(binding, vec![quote], Vec::new(), Vec::new())
     }
 
     /// Enrols, is admitted and attests.
@@ -127,9 +136,7 @@ impl Host {
 
     /// Evidence with this binding that leaves out so many IMA entries.
     pub fn evidence_after(&mut self, binding: &Binding, left_out: u64) -> Evidence {
-        let sha256 = (Bank::Sha256, (0..=10).chain([14]).collect::<Vec<u8>>());
-        let sha384 = (Bank::Sha384, (0..=9).chain([14]).collect::<Vec<u8>>());
-        let quotes = vec![self.tpm().quote(binding, &[sha256]).unwrap(), self.tpm().quote(binding, &[sha384]).unwrap()];
+        let quotes = vec![self.tpm().quote_active(binding).unwrap()];
         let mut evidence = Evidence::new(binding.clone(), quotes, self.boot.eventlog(), self.boot.ima_after(left_out));
         evidence.ima_from = left_out;
         evidence

@@ -1,9 +1,10 @@
 //! Enrolments and the hosts that come out of them.
 
+use portcullis_attest::appraise::PinnedBanks;
 use rusqlite::{OptionalExtension, ToSql, Transaction, params};
 
-use super::hosts::{LIVE, remove_in};
-use super::{Store, StoreError, int};
+use super::hosts::{LIVE, host_in, remove_in};
+use super::{Store, StoreError, int, to_json};
 use crate::reason::ServiceCode;
 
 /// Most enrolments pending at a time, for one host and for all together. Anyone can begin one, so beyond the second bound
@@ -179,23 +180,28 @@ impl Store {
     }
 
     /// Enrols the host, unless something stands against it. Enrolling the same again changes nothing, but that a
-    /// certificate may be added: none is taken away, lest a host get rid of one that will be revoked.
-    pub fn enrol(&self, new: &Enrolment, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
+    /// certificate may be added, and PCR banks where none are known: no certificate is taken away, lest a host get rid of
+    /// one that will be revoked, and no banks are replaced by others.
+    pub fn enrol(&self, new: &Enrolment, banks: &PinnedBanks, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
         self.transact(|transaction| {
-            let (found, in_the_way) = conflicts(transaction, new, now)?;
+            let (mut found, in_the_way) = conflicts(transaction, new, now)?;
+            let same = host_in(transaction, &new.host, now)?.filter(|row| row.ek == new.ek);
+            if same.and_then(|row| row.banks).is_some_and(|pinned| pinned != *banks) {
+                found.push(ServiceCode::EnrolmentBanksConflict);
+            }
             if found.is_empty() {
                 for host in &in_the_way {
                     remove_in(transaction, host)?;
                 }
                 make_room(transaction, new, now)?;
-                let (enrolled, at) = (new.columns(), int(now));
-                let more: [(&str, &dyn ToSql); 1] = [(":now", &at)];
+                let (enrolled, at, banks) = (new.columns(), int(now), to_json("list of PCR banks", banks)?);
+                let more: [(&str, &dyn ToSql); 2] = [(":now", &at), (":banks", &banks)];
                 transaction.execute(
                     "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, \
-                     ek_certificate) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
-                     :ek_certificate) ON CONFLICT (host) DO UPDATE \
-                     SET certificate = excluded.certificate, ek_certificate = excluded.ek_certificate \
-                     WHERE excluded.ek_certificate IS NOT NULL",
+                     ek_certificate, banks) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
+                     :ek_certificate, :banks) ON CONFLICT (host) DO UPDATE SET banks = coalesce(banks, excluded.banks), \
+                     certificate = CASE WHEN excluded.ek_certificate IS NULL THEN certificate \
+                     ELSE excluded.certificate END, ek_certificate = coalesce(excluded.ek_certificate, ek_certificate)",
                     [&enrolled[..], &more].concat().as_slice(),
                 )?;
             }

@@ -1,5 +1,6 @@
 //! Enrolled hosts, who admitted them, and what was judged about them last.
 
+use portcullis_attest::appraise::PinnedBanks;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::{Store, StoreError, from_json, int, is_of_the_future, to_json, uint};
@@ -18,7 +19,7 @@ pub(super) const LIVE: &str = "(SELECT count(*) FROM orders WHERE orders.host = 
                     OR (state = 'placed' AND expires_at > ?1 AND placed_at <= ?1 + 60)))";
 const COLUMNS: &str = "host, ek, ek_public, certificate, ak_public, ak_name, tls_spki, judged, boot, trusted_until, \
                        attested_at, reasons, cordon, generation, \
-                       EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek), ek_certificate";
+                       EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek), ek_certificate, banks";
 
 /// An enrolled host.
 #[derive(Clone, Debug)]
@@ -55,6 +56,9 @@ pub struct HostRow {
     pub admitted: bool,
     /// The EK certificate (DER), if it has one.
     pub ek_certificate: Option<Vec<u8>>,
+    /// The PCR banks that were active when it enrolled, and into which of them its firmware measured. Nothing when that is
+    /// not known yet: then it is not trusted.
+    pub banks: Option<PinnedBanks>,
     /// VMs placed, released or running there.
     pub vms: u32,
 }
@@ -75,7 +79,8 @@ pub struct Judgement {
 }
 
 impl HostRow {
-    fn read(row: &Row<'_>) -> rusqlite::Result<(Self, String)> {
+    /// The row, and its columns of JSON: reasons and banks.
+    fn read(row: &Row<'_>) -> rusqlite::Result<(Self, String, Option<String>)> {
         let host = Self {
             host: row.get(0)?,
             ek: row.get(1)?,
@@ -93,9 +98,15 @@ impl HostRow {
             generation: row.get(13)?,
             admitted: row.get(14)?,
             ek_certificate: row.get(15)?,
-            vms: row.get(16)?,
+            banks: None,
+            vms: row.get(17)?,
         };
-        Ok((host, row.get(11)?))
+        Ok((host, row.get(11)?, row.get(16)?))
+    }
+
+    fn parse((host, reasons, banks): (Self, String, Option<String>)) -> Result<Self, StoreError> {
+        let banks = banks.map(|banks| from_json("list of PCR banks", &banks)).transpose()?;
+        Ok(Self { reasons: from_json("list of reasons", &reasons)?, banks, ..host })
     }
 
     /// Why it gets no new work, for tenants: of a host that no operator admitted only that, for whatever else is known of
@@ -109,6 +120,9 @@ impl HostRow {
         let mut found = Vec::new();
         if !self.admitted {
             found.push(ServiceCode::NotAdmitted.into());
+        }
+        if self.banks.is_none() {
+            found.push(ServiceCode::HostBanksUnknown.into());
         }
         match self.trusted_until {
             // Set when it attested, by the same clock.
@@ -137,7 +151,7 @@ impl HostRow {
 pub(super) fn host_in(transaction: &Transaction<'_>, host: &str, now: u64) -> Result<Option<HostRow>, StoreError> {
     let query = format!("SELECT {COLUMNS}, {LIVE} FROM hosts WHERE host = ?2");
     let found = transaction.query_row(&query, params![int(now), host], HostRow::read).optional()?;
-    found.map(|(row, reasons)| Ok(HostRow { reasons: from_json("list of reasons", &reasons)?, ..row })).transpose()
+    found.map(HostRow::parse).transpose()
 }
 
 /// Records good evidence inside a transaction. False when the host was judged anew in between.
@@ -226,11 +240,7 @@ impl Store {
             let query = format!("SELECT {COLUMNS}, {LIVE} FROM hosts WHERE {condition} ORDER BY host");
             let mut statement = transaction.prepare(&query)?;
             let rows = statement.query_map(values, HostRow::read)?;
-            rows.map(|row| {
-                let (row, reasons) = row?;
-                Ok(HostRow { reasons: from_json("list of reasons", &reasons)?, ..row })
-            })
-            .collect()
+            rows.map(|row| HostRow::parse(row?)).collect()
         })
     }
 
@@ -253,6 +263,18 @@ impl Store {
     pub fn cordon(&self, host: &str, reason: Option<&str>) -> Result<bool, StoreError> {
         self.transact(|transaction| {
             let changed = transaction.execute("UPDATE hosts SET cordon = ?2 WHERE host = ?1", params![host, reason])?;
+            Ok(changed == 1)
+        })
+    }
+
+    /// Forgets which PCR banks a host had, and with that its trust: the next enrolment brings others. False when there is
+    /// no such host.
+    pub fn forget_banks(&self, host: &str) -> Result<bool, StoreError> {
+        self.transact(|transaction| {
+            let changed = transaction.execute(
+                "UPDATE hosts SET banks = NULL, trusted_until = NULL, generation = generation + 1 WHERE host = ?1",
+                [host],
+            )?;
             Ok(changed == 1)
         })
     }

@@ -22,11 +22,14 @@ pub use self::orders::{NewOrder, OrderRow, Receipted, Release};
 pub use self::volumes::VolumePut;
 
 /// The version of the schema below. A database of another version is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = include_str!("schema.sql");
 /// What version 1 lacks. Its hosts' certificates come with their next enrolment.
 const FROM_VERSION_1: &str = "ALTER TABLE hosts ADD COLUMN ek_certificate BLOB; \
                               ALTER TABLE enrolments ADD COLUMN ek_certificate BLOB;";
+/// What version 2 lacks. Which PCR banks its hosts have comes with their next enrolment; until then they are not trusted.
+const FROM_VERSION_2: &str = "ALTER TABLE hosts ADD COLUMN banks TEXT; \
+                              UPDATE hosts SET trusted_until = NULL, generation = generation + 1;";
 
 /// Why the store cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +102,11 @@ impl Store {
             }
             1 => {
                 transaction.execute_batch(FROM_VERSION_1)?;
+                transaction.execute_batch(FROM_VERSION_2)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            2 => {
+                transaction.execute_batch(FROM_VERSION_2)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
             SCHEMA_VERSION => {}

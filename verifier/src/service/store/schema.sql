@@ -1,4 +1,4 @@
--- The verifier's state, schema version 2. Times are seconds since 1970; digests are hex unless BLOB.
+-- The verifier's state, schema version 3. Times are seconds since 1970; digests are hex unless BLOB.
 
 -- TPMs that an operator let in, one by one.
 CREATE TABLE admissions (
@@ -26,7 +26,10 @@ CREATE TABLE hosts (
     cordon        TEXT,
     generation    INTEGER NOT NULL DEFAULT 0,
     -- Kept to see later whether it was revoked.
-    ek_certificate BLOB
+    ek_certificate BLOB,
+    -- JSON: the PCR banks that were active at enrolment, and whether the firmware measured into them. Without it, or when
+    -- an operator accepts others, the host has to enrol again.
+    banks         TEXT
 ) STRICT;
 
 -- Credential challenges that were not answered yet. The secret itself is not kept.

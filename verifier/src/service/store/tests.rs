@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use portcullis_attest::appraise::PinnedBanks;
 use rusqlite::params;
 
 use super::*;
@@ -9,6 +10,11 @@ use crate::reason::{Reason, ServiceCode};
 
 const EK: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 const BOOT: &str = "{}";
+const BANKS: &str = r#"{"sha1":"unextended","sha256":"extended"}"#;
+
+fn banks() -> PinnedBanks {
+    serde_json::from_str(BANKS).unwrap()
+}
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -24,8 +30,8 @@ fn placed() -> (tempfile::TempDir, Store) {
             t.execute("INSERT INTO admissions VALUES (?1, '', 'o', 0)", [EK])?;
             t.execute(
                 "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, tls_spki, boot, \
-                 trusted_until) VALUES ('h1', ?1, x'', 'none', x'', 'a', 0, ?2, ?3, 100)",
-                params![EK, [1u8; 32], BOOT],
+                 trusted_until, banks) VALUES ('h1', ?1, x'', 'none', x'', 'a', 0, ?2, ?3, 100, ?4)",
+                params![EK, [1u8; 32], BOOT, BANKS],
             )?;
             Ok(())
         })
@@ -109,6 +115,7 @@ fn every_condition_of_a_release_is_checked_where_it_is_recorded() {
     refused("DELETE FROM admissions", &good, 1, ServiceCode::HostUntrusted);
     refused("UPDATE hosts SET trusted_until = NULL", &good, 1, ServiceCode::HostUntrusted);
     refused("UPDATE hosts SET trusted_until = 1", &good, 1, ServiceCode::HostUntrusted);
+    refused("UPDATE hosts SET banks = NULL", &good, 1, ServiceCode::HostUntrusted);
     refused("UPDATE hosts SET tls_spki = zeroblob(32)", &good, 1, ServiceCode::HostOtherKey);
     refused("UPDATE orders SET host = 'h2'", &good, 1, ServiceCode::OrderOtherHost);
     refused("UPDATE orders SET boot = '[]'", &good, 1, ServiceCode::OrderOtherBoot);
@@ -150,6 +157,7 @@ fn a_database_of_the_first_version_goes_on() {
         .transact(|t| -> Result<(), StoreError> {
             t.execute_batch("ALTER TABLE hosts DROP COLUMN ek_certificate")?;
             t.execute_batch("ALTER TABLE enrolments DROP COLUMN ek_certificate")?;
+            t.execute_batch("ALTER TABLE hosts DROP COLUMN banks")?;
             Ok(t.pragma_update(None, "user_version", 1)?)
         })
         .unwrap();
@@ -159,19 +167,58 @@ fn a_database_of_the_first_version_goes_on() {
     // The next enrolment brings the certificate, and none takes it away.
     let same = |ek_certificate| Enrolment { ek_certificate, ak_name: "a".into(), ..enrolment("h1", EK) };
     for (given, kept) in [(None, None), (Some(vec![7]), Some(vec![7])), (None, Some(vec![7]))] {
-        let conflicts = store.enrol(&same(given), 1).unwrap();
+        let conflicts = store.enrol(&same(given), &banks(), 1).unwrap();
         assert_eq!(conflicts, []);
         assert_eq!(store.host("h1", 1).unwrap().unwrap().ek_certificate, kept);
     }
 }
 
 #[test]
+fn n90_hosts_of_the_second_version_are_not_trusted_until_their_banks_are_known() {
+    let (dir, store) = placed();
+    assert!(store.host("h1", 1).unwrap().unwrap().why_untrusted(1).is_empty());
+    store
+        .transact(|t| -> Result<(), StoreError> {
+            t.execute_batch("ALTER TABLE hosts DROP COLUMN banks")?;
+            Ok(t.pragma_update(None, "user_version", 2)?)
+        })
+        .unwrap();
+    drop(store);
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let row = store.host("h1", 1).unwrap().unwrap();
+    let codes: Vec<_> = row.why_untrusted(1).into_iter().map(|reason| reason.code).collect();
+    assert_eq!(codes, [ServiceCode::HostBanksUnknown, ServiceCode::HostNeverAttested].map(Into::into));
+    let good = release("", row.generation).judgement;
+    let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
+    assert_eq!(store.enrol(&same, &banks(), 1).unwrap(), []);
+    assert!(store.record_trusted("h1", &good, 500, 1).unwrap());
+    assert!(store.host("h1", 1).unwrap().unwrap().why_untrusted(1).is_empty());
+}
+
+#[test]
+fn n90_banks_are_pinned_once_and_replaced_after_an_operators_word() {
+    let (_dir, store) = placed();
+    let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
+    let pinned = || store.host("h1", 1).unwrap().unwrap().banks;
+    assert_eq!((store.enrol(&same, &banks(), 1).unwrap(), pinned()), (vec![], Some(banks())));
+    for other in [r#"{"sha256":"extended"}"#, r#"{"sha1":"extended","sha256":"extended"}"#, "{}"] {
+        let other: PinnedBanks = serde_json::from_str(other).unwrap();
+        assert_eq!(store.enrol(&same, &other, 1).unwrap(), [ServiceCode::EnrolmentBanksConflict]);
+        assert_eq!(pinned(), Some(banks()));
+    }
+    let other: PinnedBanks = serde_json::from_str(r#"{"sha256":"extended"}"#).unwrap();
+    assert!(store.forget_banks("h1").unwrap() && !store.forget_banks("h2").unwrap());
+    assert_eq!((pinned(), store.host("h1", 1).unwrap().unwrap().trusted_until), (None, None));
+    assert_eq!((store.enrol(&same, &other, 1).unwrap(), pinned()), (vec![], Some(other)));
+}
+
+#[test]
 fn a_database_of_another_version_is_refused() {
     let (dir, store) = store();
-    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 3)?) }).unwrap();
+    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 4)?) }).unwrap();
     drop(store);
     let opened = Store::open(&dir.path().join("db")).map(drop);
-    assert!(matches!(opened, Err(StoreError::Version { found: 3 })), "{opened:?}");
+    assert!(matches!(opened, Err(StoreError::Version { found: 4 })), "{opened:?}");
     std::fs::write(dir.path().join("rubbish"), vec![7; 8192]).unwrap();
     assert!(matches!(Store::open(&dir.path().join("rubbish")), Err(StoreError::Sqlite(_))));
 }
@@ -197,19 +244,19 @@ fn admit(store: &Store, ek: &str) {
 fn a_name_taken_by_a_tpm_that_nobody_admitted_does_not_keep_an_admitted_one_out() {
     let (_dir, store) = store();
     let (squatter, honest) = (enrolment("h", &"5".repeat(64)), enrolment("h", &"a".repeat(64)));
-    assert_eq!(store.enrol(&squatter, 1).unwrap(), []);
+    assert_eq!(store.enrol(&squatter, &banks(), 1).unwrap(), []);
     // As long as no operator has said which of the two it is, the first one stays.
-    assert_eq!(store.enrol(&honest, 2).unwrap(), [ServiceCode::HostConflict]);
+    assert_eq!(store.enrol(&honest, &banks(), 2).unwrap(), [ServiceCode::HostConflict]);
     admit(&store, &honest.ek);
     let pending = Pending { enrolment: honest.clone(), secret_sha256: [0; 32], tls_spki: [0; 32], expires_at: 9 };
     assert_eq!(store.begin_enrolment("e", &pending, 3).unwrap(), []);
-    assert_eq!(store.enrol(&honest, 3).unwrap(), []);
+    assert_eq!(store.enrol(&honest, &banks(), 3).unwrap(), []);
     assert_eq!(store.host("h", 3).unwrap().unwrap().ek, honest.ek);
     // And an admitted one is not driven out by another admitted one, nor by its own EK under another name.
     let other = enrolment("h", &"b".repeat(64));
     admit(&store, &other.ek);
-    assert_eq!(store.enrol(&other, 4).unwrap(), [ServiceCode::HostConflict]);
-    assert_eq!(store.enrol(&Enrolment { host: "i".into(), ..honest }, 4).unwrap(), [ServiceCode::EkConflict]);
+    assert_eq!(store.enrol(&other, &banks(), 4).unwrap(), [ServiceCode::HostConflict]);
+    assert_eq!(store.enrol(&Enrolment { host: "i".into(), ..honest }, &banks(), 4).unwrap(), [ServiceCode::EkConflict]);
 }
 
 #[test]
@@ -218,8 +265,8 @@ fn a_host_that_holds_a_volume_is_not_driven_out_though_its_admission_was_withdra
     store.withdraw(EK).unwrap();
     let other = enrolment("h1", &"b".repeat(64));
     admit(&store, &other.ek);
-    assert_eq!(store.enrol(&other, 1).unwrap(), [ServiceCode::HostConflict]);
-    assert_eq!(store.enrol(&other, 5_000).unwrap(), [], "its orders have expired");
+    assert_eq!(store.enrol(&other, &banks(), 1).unwrap(), [ServiceCode::HostConflict]);
+    assert_eq!(store.enrol(&other, &banks(), 5_000).unwrap(), [], "its orders have expired");
 }
 
 #[test]
@@ -249,7 +296,7 @@ fn a_flood_of_challenges_and_enrolments_keeps_nobody_out() {
     let pending = Pending { enrolment: honest.clone(), secret_sha256: [0; 32], tls_spki: [1; 32], expires_at: 1_000 };
     assert_eq!(store.begin_enrolment("e", &pending, 1).unwrap(), []);
     assert!(store.take_enrolment("e").unwrap().is_some());
-    assert_eq!(store.enrol(&honest, 1).unwrap(), []);
+    assert_eq!(store.enrol(&honest, &banks(), 1).unwrap(), []);
     let count = |table: &str| {
         let query = format!("SELECT count(*) FROM {table}");
         store.transact(|t| -> Result<i64, StoreError> { Ok(t.query_row(&query, [], |row| row.get(0))?) }).unwrap()
@@ -269,7 +316,7 @@ fn what_unknown_hosts_say_of_themselves_takes_little_room_and_reaches_no_tenant(
     let long = Reason::new(ServiceCode::HostUntrusted).values("e".repeat(5_000), "f".repeat(5_000));
     let reasons = vec![long; 100];
     let waiting = enrolment("w", &"b".repeat(64));
-    assert_eq!(store.enrol(&waiting, 1).unwrap(), []);
+    assert_eq!(store.enrol(&waiting, &banks(), 1).unwrap(), []);
     for (host, ak_name, most) in [("w", waiting.ak_name.as_str(), 5_000), ("h1", "a", 70_000)] {
         store.record_denied(host, ak_name, &reasons, 2).unwrap();
         let row = store.host(host, 2).unwrap().unwrap();
@@ -307,7 +354,7 @@ fn what_was_issued_before_the_clock_was_set_back_does_not_hold_longer_for_that()
     let (_dir, store) = store();
     let honest = enrolment("h", EK);
     admit(&store, EK);
-    assert_eq!(store.enrol(&honest, 1).unwrap(), []);
+    assert_eq!(store.enrol(&honest, &banks(), 1).unwrap(), []);
     let good = Judgement { ak_name: honest.ak_name, ..release("", 0).judgement };
     assert!(store.record_trusted("h", &good, 1_000_300, 1_000_000).unwrap());
     assert_eq!(store.put_volume("t", "v", b"sealed", 0).unwrap(), VolumePut::New);
