@@ -71,8 +71,7 @@ fn best<'r>(
         if differences.is_empty() {
             differences.extend(unlisted);
         }
-        let programs =
-            if policy.ima { Programs::judge(claims.replayed(), &policy.programs, values) } else { Programs::default() };
+        let programs = Programs::judge(claims.replayed(), policy, values);
         differences.extend(programs.reasons);
         differences.extend(programs::left_out(claims.replayed(), policy, values));
         if differences.is_empty() {

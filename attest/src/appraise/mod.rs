@@ -28,7 +28,7 @@ pub use policy::{
     AmbiguousLine, Argument, ArgumentRule, CommandLineRules, DbxRules, FirmwareRules, JUDGED_PCRS, MAX_POLICY, Policy,
     PolicyError, QUOTED_PCRS, SCHEMA as POLICY_SCHEMA, STATIC_PCRS, ShimRules, arguments,
 };
-pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError};
+pub use program_rules::{AcceptedContent, ProgramRule, ProgramRules, ProgramRulesError, ViolationRule};
 pub use programs::rules as ima_rules;
 pub use replayed::ReplayedLog;
 
@@ -317,7 +317,7 @@ impl Appraisal {
     }
 
     /// Whether all programs that ran since boot are known by their content: they were judged, and none was accepted
-    /// whatever it is, by a rule for the place where it lies.
+    /// whatever it is, by a rule for the place where it lies, or although its measurement is a violation.
     pub const fn programs_known(&self) -> bool {
         self.programs_known
     }

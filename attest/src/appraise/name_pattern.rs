@@ -51,6 +51,11 @@ impl NamePattern {
         })
     }
 
+    /// Whether it has no wildcard: one name is of this pattern, the pattern's own text.
+    pub(super) const fn is_literal(&self) -> bool {
+        self.literal == self.text.len()
+    }
+
     /// Whether a name is of this pattern.
     pub fn matches(&self, name: &[u8]) -> bool {
         let (literal, rest) = self.text.as_bytes().split_at_checked(self.literal).unwrap_or_default();

@@ -27,6 +27,9 @@ const MAX_RULES: usize = 1024;
 pub struct ProgramRules {
     keyrings: BTreeMap<String, Keyring>,
     rules: Vec<ProgramRule>,
+    // Left out if empty: policies that were written before it keep their digest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    violations: Vec<ViolationRule>,
 }
 
 /// Names, and the content that is accepted under them.
@@ -37,6 +40,22 @@ pub struct ProgramRule {
     pub names: NamePattern,
     /// The content that it accepts.
     pub accept: AcceptedContent,
+    /// Why, for whoever reads a verdict.
+    pub reason: String,
+}
+
+/// Names under which violations are accepted: files that were open for writing while the kernel measured them, or
+/// that were measured and then opened for writing.
+///
+/// A violation is the weakest entry of a list. It has no digest of the file, and no digest covers its name: the kernel
+/// extends PCR 10 with ones whatever the file is. So the name is only what the host says, and a verdict that rests on
+/// such a rule does not vouch for what ran since boot.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ViolationRule {
+    /// The names that it is about: a path without wildcards, or everything beneath a directory. A name that reference
+    /// values list is accepted only if the rule names exactly this path.
+    pub names: NamePattern,
     /// Why, for whoever reads a verdict.
     pub reason: String,
 }
@@ -76,6 +95,16 @@ pub enum ProgramRulesError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A rule for violations that cannot be meant.
+    #[error("rule {number} for violations of {names:?}: {problem}")]
+    Violation {
+        /// Its place, from 1.
+        number: usize,
+        /// Its pattern.
+        names: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
 }
 
 /// Rules as they are read.
@@ -86,31 +115,45 @@ struct Unchecked {
     keyrings: BTreeMap<String, Keyring>,
     #[serde(default)]
     rules: Vec<ProgramRule>,
+    #[serde(default)]
+    violations: Vec<ViolationRule>,
 }
 
 impl TryFrom<Unchecked> for ProgramRules {
     type Error = ProgramRulesError;
 
     fn try_from(read: Unchecked) -> Result<Self, ProgramRulesError> {
-        Self::new(read.keyrings, read.rules)
+        Self::new(read.keyrings, read.rules, read.violations)
     }
 }
 
 impl ProgramRules {
-    /// Rules, and the keyrings that they name.
+    /// Rules, the keyrings that they name, and rules for violations.
     ///
     /// # Errors
-    /// A rule that cannot be meant: without a reason, with content that nothing can have, or with any content anywhere.
-    pub fn new(keyrings: BTreeMap<String, Keyring>, rules: Vec<ProgramRule>) -> Result<Self, ProgramRulesError> {
-        if rules.len() > MAX_RULES {
-            return Err(ProgramRulesError::TooMany(rules.len()));
+    /// A rule that cannot be meant: without a reason, with content that nothing can have, or with any content or any
+    /// violation anywhere.
+    pub fn new(
+        keyrings: BTreeMap<String, Keyring>,
+        rules: Vec<ProgramRule>,
+        violations: Vec<ViolationRule>,
+    ) -> Result<Self, ProgramRulesError> {
+        let count = rules.len().saturating_add(violations.len());
+        if count > MAX_RULES {
+            return Err(ProgramRulesError::TooMany(count));
         }
         for (rule, number) in rules.iter().zip(1_usize..) {
             if let Some(problem) = problem_of(rule, &keyrings) {
                 return Err(ProgramRulesError::Rule { number, names: rule.names.to_string(), problem });
             }
         }
-        Ok(Self { keyrings, rules })
+        for (rule, number) in violations.iter().zip(1_usize..) {
+            let problem = problem_of_reason(&rule.reason).or_else(|| problem_of_violation(&rule.names));
+            if let Some(problem) = problem {
+                return Err(ProgramRulesError::Violation { number, names: rule.names.to_string(), problem });
+            }
+        }
+        Ok(Self { keyrings, rules, violations })
     }
 
     /// The rules, in the order in which they are asked.
@@ -118,9 +161,15 @@ impl ProgramRules {
         &self.rules
     }
 
-    /// Whether a rule with this reason accepts content that nobody knows.
+    /// The rules for violations, in the order in which they are asked.
+    pub fn violations(&self) -> &[ViolationRule] {
+        &self.violations
+    }
+
+    /// Whether a rule with this reason accepts content that nobody knows. A violation says nothing of the content.
     pub(super) fn accept_any_content(&self, reason: &str) -> bool {
         self.rules.iter().any(|rule| rule.reason == reason && matches!(rule.accept, AcceptedContent::Any))
+            || self.violations.iter().any(|rule| rule.reason == reason)
     }
 
     /// The keyring of this name.
@@ -129,10 +178,21 @@ impl ProgramRules {
     }
 }
 
+fn problem_of_reason(reason: &str) -> Option<&'static str> {
+    let reason = reason.trim();
+    let wrong = reason.is_empty() || reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control);
+    wrong.then_some("it needs a reason, on one line of at most 300 characters")
+}
+
+fn problem_of_violation(names: &NamePattern) -> Option<&'static str> {
+    (!names.names_a_place()).then_some(
+        "violations are accepted only beneath a directory that the pattern names, such as /var/log/journal/**",
+    )
+}
+
 fn problem_of(rule: &ProgramRule, keyrings: &BTreeMap<String, Keyring>) -> Option<&'static str> {
-    let reason = rule.reason.trim();
-    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control) {
-        return Some("it needs a reason, on one line of at most 300 characters");
+    if let Some(problem) = problem_of_reason(&rule.reason) {
+        return Some(problem);
     }
     match &rule.accept {
         AcceptedContent::Digests(digests) if digests.values().all(Vec::is_empty) => Some("it accepts no digest"),
@@ -180,6 +240,16 @@ mod tests {
         let rules = read(&text).unwrap();
         assert_eq!(rules.rules().len(), 4);
         assert_eq!(read(&toml::to_string(&rules).unwrap()).unwrap(), rules);
+        // Without rules for violations the text, and with it the policy's digest, is what it was before there were any.
+        assert!(!toml::to_string(&rules).unwrap().contains("violations"));
+        let with = read(&[text, violation("/var/log/journal/**", "journald writes it")].concat()).unwrap();
+        assert_eq!(with.violations().len(), 1);
+        assert_eq!(read(&toml::to_string(&with).unwrap()).unwrap(), with);
+        assert_ne!(with, rules);
+    }
+
+    fn violation(names: &str, reason: &str) -> String {
+        format!("[[violations]]\nnames = \"{names}\"\nreason = \"{reason}\"\n")
     }
 
     #[test]
@@ -198,6 +268,14 @@ mod tests {
             rule("/x", "{ signed-by = \"distro\" }", "no such keyring"),
             rule("/x", "{ text = [] }", "none"),
             rule("/x", "\"all\"", "unknown"),
+            violation("/var/log/journal/**", ""),
+            violation("/var/log/journal/**", &"a".repeat(301)),
+            violation("/**", "everything"),
+            violation("**", "everything"),
+            violation("/v*", "nearly everything"),
+            violation("memfd:x", "its name says so"),
+            violation("/var/log/x\"\naccept = \"any", "there is no content to accept"),
+            violation("/var/log/x", "as often").repeat(MAX_RULES + 1),
             "more = 1\n".to_owned(),
         ] {
             assert!(read(&wrong).is_err(), "{wrong}");

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::policy::Policy;
-use super::program_rules::{AcceptedContent, ProgramRule, ProgramRules};
+use super::program_rules::{AcceptedContent, ProgramRule, ProgramRules, ViolationRule};
 use super::replayed::ReplayedLog;
 use super::{MAX_REASONS, RUNTIME_PCR};
 use crate::ima::{Entry, ExtendRule, FileDigest, ImaList, ImaState, Lane, SignatureProblem};
@@ -190,13 +190,14 @@ fn not_reached(
     banks.iter().map(reason).collect()
 }
 
-/// The entries that the quote covers: they begin with this boot, and none is a violation.
+/// The entries that the quote covers must begin with this boot.
 pub(super) fn check(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
     let mut reasons = Vec::new();
     // What goes on from an earlier judgement has no first entry: that was judged then.
     let first = replayed.ima().next().filter(|_| replayed.ima_from() == 0);
+    // What a violation lists is covered by no digest, so it ties nothing to the boot.
     if let Some(first) = first
-        && !(first.is_boot_aggregate() && boot_aggregate_holds(replayed, bank, &first))
+        && !(first.is_boot_aggregate() && !first.is_violation() && boot_aggregate_holds(replayed, bank, &first))
     {
         reasons.push(
             about(ReasonCode::ImaBootAggregate, &first)
@@ -204,8 +205,6 @@ pub(super) fn check(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
                 .found(format!("{} {}", first.name_lossy(), shown(&first))),
         );
     }
-    let violations = replayed.ima().filter(Entry::is_violation).take(MAX_REASONS);
-    reasons.extend(violations.map(|entry| about(ReasonCode::ImaViolation, &entry)));
     reasons
 }
 
@@ -243,17 +242,25 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Judges every entry but the one that speaks of the boot itself.
-    pub fn judge(replayed: &ReplayedLog<'_>, rules: &ProgramRules, values: &ReferenceValues) -> Self {
-        let judge = Judge { rules, values, listed: OnceCell::new() };
+    /// Judges every entry but the one that speaks of the boot itself. If the policy does not ask which programs ran, only
+    /// violations are judged: a list with them is not the list of what was measured.
+    pub fn judge(replayed: &ReplayedLog<'_>, policy: &Policy, values: &ReferenceValues) -> Self {
+        let judge = Judge { rules: &policy.programs, values, listed: OnceCell::new() };
         let mut programs = Self::default();
         // What goes on from an earlier judgement has no entry of the boot: that was judged then.
         let first = usize::from(replayed.ima_from() == 0);
         for entry in replayed.ima().skip(first) {
-            match judge.accepts(&entry) {
+            let accepted = if entry.is_violation() {
+                judge.accepts_violation(&entry).map(Some)
+            } else if policy.ima {
+                judge.accepts(&entry).map(|rule| rule.map(|rule| rule.reason.as_str()))
+            } else {
+                Ok(None)
+            };
+            match accepted {
                 Ok(None) => {}
-                Ok(Some(rule)) => {
-                    let count = programs.by_rule.entry(rule.reason.clone()).or_default();
+                Ok(Some(reason)) => {
+                    let count = programs.by_rule.entry(reason.to_owned()).or_default();
                     *count = count.saturating_add(1);
                 }
                 Err(reason) => programs.reasons.push(reason),
@@ -318,6 +325,16 @@ impl<'r> Judge<'r> {
             (None, Some(problem)) => about(code_of(&problem), entry).found(format!("{}; {problem}", shown(entry))),
             (None, None) => about(ReasonCode::ImaUnlisted, entry).found(shown(entry)),
         })
+    }
+
+    /// The reason of the rule that accepts a violation. Its name is all that there is, and only what the host says: it must
+    /// be plain, and a listed program's is accepted only by a rule that names it alone.
+    fn accepts_violation(&self, entry: &Entry<'_>) -> Result<&'r str, Reason> {
+        let name = entry.name();
+        let listed = self.values.ima(name).is_some();
+        let accepts = |rule: &&ViolationRule| (rule.names.is_literal() || !listed) && rule.names.matches(name);
+        let rule = self.rules.violations().iter().find(accepts).filter(|_| is_plain(name));
+        rule.map(|rule| rule.reason.as_str()).ok_or_else(|| about(ReasonCode::ImaViolation, entry))
     }
 
     fn lists(&self, digest: &[u8]) -> bool {

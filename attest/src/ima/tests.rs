@@ -103,8 +103,18 @@ fn n65_a_violation_extends_ones() {
     let bytes = list.bytes();
     let list = ImaList::parse(&bytes).unwrap();
     assert_eq!(list.violations(), 1);
-    let expected = Bank::Sha256.extend(&[0; 32], &[0xff; 32]);
-    assert_eq!(list.replay(Bank::Sha256, ExtendRule::Digest), expected);
+    // In every bank, over the whole of its digest (Linux, ima_queue.c, ima_init_digests).
+    for bank in Bank::ALL {
+        let size = bank.digest_size();
+        let expected = bank.extend(&vec![0; size], &vec![0xff; size]);
+        assert_eq!(list.replay(bank, ExtendRule::Digest), expected, "{bank}");
+    }
+    // Whatever it names: the digest of the file, and the name, are covered by nothing.
+    let mut other = ListBuilder::default();
+    other.violation("/usr/bin/y");
+    let other = other.bytes();
+    let replay = |list: &ImaList<'_>| list.replay(Bank::Sha256, ExtendRule::Digest);
+    assert_eq!(replay(&ImaList::parse(&other).unwrap()), replay(&list));
 }
 
 #[test]

@@ -126,6 +126,60 @@ fn n70_a_place_that_is_left_out_leaves_out_no_listed_file_and_no_way_around_it()
     assert_eq!(with("usr/bin/x", b"x"), Err(vec![Code::ImaUnlisted]));
 }
 
+fn violations(names: &str, reason: &str) -> String {
+    format!("[[violations]]\nnames = \"{names}\"\nreason = \"{reason}\"\n")
+}
+
+#[test]
+fn n65_violations_are_accepted_by_name_where_a_rule_gives_its_reason() {
+    const JOURNAL: &str = "/var/log/journal/0123/system.journal";
+    let rules = violations("/var/log/journal/**", "journald writes it while others read");
+    let with = |rules: &str, name: &str| {
+        let mut host = with_rules(rules);
+        host.ima.violation(name);
+        verdict(&host)
+    };
+    assert_eq!(with(&rules, JOURNAL), Ok(by("journald writes it while others read", 1)));
+    // Nowhere else, by no other rule, and with no other name than a plain one.
+    let any = rule("/var/log/**", "\"any\"", "data");
+    for (rules, name) in [
+        ("", JOURNAL),
+        (any.as_str(), JOURNAL),
+        (&rules, "/var/log/wtmp"),
+        (&rules, "/var/log/journal/../../../usr/bin/x"),
+        (&rules, "/var/log/journal/a\nb"),
+        (&rules, "/var/log/journal/a\u{1b}[2K"),
+    ] {
+        assert_eq!(with(rules, name), Err(vec![Code::ImaViolation]), "{name:?} {rules}");
+    }
+    // That the file was written does not make its content known: what was measured of it is judged by itself.
+    let mut host = with_rules(&rules);
+    host.ima.violation(JOURNAL).file(JOURNAL, b"entries");
+    assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]));
+    let mut host = with_rules(&[&rules, any.as_str()].concat());
+    host.ima.violation(JOURNAL).file(JOURNAL, b"entries").violation(JOURNAL);
+    assert_eq!(
+        verdict(&host),
+        Ok(vec![("data".to_owned(), 1), ("journald writes it while others read".to_owned(), 2)])
+    );
+    // Rules for violations are asked where the policy does not ask for programs, too.
+    host.policy.ima = false;
+    assert_eq!(verdict(&host), Ok(by("journald writes it while others read", 2)));
+}
+
+#[test]
+fn n65_a_violation_of_a_listed_program_is_accepted_by_its_own_name_alone() {
+    let with = |names: &str| {
+        let mut host = with_rules(&violations(names, "it writes itself"));
+        host.ima.violation(VMM);
+        verdict(&host)
+    };
+    for wide in ["/usr/**", "/usr/bin/*", "/usr/bin/portcullis-vmm*", "/usr/bin/portcullis-vm"] {
+        assert_eq!(with(wide), Err(vec![Code::ImaViolation]), "{wide}");
+    }
+    assert_eq!(with(VMM), Ok(by("it writes itself", 1)));
+}
+
 /// A key that signs files, and a rule for its keyring.
 struct Signer {
     key: EcdsaKeyPair,
@@ -232,6 +286,11 @@ fn a_verdict_that_rests_on_unknown_content_does_not_vouch_for_what_ran_since_boo
     evidence.ima_from = u64::try_from(entries + 1).unwrap();
     evidence.ima = ListBuilder { entries: host.ima.entries[entries + 1..].to_vec() }.bytes();
     assert_eq!(executables(&host.appraise_with(&evidence, Some(&judged)).unwrap()), Some(3));
+    // A violation says nothing of the content, whatever the rule is called.
+    let mut host = with_rules(&violations("/var/log/journal/**", "journald writes it"));
+    assert_eq!(executables(&host.appraise().unwrap()), Some(2));
+    host.ima.violation("/var/log/journal/x");
+    assert_eq!(executables(&host.appraise().unwrap()), Some(3));
     // Two rules with one reason: either may have been used.
     let rules = [rule("memfd:**", "\"listed\"", "as agreed"), rule("/var/lib/**", "\"any\"", "as agreed")];
     let mut host = with_rules(&rules.concat());

@@ -32,7 +32,16 @@ fn n65_a_violation_is_a_denial() {
     let mut host = Host::good();
     host.ima.violation("/usr/bin/portcullis-vmm");
     let reasons = host.denied();
-    assert!(codes(&reasons).contains(&Code::ImaViolation), "{reasons:?}");
+    assert_eq!(codes(&reasons), [Code::ImaViolation]);
+    assert_eq!((reasons[0].pcr, reasons[0].event.as_deref()), (Some(10), Some("/usr/bin/portcullis-vmm")));
+    // Whether or not the policy asks which programs ran.
+    host.policy.ima = false;
+    assert_eq!(host.codes(), [Code::ImaViolation]);
+    // The twin: the same list without it.
+    host.ima.entries.pop();
+    host.appraise().unwrap();
+    host.policy.ima = true;
+    host.appraise().unwrap();
 }
 
 #[test]
@@ -60,6 +69,10 @@ fn n67_the_list_begins_with_the_boot_that_was_quoted() {
     let mut host = Host::good();
     host.ima.entries.remove(0);
     assert_eq!(host.codes(), [Code::ImaBootAggregate]);
+    // As a violation: then no digest covers what it says.
+    let mut host = Host::good();
+    host.ima.entries[0][4..24].fill(0);
+    assert_eq!(host.codes(), [Code::ImaBootAggregate]);
     // Twice: what a kexec that got past everything would leave.
     let mut host = Host::good();
     let again = host.ima.entries[0].clone();
@@ -69,6 +82,28 @@ fn n67_the_list_begins_with_the_boot_that_was_quoted() {
     let mut host = Host::good();
     host.ima = ListBuilder::default();
     assert_eq!(host.codes(), [Code::ImaMissing]);
+}
+
+#[test]
+fn n67_a_boot_aggregate_in_sha1_ties_the_list_to_no_boot() {
+    let aggregate = |host: &Host, bank: Bank| {
+        let values: Vec<u8> =
+            host.pcrs()[&bank].iter().filter(|(pcr, _)| **pcr < 10).flat_map(|(_, v)| v.clone()).collect();
+        let mut list = ListBuilder::default();
+        list.entry("ima-sig", bank, &bank.hash(&values), b"boot_aggregate", &[b""]);
+        list.entries.remove(0)
+    };
+    let mut host = Host::good();
+    // All of SHA-1 is quoted, and the digest is right: but whoever can make collisions chooses the boot.
+    host.selection.insert(Bank::Sha1, (0..=9).collect());
+    host.appraise().unwrap();
+    host.ima.entries[0] = aggregate(&host, Bank::Sha1);
+    assert_eq!(host.codes(), [Code::ImaBootAggregate]);
+    // The twin: the same digest of a bank that proves something, be it another one than is judged.
+    for bank in [Bank::Sha256, Bank::Sha384] {
+        host.ima.entries[0] = aggregate(&host, bank);
+        host.appraise().unwrap();
+    }
 }
 
 #[test]
@@ -126,6 +161,10 @@ fn n72_a_file_measured_with_sha1_is_a_denial() {
     let digest = Bank::Sha1.hash(b"vmm");
     host.ima.entry("ima-sig", Bank::Sha1, &digest, b"/usr/bin/portcullis-vmm", &[b""]);
     assert_eq!(host.codes(), [Code::ImaWeakHash]);
+    // The twin: the same file, measured with SHA-256.
+    host.ima.entries.pop();
+    host.ima.file("/usr/bin/portcullis-vmm", b"vmm");
+    host.appraise().unwrap();
 }
 
 #[test]
@@ -158,6 +197,30 @@ fn n86_within_one_boot_the_list_only_grows() {
         host.ima.entries.pop();
     });
     reset.unwrap();
+}
+
+#[test]
+fn n86_a_history_that_can_be_compared_in_sha1_alone_is_refused() {
+    let mut first = Host::good();
+    first.selection.insert(Bank::Sha1, vec![10]);
+    let judged = first.appraise().unwrap().judged();
+    let later = |banks: &[Bank]| {
+        let mut host = Host::good();
+        host.clock_ms += 1_000;
+        for (bank, pcrs) in &mut host.selection {
+            pcrs.retain(|pcr| *pcr != 10 || banks.contains(bank));
+        }
+        for bank in banks {
+            let pcrs = host.selection.entry(*bank).or_default();
+            pcrs.retain(|pcr| *pcr != 10);
+            pcrs.push(10);
+        }
+        host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged))
+    };
+    // What was judged before was judged in SHA-1 and SHA-256; of these, only SHA-1 was quoted again.
+    assert_eq!(codes(&later(&[Bank::Sha1, Bank::Sha384]).unwrap_err()), [Code::ImaHistoryChanged]);
+    // The twin: with SHA-256, too.
+    later(&[Bank::Sha1, Bank::Sha256, Bank::Sha384]).unwrap().continues(&judged).unwrap();
 }
 
 /// The host a moment after it was judged, with `change` made to it, and its evidence from entry `from` on.
