@@ -3,6 +3,47 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use thiserror::Error;
+
+/// Why a text is not one block.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum PemError {
+    /// No line begins one.
+    #[error("it has no line -----BEGIN …-----")]
+    Missing,
+    /// Its last line is not there, or says another type than the first.
+    #[error("it has no line -----END {0}-----")]
+    Unfinished(String),
+    /// Text or another block behind it: some would read the one, some the other.
+    #[error("more follows its line -----END {0}-----: give one block alone")]
+    More(String),
+    /// What is in it.
+    #[error("what is in its block {0} is not base64, or has headers")]
+    Base64(String),
+}
+
+/// The one block of a text: its type and its content. Words may stand before it, nothing behind it.
+pub(crate) fn single(text: &str) -> Result<(String, Vec<u8>), PemError> {
+    const BEGIN: &str = "-----BEGIN ";
+    let (before, block) = text.trim_start().split_once(BEGIN).ok_or(PemError::Missing)?;
+    if !before.is_empty() && !before.ends_with('\n') {
+        return Err(PemError::Missing);
+    }
+    let (label, block) = block.split_once("-----").ok_or(PemError::Missing)?;
+    if label.is_empty()
+        || label.len() > 64
+        || !label.bytes().all(|c| c.is_ascii_uppercase() || matches!(c, b' ' | b'0'..=b'9'))
+    {
+        return Err(PemError::Missing);
+    }
+    let (body, rest) =
+        block.split_once(&format!("-----END {label}-----")).ok_or_else(|| PemError::Unfinished(label.to_owned()))?;
+    if !rest.trim().is_empty() {
+        return Err(PemError::More(label.to_owned()));
+    }
+    let content = decoded(body).map_err(|_| PemError::Base64(label.to_owned()))?;
+    Ok((label.to_owned(), content))
+}
 
 /// A block that has no end or is not base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +76,6 @@ pub(crate) fn split(text: &str, label: &str) -> (Vec<Block>, String) {
     (found, around)
 }
 
-/// The label and the content of a text that is one block and nothing else.
-pub(crate) fn document(text: &str) -> Result<(&str, Vec<u8>), BadBlock> {
-    let text = text.trim_ascii().strip_prefix("-----BEGIN ").ok_or(BadBlock)?;
-    let (label, text) = text.split_once("-----").ok_or(BadBlock)?;
-    let body = text.strip_suffix("-----").and_then(|text| text.strip_suffix(label)).ok_or(BadBlock)?;
-    let body = body.strip_suffix("-----END ").ok_or(BadBlock)?;
-    Ok((label, decoded(body)?))
-}
-
 fn decoded(body: &str) -> Block {
     let body: String = body.split_ascii_whitespace().collect();
     STANDARD.decode(body).map_err(|_| BadBlock)
@@ -63,33 +95,49 @@ mod tests {
     }
 
     #[test]
-    fn lines_may_have_any_length() {
-        for columns in [1, 64, 76, 1000] {
-            assert_eq!(document(&block(columns)), Ok(("PUBLIC KEY", LONG.to_vec())), "{columns}");
-            assert_eq!(blocks(block(columns).as_bytes(), "PUBLIC KEY"), [Ok(LONG.to_vec())], "{columns}");
-        }
-        assert_eq!(document(&block(76).replace('\n', "\r\n")), Ok(("PUBLIC KEY", LONG.to_vec())));
-    }
-
-    #[test]
-    fn a_document_is_one_block_and_nothing_else() {
-        let good = block(64);
-        for bad in [
-            String::new(),
-            "-----BEGIN PUBLIC KEY-----".to_owned(),
-            good.replace("END PUBLIC", "END PRIVATE"),
-            good.replace("BwcH", "!"),
-            format!("{good}{good}"),
-            format!("text\n{good}"),
-            format!("{good}text"),
-        ] {
-            assert_eq!(document(&bad), Err(BadBlock), "{bad}");
-        }
-    }
-
-    #[test]
     fn a_bad_block_does_not_hide_the_others() {
         let (good, open) = (block(64), "-----BEGIN PUBLIC KEY-----\nBwcH\n");
         assert_eq!(blocks(format!("{open}{good}").as_bytes(), "PUBLIC KEY"), [Err(BadBlock), Ok(LONG.to_vec())]);
+    }
+
+    const LABEL: &str = "PUBLIC KEY";
+
+    fn with(body: &str) -> Result<(String, Vec<u8>), PemError> {
+        single(&format!("-----BEGIN {LABEL}-----\n{body}\n-----END {LABEL}-----\n"))
+    }
+
+    #[test]
+    fn a_block_is_read_whatever_its_lines_are_long() {
+        let content: Vec<u8> = (0..=255).collect();
+        let base64 = STANDARD.encode(&content);
+        for width in [1, 48, 64, 76, 1000] {
+            let lines: Vec<_> =
+                base64.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap()).collect();
+            for end in ["\n", "\r\n"] {
+                assert_eq!(with(&lines.join(end)), Ok((LABEL.to_owned(), content.clone())), "{width}");
+            }
+        }
+        let before = format!("subject=CN = x\n\n-----BEGIN {LABEL}-----\n{base64}\n-----END {LABEL}-----");
+        assert_eq!(single(&before), Ok((LABEL.to_owned(), content)));
+    }
+
+    #[test]
+    fn what_is_not_one_block_is_refused() {
+        let one = "-----BEGIN A-----\nAAAA\n-----END A-----\n";
+        for (text, error) in [
+            (String::new(), PemError::Missing),
+            ("AAAA".to_owned(), PemError::Missing),
+            (format!("x{one}"), PemError::Missing),
+            (one.replace("A-----\nA", "a-----\nA"), PemError::Missing),
+            (one.replace("END A", "END B"), PemError::Unfinished("A".to_owned())),
+            (one[..30].to_owned(), PemError::Unfinished("A".to_owned())),
+            (one.repeat(2), PemError::More("A".to_owned())),
+            (format!("{one}x"), PemError::More("A".to_owned())),
+            (one.replace("AAAA", "AAA"), PemError::Base64("A".to_owned())),
+            (one.replace("AAAA", "AAA_"), PemError::Base64("A".to_owned())),
+            (one.replace("AAAA", "Proc-Type: 4,ENCRYPTED\n\nAAAA"), PemError::Base64("A".to_owned())),
+        ] {
+            assert_eq!(single(&text), Err(error), "{text}");
+        }
     }
 }

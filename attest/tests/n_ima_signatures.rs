@@ -6,6 +6,8 @@ use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{self as aws, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _, RsaEncoding};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use der::pem::LineEnding;
 use portcullis_attest::ima::{ImaList, Keyring, SignatureProblem as Problem};
 use portcullis_attest::key::Bank;
@@ -84,10 +86,15 @@ impl Signer {
 
     /// A certificate for the key with this subject key identifier.
     fn certificate(&self, issuer: &str, key_id: &[u8]) -> String {
-        let authority = Authority::new(issuer, issuer);
+        self.certificate_by(name(issuer), key_id)
+    }
+
+    /// The same by an issuer whose name is these bytes.
+    fn certificate_by(&self, issuer: Vec<u8>, key_id: &[u8]) -> String {
+        let authority = Authority::new("issuer", "issuer");
         let identifier = Extension { oid: "2.5.29.14", critical: false, value: tlv(4, &[key_id]) };
         let certificate = Certificate {
-            issuer: name(issuer),
+            issuer,
             subject: name("signer"),
             key: self.spki(),
             extensions: vec![identifier],
@@ -382,6 +389,39 @@ fn n71_attributes_of_an_appended_signature_must_tell_the_digest_once() {
     assert!(matches!(result(&vec![0x30; 1 << 17]), Err(Problem::Malformed(_))));
 }
 
+/// A certificate whose issuer's name is a set in the wrong order, as genuine vendors write it: nothing is encoded anew.
+#[test]
+fn n71_a_keyrings_certificate_counts_as_it_was_received() {
+    let attribute = |kind: &str, text: &[u8]| seq(&[&oid(kind), &tlv(0x13, &[text])]);
+    let (country, common) = (attribute("2.5.4.6", b"TW"), attribute("2.5.4.3", b"some vendor's"));
+    let issuer = |first: &[u8], second: &[u8]| seq(&[&tlv(0x31, &[first, second])]);
+    let (sorted, unsorted) = (issuer(&country, &common), issuer(&common, &country));
+    let digest = Bank::Sha256.hash(CONTENT);
+    let signer = Signer::p256();
+    for (received, other) in [(&unsorted, &sorted), (&sorted, &unsorted)] {
+        let keyring = Keyring::from_pems([signer.certificate_by(received.clone(), &[1; 20])]).unwrap();
+        let result = |issuer: &[u8]| {
+            let cms = signed_data(&[&signer_info_of(&signer, issuer, None)]);
+            signed(&module(Bank::Sha256, &digest, &cms), &keyring)
+        };
+        assert_eq!(result(received), Ok(()));
+        assert!(matches!(result(other), Err(Problem::UnknownKey(_))));
+        // By its identifiers, too.
+        for id in [signer.id(), [1; 4]] {
+            let entry = file(Bank::Sha256, CONTENT, &attribute_of(id, &signer));
+            assert_eq!(signed(&entry, &keyring), Ok(()));
+        }
+    }
+}
+
+fn der_of(pem: &str) -> Vec<u8> {
+    der::Document::from_pem(pem).unwrap().1.as_bytes().to_vec()
+}
+
+fn attribute_of(id: [u8; 4], signer: &Signer) -> Vec<u8> {
+    attribute(FILE, 2, SHA256, id, &signer.sign(CONTENT))
+}
+
 #[test]
 fn keyrings_take_certificates_and_keys_and_nothing_else() {
     let signer = Signer::p256();
@@ -389,6 +429,15 @@ fn keyrings_take_certificates_and_keys_and_nothing_else() {
     assert_eq!(keyring.len(), 2);
     let json = serde_json::to_string(&keyring).unwrap();
     assert_eq!(serde_json::from_str::<Keyring>(&json).unwrap(), keyring);
+    // Lines may be longer than the 64 characters that openssl writes.
+    for pem in keyring.pems() {
+        let (label, der) = der::Document::from_pem(pem).unwrap();
+        let base64 = STANDARD.encode(der.as_bytes());
+        let lines: Vec<_> = base64.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let wide = format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"));
+        assert!(der::Document::from_pem(&wide).is_err());
+        assert_eq!(Keyring::from_pems([&wide]).unwrap().len(), 1);
+    }
     let labelled = |label: &str, der: &[u8]| der::pem::encode_string(label, LineEnding::LF, der).unwrap();
     let p256k1 = Signer::ecdsa(&aws::ECDSA_P256K1_SHA256_ASN1_SIGNING);
     let small = seq(&[
@@ -400,6 +449,8 @@ fn keyrings_take_certificates_and_keys_and_nothing_else() {
         "key".to_owned(),
         labelled("PRIVATE KEY", &signer.spki()),
         labelled("CERTIFICATE", &signer.spki()),
+        signer.pem().repeat(2),
+        labelled("CERTIFICATE", &[der_of(&signer.certificate("any", &[1; 20])), vec![0]].concat()),
         labelled("PUBLIC KEY", b"key"),
         labelled("PUBLIC KEY", &[signer.spki(), vec![0]].concat()),
         p256k1.pem(),

@@ -38,12 +38,13 @@ pub struct Keyring {
 #[derive(Clone)]
 pub(super) struct Key {
     pem: String,
-    /// SHA-256 of the SubjectPublicKeyInfo.
+    /// SHA-256 of the SubjectPublicKeyInfo as it was received.
     fingerprint: Vec<u8>,
     /// How signatures name it: the last four bytes of the certificate's subject key identifier, and of the SHA-1 of the
     /// key, which is what signers take where there is no certificate.
     ids: Vec<[u8; 4]>,
-    /// Subject key identifiers whole, and issuer with serial number as DER: how signatures in CMS name it.
+    /// Subject key identifiers whole, and issuer with serial number as the certificate has them: how signatures in CMS name
+    /// it.
     pub subject_key_id: Option<Vec<u8>>,
     pub issuer_and_serial: Option<Vec<u8>>,
     checks: Vec<(Bank, Arc<ParsedPublicKey>)>,
@@ -93,6 +94,11 @@ impl Keyring {
         Ok(Self { keys })
     }
 
+    /// The keys as they were given, in PEM.
+    pub fn pems(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(|key| key.pem.as_str())
+    }
+
     /// How many keys it has; with none no signature counts.
     pub fn len(&self) -> usize {
         self.keys.len()
@@ -101,6 +107,19 @@ impl Keyring {
     /// Whether it has no keys.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
+    }
+
+    /// Whether one of its keys is called by this id.
+    pub(crate) fn has_id(&self, id: [u8; 4]) -> bool {
+        self.with_id(id).next().is_some()
+    }
+
+    /// The fingerprint of the key that signed this message with SHA-256, if one did: SHA-256 of its SubjectPublicKeyInfo,
+    /// lower-case hex.
+    pub(crate) fn signer_of(&self, message: &[u8], signature: &[u8]) -> Option<String> {
+        let digest = Bank::Sha256.hash(message);
+        let signer = self.keys.iter().find(|key| key.verifies(Bank::Sha256, &digest, signature))?;
+        Some(hex::encode(&signer.fingerprint))
     }
 
     /// All keys that a signature may mean by this id: four bytes, so that several keys may have the same.
@@ -118,19 +137,16 @@ impl Key {
         if pem.len() > MAX_PEM {
             return Err(KeyringError::TooLong(number));
         }
-        let no_pem = |error: der::Error| KeyringError::Pem { number, problem: error.to_string() };
-        let (label, der) = pem::document(pem).map_err(|_| KeyringError::Pem {
-            number,
-            problem: "it is not one block in base64 between its -----BEGIN and -----END lines".to_owned(),
-        })?;
-        let der = der.as_slice();
+        let no_pem = |problem: String| KeyringError::Pem { number, problem };
+        let no_der = |error: der::Error| no_pem(error.to_string());
+        let (label, der) = pem::single(pem).map_err(|error| no_pem(error.to_string()))?;
         let mut key = if label == Certificate::PEM_LABEL {
-            let certificate = Certificate::from_der(der).map_err(no_pem)?;
+            let certificate = Certificate::from_der(&der).map_err(no_der)?;
             let tbs = certificate.tbs_certificate();
             // Signatures name a certificate by its bytes, which need not be those of a re-encoded copy.
-            let received = ReceivedCertificate::read(der).map_err(no_pem)?;
+            let received = ReceivedCertificate::read(&der).map_err(no_der)?;
             let mut key = Self::from_spki(received.spki, number)?;
-            if let Some((_, id)) = tbs.get_extension::<SubjectKeyIdentifier>().map_err(no_pem)? {
+            if let Some((_, id)) = tbs.get_extension::<SubjectKeyIdentifier>().map_err(no_der)? {
                 let id = id.0.as_bytes();
                 key.ids.extend(id.last_chunk());
                 key.subject_key_id = Some(id.to_vec());
@@ -138,9 +154,9 @@ impl Key {
             key.issuer_and_serial = Some([received.issuer, received.serial].concat());
             key
         } else if label == SubjectPublicKeyInfoRef::PEM_LABEL {
-            Self::from_spki(der, number)?
+            Self::from_spki(&der, number)?
         } else {
-            return Err(KeyringError::Pem { number, problem: format!("it is a {label}") });
+            return Err(no_pem(format!("it is a {label}")));
         };
         pem.clone_into(&mut key.pem);
         Ok(key)

@@ -1,6 +1,5 @@
 //! A key that signed a quote, where nobody enrolled it: as far as it is known, it must be what an attestation key is.
 
-use der::Document;
 use der::pem::PemLabel as _;
 use spki::SubjectPublicKeyInfoRef;
 
@@ -9,6 +8,7 @@ use super::bank::Bank;
 use super::enrolled::{attestation_key_weakness, check_attestation_key, unreadable};
 use super::public::{KeyKind, PublicArea, SchemeKind};
 use super::signature::{Sha1, Signature, SignatureError, VerifyingKey, scheme_name};
+use crate::pem;
 use crate::reason::{Denial, Reason, ReasonCode};
 
 /// A key that quotes can be checked with: a public area, with or without its parent, or a bare public key.
@@ -32,7 +32,7 @@ impl QuotingKey {
     /// Reads a key as tools write it: TPM2B_PUBLIC, TPMT_PUBLIC, or SubjectPublicKeyInfo in PEM.
     pub fn parse(bytes: &[u8]) -> Result<Self, Denial> {
         match std::str::from_utf8(bytes) {
-            Ok(text) if text.trim_start().starts_with("-----BEGIN") => Self::from_pem(text),
+            Ok(text) if text.contains("-----BEGIN ") => Self::from_pem(text),
             _ => Self::from_public(PublicArea::parse_either(bytes).map_err(|error| unreadable(&error))?),
         }
     }
@@ -51,7 +51,7 @@ impl QuotingKey {
     /// Reads a SubjectPublicKeyInfo in PEM.
     pub fn from_pem(pem: &str) -> Result<Self, Denial> {
         let malformed = |found: String| Denial::from(Reason::new(ReasonCode::AkMalformed).found(found));
-        let (label, spki) = Document::from_pem(pem.trim()).map_err(|error| malformed(format!("PEM: {error}")))?;
+        let (label, spki) = pem::single(pem).map_err(|error| malformed(format!("PEM: {error}")))?;
         if label != SubjectPublicKeyInfoRef::PEM_LABEL {
             return Err(malformed(format!("a PEM of type {label:?}, not {:?}", SubjectPublicKeyInfoRef::PEM_LABEL)));
         }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::key::Bank;
+use crate::pem;
 
 /// `typ` of a signature of reference values.
 pub const TYP: &str = "portcullis-reference+jws";
@@ -91,7 +92,7 @@ impl SignerKey {
     /// If it is none, or neither of ECDSA P-256 nor of Ed25519.
     pub fn from_pem(pem: &str) -> Result<Self, SignatureError> {
         let wrong = |error: &dyn std::fmt::Display| SignatureError::PublicKey(error.to_string());
-        let (label, document) = crate::pem::document(pem).map_err(|_| wrong(&"it is not one PEM block"))?;
+        let (label, document) = pem::single(pem).map_err(|error| wrong(&error))?;
         if label != spki::SubjectPublicKeyInfoRef::PEM_LABEL {
             return Err(wrong(&format!("it is a {label}")));
         }
