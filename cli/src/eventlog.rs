@@ -13,7 +13,9 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::files::{self, LARGE};
+use crate::measurements::event_log;
 use crate::output::{Output, plain, table};
+use crate::verify::content;
 
 /// `portcullis eventlog …`.
 #[derive(Subcommand, Debug)]
@@ -44,9 +46,8 @@ pub enum EventLogCommand {
 /// Runs `portcullis eventlog …`.
 pub fn run(command: &EventLogCommand, out: Output) -> Result<(), Failure> {
     let (EventLogCommand::Show { file, bank } | EventLogCommand::Replay { file, bank }) = command;
-    let unreadable = |text: String| Failure::Content { path: file.clone(), text };
     let bytes = files::read(file, LARGE)?;
-    let log = EventLog::parse(&bytes).map_err(|error| unreadable(error.to_string()))?;
+    let log = event_log(file, &bytes)?;
     let there = log.banks();
     // Single digests can be shown of a bank that leads nowhere as a whole.
     let possible = match command {
@@ -54,7 +55,7 @@ pub fn run(command: &EventLogCommand, out: Output) -> Result<(), Failure> {
         EventLogCommand::Replay { .. } => there.clone(),
     };
     if let Some(bank) = bank.filter(|bank| !possible.contains(bank)) {
-        return Err(unreadable(not_replayed(&log, bank)));
+        return Err(content(file, &not_replayed(&log, bank)));
     }
     match command {
         EventLogCommand::Show { bank, .. } => show(&log, bank.unwrap_or_else(|| shown_bank(&there)), out),

@@ -11,6 +11,7 @@ use serde_json::{Map, json};
 
 use crate::failure::Failure;
 use crate::files::{self, LARGE};
+use crate::measurements::ima_list;
 use crate::output::Output;
 
 /// `portcullis ima …`.
@@ -45,8 +46,7 @@ pub struct ImaReplay {
 pub fn run(command: ImaCommand, out: Output) -> Result<(), Failure> {
     let ImaCommand::Replay(arguments) = command;
     let bytes = files::read(&arguments.file, LARGE)?;
-    let list = ImaList::parse(&bytes)
-        .map_err(|error| Failure::Content { path: arguments.file.clone(), text: error.to_string() })?;
+    let list = ima_list(&arguments.file, &bytes)?;
     match &arguments.pcr10 {
         Some(wanted) => find(&list, arguments.bank, wanted, out),
         None => replay(&list, arguments.bank, out),

@@ -10,6 +10,8 @@ mod failure;
 mod files;
 mod fleet;
 mod ima;
+mod keylime;
+mod measurements;
 mod output;
 mod quote;
 mod record;

@@ -104,6 +104,20 @@ fn n52_n53_n59_a_log_that_cannot_be_read_is_2_and_says_where() {
     assert!(stderr.contains("no digests of bank sm3"), "{stderr}");
 }
 
+#[test]
+fn a_foreign_file_is_called_so() {
+    let dir = with_log(b"This is the text of some other file, as it may lie anywhere.\n");
+    std::fs::write(dir.path().join("list"), recorded::SECURE_BOOT.ima).unwrap();
+    for (file, words) in [("log", "begins with \"This is the text\""), ("list", "begins with 0x0a000000")] {
+        for command in ["replay", "show"] {
+            let (_, stderr) = run(dir.path(), &["eventlog", command, file], 2);
+            assert!(stderr.contains("not a firmware event log") && stderr.contains(words), "{command}: {stderr}");
+            let answer = json(dir.path(), &["eventlog", command, file], 2);
+            assert!(answer["error"]["text"].as_str().unwrap().contains(words), "{answer}");
+        }
+    }
+}
+
 /// Bytes of the events behind the header, of a log with three banks.
 fn recorded_events(log: &[u8]) -> usize {
     let size = u32::from_le_bytes(log[28..32].try_into().unwrap());

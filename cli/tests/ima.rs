@@ -90,6 +90,26 @@ fn what_the_list_never_reaches_is_1_and_what_no_bank_holds_is_2() {
 }
 
 #[test]
+fn other_files_are_no_lists_and_an_empty_one_is_none_either() {
+    let list = recorded::SECURE_BOOT.ima;
+    for (bytes, words) in [
+        (&b""[..], "the list is empty: read it from /sys/kernel/security/ima"),
+        (recorded::SECURE_BOOT.event_log, "not an IMA list: entry 1"),
+        (b"Once upon a time there was a text file.\n", "not an IMA list: entry 1"),
+        (b"10 apples and 5 pears\n", "not an IMA list: entry 1"),
+        (&list[..list.len() - 1], "the list was cut short"),
+    ] {
+        let dir = with_list(bytes);
+        let error = replay(&dir, &[], 2)["error"]["text"].as_str().unwrap().to_owned();
+        assert!(error.starts_with("list: ") && error.contains(words), "{error}");
+        replay(&dir, &["--pcr10", &"00".repeat(32)], 2);
+    }
+    let cut = replay(&with_list(&list[..list.len() - 1]), &[], 2);
+    assert!(!cut["error"]["text"].as_str().unwrap().contains("not an IMA list"), "{cut}");
+    run(with_list(list).path(), &["ima", "replay", "/dev/null"], 2);
+}
+
+#[test]
 fn n66_a_template_digest_of_something_else_is_counted() {
     let mut list = recorded::SECURE_BOOT.ima.to_vec();
     // Behind the first entry's PCR index.

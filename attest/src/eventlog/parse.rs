@@ -34,8 +34,19 @@ pub(crate) const NO_PCR: u32 = u32::MAX;
 #[non_exhaustive]
 pub enum EventLogError {
     /// The log has no event at all.
-    #[error("the log is empty: read it from /sys/kernel/security/tpm0/binary_bios_measurements as root")]
+    #[error(
+        "the log is empty, it has no event: read it from /sys/kernel/security/tpm0/binary_bios_measurements as root"
+    )]
     Empty,
+    /// The bytes are something else.
+    #[error(
+        "not a firmware event log: the file begins with {begin}, which is no event; Linux shows the log in \
+         /sys/kernel/security/tpm0/binary_bios_measurements"
+    )]
+    Foreign {
+        /// The first bytes: as text where they are text, else in hex.
+        begin: String,
+    },
     /// The log is larger than any real one.
     #[error("the log has {0} bytes, {MAX_BYTES} are the most that is read")]
     TooLarge(usize),
@@ -111,7 +122,9 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
         if number > MAX_EVENTS {
             return Err(EventLogError::TooManyEvents);
         }
-        let event = event(&mut cursor, number, &log.format)?;
+        let first = cursor.offset() == 0;
+        let event =
+            event(&mut cursor, number, &log.format).map_err(|error| if first { foreign(bytes) } else { error })?;
         if event.event_type == EventType::NO_ACTION {
             no_action(&event, &mut log)?;
         } else {
@@ -124,9 +137,18 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
         log.events.push(event);
     }
     if log.events.is_empty() {
-        return Err(EventLogError::Empty);
+        // Behind a header there may be nothing; without one, nothing says that this is a log at all.
+        return Err(if log.trailing.len() == bytes.len() { foreign(bytes) } else { EventLogError::Empty });
     }
     Ok(log)
+}
+
+fn foreign(bytes: &[u8]) -> EventLogError {
+    let begin = bytes.get(..16).unwrap_or(bytes);
+    let text = core::str::from_utf8(begin).ok().filter(|text| text.chars().all(|c| !c.is_control() || c == '\n'));
+    EventLogError::Foreign {
+        begin: text.map_or_else(|| format!("0x{}", hex::encode(begin)), |text| format!("{text:?}")),
+    }
 }
 
 /// Reads the header event if there is one, and says which form follows. The header itself always has the old form.

@@ -327,6 +327,26 @@ fn n53_a_hostile_file_of_64_mib_takes_no_longer_than_its_bytes() {
 }
 
 #[test]
+fn a_foreign_file_is_no_empty_log() {
+    for (bytes, begin) in [
+        (&b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\x01\0\x08\x06\0\0\0"[..], "0x89504e470d0a1a0a0000000d49484452"),
+        (b"Once upon a time there was a text file of some length.\n", "\"Once upon a time\""),
+        (b"hi\n", "\"hi\\n\""),
+        (&[0; 4096], "0x00000000000000000000000000000000"),
+        (&[0xff; 64], "0xffffffffffffffffffffffffffffffff"),
+    ] {
+        let error = EventLog::parse(bytes).unwrap_err();
+        assert_eq!(error, EventLogError::Foreign { begin: begin.to_owned() });
+        assert!(error.to_string().starts_with("not a firmware event log: "), "{error}");
+    }
+    // Nothing at all, and a log that ends behind its header, are empty.
+    assert_eq!(EventLog::parse(b"").unwrap_err(), EventLogError::Empty);
+    let header = LogBuilder::new(&BANKS).bytes();
+    assert_eq!(EventLog::parse(&header).unwrap_err(), EventLogError::Empty);
+    assert!(EventLog::parse(&good().bytes()).is_ok());
+}
+
+#[test]
 fn n59_a_pcr_that_no_tpm_has_is_refused() {
     for pcr in [24, 25, 255, 256, u32::MAX] {
         let mut log = good();
