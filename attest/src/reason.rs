@@ -275,6 +275,7 @@ reason_codes! {
     ImaHistoryChanged = "ima.history-changed", "The list of measured programs is shorter than, or different from, what this boot showed before.";
     ImaHistoryMissing = "ima.history-missing", "The list of measured programs leaves out entries that were not judged before, or not by these rules: the whole list is needed.";
 
+    ImaPcrNotQuoted = "ima.pcr-not-quoted", "The TPM did not sign PCR 10, so nothing vouches for the list of measured programs: quote PCR 10, too.";
     ImaUnsigned = "ima.unsigned", "A file that must be signed carries no signature.";
     ImaSignatureKey = "ima.signature-key", "A file is signed by a key that is not in the policy's keyring.";
     ImaSignatureInvalid = "ima.signature-invalid", "A file's signature is not by the key that it names, or is of another content.";
@@ -317,9 +318,9 @@ reason_codes! {
     QuoteType = "quote.type", "The signed structure is not a quote.";
     QuoteSelection = "quote.selection", "The quote selects PCRs in a way that no quote of ours does.";
     QuoteEmptySelection = "quote.empty-selection", "The quote covers no PCR at all.";
-    QuoteSignatureMalformed = "quote.signature-malformed", "The quote's signature is not a well-formed TPMT_SIGNATURE.";
+    QuoteSignatureMalformed = "quote.signature-malformed", "The quote's signature cannot be read: it has none of the forms that a signature by this kind of key has.";
     QuoteSignatureScheme = "quote.signature-scheme", "The signature's scheme or hash is not the one that the attestation key is bound to.";
-    QuoteSignatureInvalid = "quote.signature-invalid", "The signature does not verify with the enrolled attestation key.";
+    QuoteSignatureInvalid = "quote.signature-invalid", "The signature does not verify: the attestation key did not sign this quote.";
     QuoteSignerMismatch = "quote.signer-mismatch", "The quote does not name the enrolled attestation key under the enrolled endorsement key as its signer.";
     QuoteNonceMismatch = "quote.nonce-mismatch", "The quote answers another challenge: it is old, or was made for someone else.";
     QuotePurposeMismatch = "quote.purpose-mismatch", "The quote was made for another purpose.";

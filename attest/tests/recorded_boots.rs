@@ -124,7 +124,39 @@ fn recorded_logs_lead_to_what_their_quotes_cover() {
     let own = QuotingKey::parse(&tpm.ak.bytes()).unwrap();
     let quote = check(&evidence.quotes[0], &own, &software_tpm::binding().extra_data()).unwrap();
     let reasons = quote.replay_ima(&ImaList::parse(one.ima).unwrap()).unwrap_err();
-    assert_eq!(codes(reasons), [ReasonCode::QuotePcrMissing]);
+    assert_eq!(codes(reasons), [ReasonCode::ImaPcrNotQuoted]);
     // Nor does a log account for values that it does not lead to.
     assert!(quote.replay_eventlog(&log).is_err());
+}
+
+/// A log whose events are of more PCRs than were quoted: the rest of it is only what somebody says.
+#[test]
+fn a_log_of_pcrs_that_were_not_quoted_is_refused_unless_that_is_asked_for() {
+    let log = EventLog::parse(ALL[0].event_log).unwrap();
+    let values = log.replay(Bank::Sha256);
+    let of = |pcrs: &[u8]| {
+        let tpm = software_tpm::SoftTpm::new();
+        let quoted: std::collections::BTreeMap<u8, Vec<u8>> =
+            pcrs.iter().map(|pcr| (*pcr, values.get(pcr).cloned().unwrap_or(vec![0; 32]))).collect();
+        let evidence = tpm.evidence(&software_tpm::binding(), &[(Bank::Sha256, quoted)].into());
+        let own = QuotingKey::parse(&tpm.ak.bytes()).unwrap();
+        check(&evidence.quotes[0], &own, &software_tpm::binding().extra_data()).unwrap()
+    };
+    let all: Vec<u8> = values.keys().copied().collect();
+    let whole = of(&all);
+    assert_eq!((whole.replay_eventlog(&log), whole.replay_quoted_part(&log)), (Ok(vec![]), Ok(vec![])));
+    assert_eq!(whole.unquoted_pcrs(&log), Vec::<u8>::new());
+    // PCR 7 is Secure Boot's, PCR 4 the boot loader's.
+    let without: Vec<u8> = all.iter().copied().filter(|pcr| ![4, 7].contains(pcr)).collect();
+    let part = of(&without);
+    let reasons = part.replay_eventlog(&log).unwrap_err();
+    let found: Vec<_> = reasons.iter().map(|reason| (reason.code, reason.pcr)).collect();
+    assert_eq!(found, [4, 7].map(|pcr| (ReasonCode::EventlogPcrNotQuoted, Some(pcr))));
+    assert_eq!(part.unquoted_pcrs(&log), [4, 7]);
+    assert_eq!(part.replay_quoted_part(&log), Ok(vec![Caveat::UnquotedPcrs]));
+    // That it was asked for excuses nothing else.
+    let other = EventLog::parse(ALL[1].event_log).unwrap();
+    assert!(part.replay_quoted_part(&other).is_err());
+    let codes: Vec<_> = part.replay_eventlog(&other).unwrap_err().iter().map(|reason| reason.code).collect();
+    assert!(codes.contains(&ReasonCode::EventlogPcrMismatch) && codes.contains(&ReasonCode::EventlogPcrNotQuoted));
 }

@@ -6,9 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use portcullis_attest::eventlog::EventLog;
 use portcullis_attest::evidence::PcrValues;
-use portcullis_attest::ima::ImaList;
 use portcullis_attest::key::{PublicArea, QuotingKey};
 use portcullis_attest::quote::{Caveat, CheckedQuote, PcrFile};
 use portcullis_attest::reason::{Reason, ReasonCode};
@@ -16,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::files::{self, LARGE, SMALL};
+use crate::measurements::{event_log, ima_list};
 use crate::output::Output;
 use crate::verify::{content, denied};
 
@@ -54,6 +53,9 @@ pub struct QuoteCheck {
     /// Replay this firmware event log (binary_bios_measurements) against the quoted PCRs.
     #[arg(long, value_name = "FILE")]
     eventlog: Option<PathBuf>,
+    /// Take a log that has events of PCRs which the quote does not cover: they are listed, and nothing proves them.
+    #[arg(long, requires = "eventlog")]
+    allow_unquoted: bool,
     /// Replay this IMA list (binary_runtime_measurements or ascii_runtime_measurements) against the quoted PCR 10.
     #[arg(long, value_name = "FILE")]
     ima: Option<PathBuf>,
@@ -63,8 +65,8 @@ pub struct QuoteCheck {
 struct Answer {
     quote: CheckedQuote,
     caveats: Vec<Caveat>,
-    /// The log's events.
-    events: Option<usize>,
+    /// The log's events, and the PCRs of them that the quote does not cover.
+    events: Option<(usize, Vec<u8>)>,
     /// The list's entries, and how many of them the quote covers.
     entries: Option<(usize, usize)>,
 }
@@ -93,16 +95,18 @@ fn with_logs(quote: CheckedQuote, arguments: &QuoteCheck) -> Result<Answer, Fail
     let (mut events, mut entries) = (None, None);
     if let Some(path) = &arguments.eventlog {
         let bytes = files::read(path, LARGE)?;
-        let log = EventLog::parse(&bytes).map_err(|error| content(path, &error))?;
-        events = Some(log.events().len());
-        match quote.replay_eventlog(&log) {
+        let log = event_log(path, &bytes)?;
+        events = Some((log.events().len(), quote.unquoted_pcrs(&log)));
+        let replayed =
+            if arguments.allow_unquoted { quote.replay_quoted_part(&log) } else { quote.replay_eventlog(&log) };
+        match replayed {
             Ok(more) => caveats.extend(more),
-            Err(bad) => reasons.extend(bad),
+            Err(bad) => reasons.extend(bad.into_iter().map(with_the_way_out)),
         }
     }
     if let Some(path) = &arguments.ima {
         let bytes = files::read(path, LARGE)?;
-        let list = ImaList::parse(&bytes).map_err(|error| content(path, &error))?;
+        let list = ima_list(path, &bytes)?;
         match quote.replay_ima(&list) {
             Ok(covered) => entries = Some((list.entries().count(), covered)),
             Err(bad) => reasons.extend(bad),
@@ -110,6 +114,17 @@ fn with_logs(quote: CheckedQuote, arguments: &QuoteCheck) -> Result<Answer, Fail
         caveats.retain(|caveat| *caveat != Caveat::RuntimeUnchecked);
     }
     if reasons.is_empty() { Ok(Answer { quote, caveats, events, entries }) } else { Err(denied(reasons)) }
+}
+
+/// A quote of some PCRs is a common thing, so this no says what to do.
+fn with_the_way_out(reason: Reason) -> Reason {
+    if reason.code != ReasonCode::EventlogPcrNotQuoted {
+        return reason;
+    }
+    reason.text(
+        "The event log has events of this PCR, which the quote does not cover: nothing proves them. Quote the PCR, too, or \
+         ask for the quoted PCRs alone with --allow-unquoted.",
+    )
 }
 
 fn key(ak: &Path, ek: Option<&Path>) -> Result<QuotingKey, Failure> {
@@ -131,7 +146,7 @@ fn as_json(answer: &Answer) -> Value {
         "holds": true, "reasons": [], "caveats": caveats, "hash": quote.hash().to_string(), "pcrs": pcrs(&quote.values()),
         "clock_ms": clock.clock_ms, "reset_count": clock.reset_count, "restart_count": clock.restart_count,
         "safe": clock.safe, "firmware_version": format!("{:016x}", quote.firmware_version()),
-        "eventlog": answer.events.map(|events| json!({ "events": events })),
+        "eventlog": answer.events.as_ref().map(|(events, pcrs)| json!({ "events": events, "unquoted_pcrs": pcrs })),
         "ima": answer.entries.map(|(entries, covered)| json!({ "entries": entries, "covered": covered })),
     })
 }
@@ -154,7 +169,16 @@ fn as_text(answer: &Answer) -> String {
         if clock.safe { "" } else { ", which is not safe" },
         quote.firmware_version(),
     )];
-    lines.extend(answer.events.map(|events| format!("the event log's {events} events lead to the quoted PCRs")));
+    lines.extend(answer.events.iter().map(|(events, unquoted)| match unquoted.as_slice() {
+        [] => format!("the event log's {events} events lead to the quoted PCRs"),
+        pcrs => {
+            let pcrs: Vec<_> = pcrs.iter().map(u8::to_string).collect();
+            format!(
+                "the event log leads to the quoted PCRs; its events of PCRs {} are not covered by the quote",
+                pcrs.join(", ")
+            )
+        }
+    }));
     lines.extend(
         answer.entries.map(|(entries, covered)| {
             format!("the quoted PCR 10 covers {covered} of the IMA list's {entries} entries")

@@ -8,8 +8,10 @@ mod software_tpm;
 
 mod program;
 
+use portcullis_attest::eventlog::EventLog;
 use portcullis_attest::evidence::PcrValues;
 use portcullis_attest::key::Bank;
+use portcullis_firmware_fixtures::recorded;
 use program::{codes, output};
 use serde_json::Value;
 use software_tpm::*;
@@ -35,6 +37,18 @@ impl Files {
         }
     }
 
+    /// A quote of these values by an enrolled key, right in all but what it leaves out.
+    fn of_values(values: &PcrValues) -> Self {
+        let tpm = SoftTpm::new();
+        let quote = tpm.quote(&tpm.attest(&binding(), values), values);
+        Self {
+            message: quote.message,
+            signature: quote.signature,
+            pcrs: serialized(values),
+            ..Self::of(&tpm, &tpm.attest(&binding(), values))
+        }
+    }
+
     fn genuine() -> Self {
         let tpm = SoftTpm::new();
         Self::of(&tpm, &tpm.attest(&binding(), &pcrs()))
@@ -47,7 +61,16 @@ impl Files {
     }
 
     fn answer(&self) -> (i32, Value) {
+        let (code, stdout, _) = self.run(&[], &["--json"]);
+        (code, serde_json::from_str(&stdout).unwrap())
+    }
+
+    /// Runs the check with these files beside the quote's, and further arguments.
+    fn run(&self, beside: &[(&str, &[u8])], more: &[&str]) -> (i32, String, String) {
         let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in beside {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
         for (name, bytes) in
             [("ak", &self.ak), ("message", &self.message), ("signature", &self.signature), ("pcrs", &self.pcrs)]
         {
@@ -55,9 +78,7 @@ impl Files {
         }
         let files = ["--ak", "ak", "--message", "message", "--signature", "signature", "--pcrs", "pcrs"];
         let nonce = hex::encode(&self.nonce);
-        let (code, stdout, _) =
-            output(dir.path(), &[&["--json", "quote", "check"], &files[..], &["--nonce", &nonce]].concat());
-        (code, serde_json::from_str(&stdout).unwrap())
+        output(dir.path(), &[&["quote", "check"], &files[..], &["--nonce", &nonce], more].concat())
     }
 
     fn refused(&self, code: &str) {
@@ -110,6 +131,78 @@ fn genuine_quotes_hold() {
     assert_eq!(files.check(), (0, vec![]));
     let in_order = pcrs().values().flat_map(|bank| bank.values()).flatten().copied().collect();
     assert_eq!(Files { pcrs: in_order, ..files }.check(), (0, vec![]));
+}
+
+/// What is wrong with a signature: unreadable, of another scheme, by another key; each in its own words.
+#[test]
+fn signatures_are_malformed_of_another_scheme_or_do_not_verify() {
+    let (one, other) = (Files::genuine(), Files::genuine());
+    let rsa = |size| SoftTpm::rsa(size, RSASSA, Bank::Sha256);
+    let (small, large) = (rsa(aws_lc_rs::rsa::KeySize::Rsa2048), rsa(aws_lc_rs::rsa::KeySize::Rsa3072));
+    let rsa = Files::of(&small, &small.attest(&binding(), &pcrs()));
+    let plain = |tpm: &SoftTpm| tpm.sign_numbers(&rsa.message).concat();
+    let with = |files: &Files, signature: Vec<u8>| {
+        let files = Files {
+            ak: files.ak.clone(),
+            message: files.message.clone(),
+            pcrs: files.pcrs.clone(),
+            nonce: files.nonce.clone(),
+            signature,
+        };
+        let (code, stdout, stderr) = files.run(&[], &["--json"]);
+        let answer: Value = serde_json::from_str(&stdout).unwrap();
+        (code, codes(&answer).concat(), stderr)
+    };
+    for (files, signature, reason, words) in [
+        (&one, other.signature.clone(), "quote.signature-invalid", "did not sign this quote"),
+        (&rsa, large.sign(&rsa.message), "quote.signature-invalid", "a number of 384 bytes, this key's have 256"),
+        (&rsa, plain(&large)[..256].to_vec(), "quote.signature-invalid", "did not sign this quote"),
+        (&rsa, one.signature.clone(), "quote.signature-scheme", "expected  RSASSA-sha256"),
+        (&rsa, plain(&large), "quote.signature-malformed", "nor a plain signature (256 bytes of RSA): 384 bytes"),
+        (&one, b"This is no signature.".to_vec(), "quote.signature-malformed", "neither a TPMT_SIGNATURE ("),
+        (&one, Vec::new(), "quote.signature-malformed", "0 bytes"),
+    ] {
+        let (code, found, stderr) = with(files, signature);
+        assert_eq!((code, found.as_str()), (1, reason), "{stderr}");
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
+    // The twins, as a TPM writes them and plain.
+    assert_eq!(with(&rsa, rsa.signature.clone()).0, 0);
+    assert_eq!(with(&rsa, plain(&small)).0, 0);
+}
+
+/// A quote that covers only some of the PCRs of which the log has events proves only those.
+#[test]
+fn a_log_with_events_of_pcrs_that_were_not_quoted_is_a_no_unless_that_is_asked_for() {
+    let bytes = recorded::SECURE_BOOT.event_log;
+    let values = EventLog::parse(bytes).unwrap().replay(Bank::Sha256);
+    let quoted = |without: &[u8]| {
+        let pcrs = values.iter().filter(|(pcr, _)| !without.contains(pcr));
+        Files::of_values(&[(Bank::Sha256, pcrs.map(|(pcr, value)| (*pcr, value.clone())).collect())].into())
+    };
+    let run = |files: &Files, more: &[&str]| files.run(&[("log", bytes)], &[&["--eventlog", "log"], more].concat());
+    let (code, stdout, _) = run(&quoted(&[]), &[]);
+    assert!(
+        code == 0 && stdout.contains("events lead to the quoted PCRs") && !stdout.contains("WARNING: The event log")
+    );
+
+    let part = quoted(&[4, 7]);
+    let (code, stdout, stderr) = run(&part, &[]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("eventlog.pcr-not-quoted") && stderr.contains("--allow-unquoted"), "{stderr}");
+    assert!(stderr.contains("PCR 4") && stderr.contains("PCR 7"), "{stderr}");
+    let (code, stdout, _) = run(&part, &["--json"]);
+    assert_eq!((code, codes(&serde_json::from_str(&stdout).unwrap())), (1, vec!["eventlog.pcr-not-quoted"; 2]));
+
+    let (code, stdout, _) = run(&part, &["--allow-unquoted"]);
+    assert!(code == 0 && stdout.contains("events of PCRs 4, 7 are not covered by the quote"), "{stdout}");
+    let (code, stdout, _) = run(&part, &["--allow-unquoted", "--json"]);
+    let answer: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &answer["eventlog"]["unquoted_pcrs"]), (0, &serde_json::json!([4, 7])));
+    assert_eq!(answer["caveats"].as_array().unwrap().last().unwrap()["code"], "unquoted-pcrs");
+    // And a list with a quote that leaves out PCR 10.
+    let (code, _, stderr) = part.run(&[("list", recorded::SECURE_BOOT.ima)], &["--ima", "list"]);
+    assert!(code == 1 && stderr.contains("ima.pcr-not-quoted") && stderr.contains("did not sign PCR 10"), "{stderr}");
 }
 
 #[test]

@@ -77,6 +77,11 @@ impl<'a> ReplayedLog<'a> {
         compare_banks(quote, log)
     }
 
+    /// The PCRs of which a firmware event log has events and that were not quoted.
+    pub(crate) fn not_quoted(quote: &QuotedState, log: &EventLog<'_>) -> Vec<Reason> {
+        not_quoted(quote, log)
+    }
+
     /// How many entries of a whole IMA list quoted values cover, if they cover it at all.
     pub(crate) fn ima_covered(quote: &QuotedState, list: &ImaList<'_>) -> Result<usize, Denial> {
         let mut reasons = Vec::new();

@@ -55,7 +55,7 @@ impl QuotingKey {
         if label != SubjectPublicKeyInfoRef::PEM_LABEL {
             return Err(malformed(format!("a PEM of type {label:?}, not {:?}", SubjectPublicKeyInfoRef::PEM_LABEL)));
         }
-        let kind = super::spki::decode(spki.as_bytes()).map_err(|error| malformed(error.to_string()))?;
+        let kind = super::spki::decode(&spki).map_err(|error| malformed(error.to_string()))?;
         match attestation_key_weakness(&kind) {
             None => Ok(Self { known: Known::Bare(kind) }),
             Some(reason) => Err(reason.into()),
@@ -100,7 +100,7 @@ impl QuotingKey {
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<Bank, SignatureError> {
         let parsed = match Signature::parse(signature) {
             Ok(parsed) => parsed,
-            Err(malformed) => return self.verify_plain(message, signature).ok_or(malformed),
+            Err(malformed) => return self.verify_plain(message, signature, &malformed),
         };
         match &self.known {
             Known::Area { verifying, .. } => verifying.verify(&parsed, message)?,
@@ -111,18 +111,34 @@ impl QuotingKey {
         Ok(parsed.hash())
     }
 
-    fn verify_plain(&self, message: &[u8], signature: &[u8]) -> Option<Bank> {
-        match &self.known {
-            Known::Area { verifying, .. } => {
-                verifying.verify_plain(signature, message).is_ok().then(|| verifying.hash())
-            }
+    /// `malformed` says why it is no TPMT_SIGNATURE.
+    fn verify_plain(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+        malformed: &SignatureError,
+    ) -> Result<Bank, SignatureError> {
+        let possible = match &self.known {
+            Known::Area { verifying, .. } => vec![verifying.clone()],
             Known::Bare(key) => [SchemeKind::RsaSsa, SchemeKind::RsaPss, SchemeKind::Ecdsa, SchemeKind::Sm2]
                 .into_iter()
                 .flat_map(|kind| Bank::ALL.map(|hash| (kind, hash)))
                 .filter_map(|(kind, hash)| VerifyingKey::new(key, kind, hash, Sha1::Refused).ok())
-                .find(|verifying| verifying.verify_plain(signature, message).is_ok())
-                .map(|verifying| verifying.hash()),
+                .collect(),
+        };
+        if let Some(verifying) = possible.iter().find(|key| key.verify_plain(signature, message).is_ok()) {
+            return Ok(verifying.hash());
         }
+        // What has the form of a signature and does not verify is no malformed one.
+        if possible.iter().any(|key| key.is_plain(signature)) {
+            return Err(SignatureError::Invalid);
+        }
+        Err(SignatureError::Unreadable {
+            problem: malformed.to_string(),
+            plain: possible.first().map(VerifyingKey::plain_form).unwrap_or_default(),
+            bytes: signature.len(),
+            begin: hex::encode(signature.get(..8).unwrap_or(signature)),
+        })
     }
 
     /// The scheme that it is bound to, if that is known.

@@ -44,6 +44,28 @@ pub enum SignatureError {
     /// The key's numbers are no key.
     #[error("the public key is not valid: {0}")]
     Key(String),
+    /// Well-formed, but its numbers have not the length that this key's have: another key made it.
+    #[error("the signature has a number of {found} bytes, this key's have {expected}: another key made it")]
+    Size {
+        /// Bytes of the numbers in this key's signatures.
+        expected: usize,
+        /// Bytes of the longest number of the signature.
+        found: usize,
+    },
+    /// Neither a TPMT_SIGNATURE nor a signature as other programs write it.
+    #[error(
+        "neither a TPMT_SIGNATURE ({problem}) nor a plain signature ({plain}): {bytes} bytes that begin with {begin}"
+    )]
+    Unreadable {
+        /// Why it is no TPMT_SIGNATURE.
+        problem: String,
+        /// What a plain signature of this key would be.
+        plain: String,
+        /// How many bytes there are.
+        bytes: usize,
+        /// The first of them, in hex.
+        begin: String,
+    },
     /// The check itself failed.
     #[error("the signature does not verify")]
     Invalid,
@@ -175,7 +197,26 @@ impl VerifyingKey {
                 check(keys, message, &ecdsa_der(r, s)?)
             }
             (Keys::Sm2(key), [r, s]) if r.len() <= self.size && s.len() <= self.size => key.verify(r, s, message),
-            (_, numbers) => Err(SignatureError::Number(numbers.iter().map(Vec::len).max().unwrap_or(0))),
+            (_, numbers) => Err(SignatureError::Size {
+                expected: self.size,
+                found: numbers.iter().map(Vec::len).max().unwrap_or(0),
+            }),
+        }
+    }
+
+    /// What a signature by this key is that [`VerifyingKey::verify_plain`] checks.
+    pub(crate) fn plain_form(&self) -> String {
+        match self.kind {
+            SchemeKind::RsaSsa | SchemeKind::RsaPss => format!("{} bytes of RSA", self.size),
+            SchemeKind::Ecdsa | SchemeKind::Sm2 => "two numbers in DER".to_owned(),
+        }
+    }
+
+    /// Whether a signature has the form that [`VerifyingKey::verify_plain`] checks, whoever made it.
+    pub(crate) fn is_plain(&self, signature: &[u8]) -> bool {
+        match self.kind {
+            SchemeKind::RsaSsa | SchemeKind::RsaPss => signature.len() == self.size,
+            SchemeKind::Ecdsa | SchemeKind::Sm2 => EcdsaSignature::from_der(signature).is_ok(),
         }
     }
 

@@ -35,7 +35,7 @@ impl Sm2Key {
 
 fn padded(number: &[u8]) -> Result<[u8; SIZE], SignatureError> {
     let mut out = [0; SIZE];
-    let missing = SIZE.checked_sub(number.len()).ok_or(SignatureError::Number(number.len()))?;
+    let missing = SIZE.checked_sub(number.len()).ok_or(SignatureError::Size { expected: SIZE, found: number.len() })?;
     out.get_mut(missing..).ok_or(SignatureError::Invalid)?.copy_from_slice(number);
     Ok(out)
 }

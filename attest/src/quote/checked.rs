@@ -26,6 +26,8 @@ pub enum Caveat {
     NoNonce,
     /// Bytes follow the last event of the log that was replayed.
     TrailingBytes,
+    /// The log that was replayed has events of PCRs that were not quoted. What it says of them is proved by nothing.
+    UnquotedPcrs,
     /// PCR 10 was quoted and extended, and the list that would say with what was not replayed.
     RuntimeUnchecked,
 }
@@ -40,6 +42,7 @@ impl Caveat {
             Self::Sha1 => "sha1",
             Self::NoNonce => "no-nonce",
             Self::TrailingBytes => "trailing-bytes",
+            Self::UnquotedPcrs => "unquoted-pcrs",
             Self::RuntimeUnchecked => "runtime-unchecked",
         }
     }
@@ -60,6 +63,9 @@ impl Caveat {
             }
             Self::NoNonce => "The quote answers an empty nonce: it may be of any age.",
             Self::TrailingBytes => "Bytes follow the last event of the event log: padding, or what no digest covers.",
+            Self::UnquotedPcrs => {
+                "The event log has events of PCRs that the quote does not cover: nothing proves what it says of them."
+            }
             Self::RuntimeUnchecked => {
                 "PCR 10 was extended since the boot; without the IMA list nobody can say with what."
             }

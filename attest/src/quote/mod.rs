@@ -165,13 +165,16 @@ fn check_binding(extra_data: &[u8], expected: &Binding, claimed: &Binding) -> Ve
 
 fn signature_reason(error: &SignatureError) -> Reason {
     let code = match error {
-        SignatureError::Wire(_) | SignatureError::Algorithm(_) | SignatureError::Number(_) => {
-            ReasonCode::QuoteSignatureMalformed
-        }
+        SignatureError::Wire(_)
+        | SignatureError::Algorithm(_)
+        | SignatureError::Number(_)
+        | SignatureError::Unreadable { .. } => ReasonCode::QuoteSignatureMalformed,
         SignatureError::Hash(_) | SignatureError::Scheme { .. } | SignatureError::Unsupported(_) => {
             ReasonCode::QuoteSignatureScheme
         }
-        SignatureError::Key(_) | SignatureError::Invalid => ReasonCode::QuoteSignatureInvalid,
+        SignatureError::Key(_) | SignatureError::Size { .. } | SignatureError::Invalid => {
+            ReasonCode::QuoteSignatureInvalid
+        }
     };
     let reason = Reason::new(code);
     match error {
