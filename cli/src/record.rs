@@ -7,11 +7,13 @@ use portcullis_attest::eventlog::EventLog;
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::ima::{ExtendRule, ImaList};
 use portcullis_attest::key::Bank;
-use portcullis_attest::reference::{KeylimePolicy, NotTaken, ReferenceBuilder, ReferenceValues, changes};
+use portcullis_attest::reference::{NotTaken, ReferenceBuilder, ReferenceValues, changes};
 use serde_json::json;
 
 use crate::failure::Failure;
 use crate::files::{self, LARGE};
+use crate::keylime::Keylime;
+use crate::measurements::{event_log, ima_list};
 use crate::output::{Output, plain};
 use crate::reference::read;
 use crate::verify::{content, reason};
@@ -28,7 +30,9 @@ Examples:
   portcullis reference make --name web --out web.toml evidence.json
   portcullis reference make --from web.toml --out web-2.toml --eventlog binary_bios_measurements \\
       --ima binary_runtime_measurements
-  portcullis reference make --name web --keylime-policy runtime_policy.json --drop-unsupported";
+  portcullis reference make --name web --keylime-policy runtime_policy.json --drop-unsupported
+  portcullis reference make --name web --keylime-policy signed_policy.json --keylime-key signer.pem \\
+      --out web.toml --policy-out keyring.toml";
 
 /// Arguments of `portcullis reference make`.
 #[derive(Args, Debug)]
@@ -47,9 +51,15 @@ pub struct MakeArguments {
     /// An IMA list of a good boot
     #[arg(long, value_name = "FILE")]
     ima: Vec<PathBuf>,
-    /// A Keylime runtime policy (JSON)
+    /// A Keylime runtime policy (JSON), also one that is signed (DSSE)
     #[arg(long, value_name = "FILE")]
-    keylime_policy: Vec<PathBuf>,
+    pub keylime_policy: Vec<PathBuf>,
+    /// A public key or certificate (PEM) that must have signed the Keylime policies; several are alternatives
+    #[arg(long, value_name = "PEM", requires = "keylime_policy")]
+    pub keylime_key: Vec<PathBuf>,
+    /// Where to write what of the Keylime policies belongs into a policy: their verification-keys, as a keyring (TOML)
+    #[arg(long, value_name = "FILE", requires = "keylime_policy")]
+    policy_out: Option<PathBuf>,
     /// Leave out what of a Keylime policy cannot be said by content, and what of an IMA list cannot be listed
     #[arg(long)]
     drop_unsupported: bool,
@@ -88,27 +98,38 @@ pub fn make(arguments: &MakeArguments, out: Output) -> Result<(), Failure> {
     }
     for path in &arguments.eventlog {
         let bytes = files::read(path, LARGE)?;
-        let log = EventLog::parse(&bytes).map_err(|error| content(path, &error))?;
+        let log = event_log(path, &bytes)?;
         boot(&mut builder, &log, &arguments.bank).map_err(|problem| content(path, &problem))?;
     }
     for path in &arguments.ima {
         let bytes = files::read(path, LARGE)?;
-        let list = ImaList::parse(&bytes).map_err(|error| content(path, &error))?;
+        let list = ima_list(path, &bytes)?;
         left_out.extend(builder.programs(list.entries()).iter().map(words));
     }
-    for path in &arguments.keylime_policy {
-        let policy =
-            KeylimePolicy::from_json(&files::read_text(path, LARGE)?).map_err(|error| content(path, &error))?;
+    let keylime = Keylime::read(arguments)?;
+    for policy in &keylime.policies {
         policy.add_to(&mut builder);
-        left_out.extend(policy.not_imported.iter().cloned());
     }
+    left_out.extend(keylime.left_out(arguments.policy_out.is_some()));
     if !left_out.is_empty() && !arguments.drop_unsupported {
         let list = left_out.iter().map(|line| format!("  {}", plain(line))).collect::<Vec<_>>().join("\n");
         let what = "this cannot be said in reference values; with --drop-unsupported it is left out, and denied";
         return Err(Failure::Usage(format!("{what}:\n{list}")));
     }
     let values = builder.build().map_err(|error| Failure::Usage(error.to_string()))?;
-    write(&values, from.as_ref(), &left_out, arguments.out.as_deref(), out)
+    if let Some(path) = &arguments.policy_out {
+        files::write(path, keylime.policy(values.name())?.as_bytes())?;
+    }
+    let made = Made { values: &values, from: from.as_ref(), left_out: &left_out, warnings: &keylime.warnings };
+    write(&made, arguments.out.as_deref(), out)
+}
+
+/// What came of the arguments.
+struct Made<'m> {
+    values: &'m ReferenceValues,
+    from: Option<&'m ReferenceValues>,
+    left_out: &'m [String],
+    warnings: &'m [String],
 }
 
 fn words(entry: &NotTaken) -> String {
@@ -134,6 +155,16 @@ fn evidence(
             let text = format!("{}: the event log does not lead to the quoted PCR {pcr} ({bank}).", path.display());
             return Err(Failure::NotTrusted(vec![reason("eventlog.pcr-mismatch", text)]));
         }
+    }
+    // What was not quoted is no record of a boot: whoever sent the evidence could have written it.
+    let unquoted = log.extended_pcrs().find(|pcr| !quoted().any(|(_, pcrs)| pcrs.contains_key(pcr)));
+    if let Some(pcr) = unquoted {
+        let text = format!(
+            "{}: the event log has events of PCR {pcr}, which the evidence does not quote: nothing proves them. Make \
+             evidence that quotes every PCR of the log.",
+            path.display()
+        );
+        return Err(Failure::NotTrusted(vec![reason("eventlog.pcr-not-quoted", text)]));
     }
     boot(builder, &log, &arguments.bank).map_err(|problem| content(path, &problem))?;
     let list = ImaList::parse_binary(&evidence.ima).map_err(|error| content(path, &error))?;
@@ -167,24 +198,23 @@ fn boot(builder: &mut ReferenceBuilder, log: &EventLog<'_>, banks: &[Bank]) -> R
     Ok(())
 }
 
-fn write(
-    values: &ReferenceValues,
-    from: Option<&ReferenceValues>,
-    left_out: &[String],
-    path: Option<&Path>,
-    out: Output,
-) -> Result<(), Failure> {
+fn write(made: &Made<'_>, path: Option<&Path>, out: Output) -> Result<(), Failure> {
+    let Made { values, from, left_out, warnings } = *made;
     let toml = values.to_toml().map_err(|error| Failure::Usage(error.to_string()))?;
     let changed = from.map(|from| changes(from, values));
     let Some(path) = path else {
-        let value = json!({ "reference": toml, "left_out": left_out, "changes": changed });
-        return out.show(&value, || toml.trim_end().to_owned());
+        let value = json!({ "reference": toml, "left_out": left_out, "changes": changed, "warnings": warnings });
+        return out.show(&value, || {
+            // What is printed is a file: a warning in it is a comment.
+            let warnings = warnings.iter().map(|warning| format!("# warning: {}\n", plain(warning)));
+            warnings.chain([toml.trim_end().to_owned()]).collect()
+        });
     };
     files::write(path, toml.as_bytes())?;
     let slots: usize = values.pcrs().map(|pcr| values.slots(pcr).len()).sum();
     let value = json!({
         "file": path, "name": values.name(), "version": values.version(), "slots": slots,
-        "programs": values.ima_len(), "left_out": left_out, "changes": changed,
+        "programs": values.ima_len(), "left_out": left_out, "changes": changed, "warnings": warnings,
     });
     out.show(&value, || {
         let first = format!(
@@ -196,6 +226,7 @@ fn write(
         );
         let changed = changed.iter().flatten().map(|change| plain(&change.to_string()));
         let left_out = left_out.iter().map(|line| format!("left out: {}", plain(line)));
-        std::iter::once(first).chain(changed).chain(left_out).collect::<Vec<_>>().join("\n")
+        let warnings = warnings.iter().map(|warning| format!("warning: {}", plain(warning)));
+        std::iter::once(first).chain(warnings).chain(changed).chain(left_out).collect::<Vec<_>>().join("\n")
     })
 }

@@ -156,3 +156,41 @@ fn a_keylime_policy_is_imported_by_content_and_the_rest_is_named() {
     let written = made["reference"].as_str().unwrap();
     assert!(written.contains("path = \"/usr/bin/ls\"") && written.contains(digest), "{written}");
 }
+
+#[test]
+fn a_signed_keylime_policy_opens_and_its_keys_become_a_keyring() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (name, content) in [
+        ("signed.json", include_str!("../../attest/tests/fixtures/keylime/ecdsa.json")),
+        ("signer.pem", include_str!("../../attest/tests/fixtures/keylime/ecdsa.pem")),
+        ("other.pem", include_str!("../../attest/tests/fixtures/keylime/x509.pem")),
+        ("plain.json", "{\"meta\": {\"version\": 1}}"),
+    ] {
+        std::fs::write(dir.join(name), content).unwrap();
+    }
+    let make = |more: &[&str]| [&["reference", "make", "--name", "imported", "--keylime-policy"], more].concat();
+    // Its keys are no reference values: they are named, or written for a policy.
+    let (_, stderr) = run(dir, &make(&["signed.json"]), 2);
+    assert!(stderr.contains("verification-keys: 2 keys") && stderr.contains("--policy-out"), "{stderr}");
+    let part = ["signed.json", "--policy-out", "part.toml"];
+    let made = json(dir, &make(&part), 0);
+    assert!(made["warnings"][0].as_str().unwrap().contains("signature was not checked"), "{made}");
+    let (stdout, _) = run(dir, &make(&part), 0);
+    assert!(stdout.starts_with("# warning: signed.json: its signature was not checked"), "{stdout}");
+    portcullis_attest::reference::ReferenceValues::from_toml(&stdout).unwrap();
+    let made =
+        json(dir, &make(&[&part[..], &["--keylime-key", "other.pem", "--keylime-key", "signer.pem"]].concat()), 0);
+    assert_eq!(made["warnings"], Value::Array(vec![]));
+    // What is written is a part of a policy.
+    let part = std::fs::read_to_string(dir.join("part.toml")).unwrap();
+    let policy = portcullis_attest::appraise::Policy::from_toml(&format!("{}{part}", boot::POLICY)).unwrap();
+    assert_eq!(policy.programs.keyring("keylime").unwrap().len(), 2);
+    assert_eq!(policy.programs.rules().len(), 1);
+    // Nobody who was named signed it; and it is not signed at all.
+    let no = json(dir, &make(&["signed.json", "--drop-unsupported", "--keylime-key", "other.pem"]), 1);
+    assert_eq!(codes(&no), ["reference.signature-invalid"]);
+    let no = json(dir, &make(&["plain.json", "--keylime-key", "signer.pem"]), 1);
+    assert_eq!(codes(&no), ["reference.unsigned"]);
+    run(dir, &make(&["signed.json", "--keylime-key", "plain.json"]), 2);
+}

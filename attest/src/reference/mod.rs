@@ -26,7 +26,7 @@ pub use builder::ReferenceBuilder;
 pub use changes::{Change, ChangeKind, changes};
 use expected::Expected;
 pub(crate) use expected::{Acceptance, Judge};
-pub use keylime::{KeylimeError, KeylimePolicy};
+pub use keylime::{KeylimeError, KeylimePolicy, PolicySignature};
 pub use record::NotTaken;
 pub use rule::{Pattern, Rule};
 use signature::{DetachedSignature, SignatureError, SignerKey};

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use portcullis_attest::appraise::{CommandLineRules, Judged, NamePattern, Policy, arguments};
 use portcullis_attest::evidence::Evidence;
-use portcullis_attest::reference::{KeylimePolicy, ReferenceBuilder, ReferenceValues};
+use portcullis_attest::reference::{KeylimePolicy, PolicySignature, ReferenceBuilder, ReferenceValues};
 use portcullis_attest::release::WrappedKey;
 use portcullis_attest::result::ResultClaims;
 
@@ -129,6 +129,7 @@ pub const KEYLIME: Target = Target { name: "keylime", body: keylime, max_len: 20
 fn keylime(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let Ok(policy) = KeylimePolicy::from_json(text) else { return false };
+    assert!(!matches!(policy.signature(), PolicySignature::Good(_)), "signed by nobody who was named");
     let mut builder = ReferenceBuilder::new("keylime", "imported");
     policy.add_to(&mut builder);
     if let Ok(values) = builder.build() {
@@ -144,7 +145,14 @@ fn keylime_policies() -> Vec<Vec<u8>> {
          \"keyrings\":{{\".ima\":[\"{digest}\"]}},\"ima\":{{\"ignored_keyrings\":[],\"log_hash_alg\":\"sha1\"}},\
          \"ima-buf\":{{\"dm_table_load\":[\"{digest}\"]}},\"verification-keys\":\"\"}}"
     );
-    vec![policy.into_bytes()]
+    let envelope = format!(
+        "{{\"payload\":\"{}\",\"payloadType\":\"application/vnd.keylime+json\",\"signatures\":[{{\"sig\":\"MAA=\"}}]}}",
+        STANDARD.encode(
+            policy
+                .replace("\"verification-keys\":\"\"", "\"verification-keys\":{\"keyids\":[1],\"pubkeys\":[\"MAA=\"]}")
+        )
+    );
+    vec![policy.into_bytes(), envelope.into_bytes()]
 }
 
 /// What a verifier stores of a host, what relying parties read, and what an agent gets: JSON.
