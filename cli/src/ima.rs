@@ -22,7 +22,8 @@ pub enum ImaCommand {
         long_about = "Print the PCR 10 to which the list leads, or find a PCR 10 in it.\n\nLinux extends a bank with its own \
                       hash of each entry, or, if it had not that hash when IMA started (and always before Linux 5.8), with \
                       the SHA-1 hash padded with zeros. A list of SHA-1 template digests does not say which: both values are \
-                      printed, and --pcr10 finds the one that a TPM has. A list that newer kernels show for one bank says it.",
+                      printed, and --pcr10 finds the one that a TPM has. Violations were padded, too, before 5.8. A list that newer \
+                      kernels show for one bank says it.",
         after_help = "Examples:\n  portcullis ima replay /sys/kernel/security/ima/binary_runtime_measurements\n  \
                       portcullis ima replay ascii_runtime_measurements --pcr10 8f2c…"
     )]
@@ -60,6 +61,10 @@ fn replay(list: &ImaList<'_>, bank: Option<Bank>, out: Output) -> Result<(), Fai
         if bank != Bank::Sha1 {
             let padded = hex::encode(list.replay(bank, ExtendRule::PaddedSha1));
             banks.insert(format!("{bank}_padded_sha1"), padded.into());
+            if list.violations() > 0 {
+                let padded = hex::encode(list.replay(bank, ExtendRule::PaddedThroughout));
+                banks.insert(format!("{bank}_padded_throughout"), padded.into());
+            }
         }
     }
     let TemplateHash { bank, .. } = list.template_hash();
@@ -81,6 +86,9 @@ fn replay(list: &ImaList<'_>, bank: Option<Bank>, out: Output) -> Result<(), Fai
         lines.push(
             "PCR 10 by bank; padded_sha1 is what a bank holds for which the kernel had no hash at hand:".to_owned(),
         );
+        if list.violations() > 0 {
+            lines.push("(padded_throughout: the same of kernels before 5.8, which pad violations, too)".to_owned());
+        }
         lines.extend(banks.iter().map(|(bank, value)| format!("  {bank}: {}", value.as_str().unwrap_or_default())));
         if let Some(rule) = rule {
             lines.push(format!("The list's own digests say that bank {bank} was extended by the rule {rule}."));
@@ -104,7 +112,7 @@ fn find(list: &ImaList<'_>, bank: Option<Bank>, wanted: &str, out: Output) -> Re
         let of = bank.map_or_else(|| "no bank".to_owned(), |bank| format!("not bank {bank}"));
         return Err(Failure::Usage(format!("--pcr10 has {} bytes, as {of} has", wanted.len())));
     }
-    let rules = [ExtendRule::Digest, ExtendRule::PaddedSha1];
+    let rules = [ExtendRule::Digest, ExtendRule::PaddedSha1, ExtendRule::PaddedThroughout];
     let found = banks
         .iter()
         .flat_map(|bank| rules.map(|rule| (*bank, rule)))

@@ -109,6 +109,35 @@ fn other_files_are_no_lists_and_an_empty_one_is_none_either() {
     run(with_list(list).path(), &["ima", "replay", "/dev/null"], 2);
 }
 
+/// Kernels before 5.8 padded the ones of a violation, newer ones do not.
+#[test]
+fn n65_violations_are_replayed_as_newer_and_as_older_kernels_extend_them() {
+    let mut list = recorded::SECURE_BOOT.ima.to_vec();
+    let first = list.len() - portcullis_attest::ima::after(&list, 1).unwrap().len();
+    let mut violation = list[..first].to_vec();
+    // The template digest stands behind the PCR index.
+    violation[4..24].fill(0);
+    list.extend(violation);
+    let dir = with_list(&list);
+    let all = replay(&dir, &[], 0);
+    assert_eq!(all["violations"], 1);
+    for (key, bank, rule) in [
+        ("sha256", "sha256", "digest"),
+        ("sha256_padded_sha1", "sha256", "padded-sha1"),
+        ("sha256_padded_throughout", "sha256", "padded-throughout"),
+        ("sha384_padded_throughout", "sha384", "padded-throughout"),
+    ] {
+        let found = replay(&dir, &["--pcr10", all["banks"][key].as_str().unwrap()], 0);
+        assert_eq!(
+            (&found["bank"], &found["rule"], &found["reached_after"]),
+            (&bank.into(), &rule.into(), &all["entries"])
+        );
+    }
+    let (text, _) = run(dir.path(), &["ima", "replay", "list"], 0);
+    assert!(text.contains("1 violations") && text.contains("of kernels before 5.8"), "{text}");
+    assert!(replay(&with_list(recorded::SECURE_BOOT.ima), &[], 0)["banks"].get("sha256_padded_throughout").is_none());
+}
+
 #[test]
 fn n66_a_template_digest_of_something_else_is_counted() {
     let mut list = recorded::SECURE_BOOT.ima.to_vec();

@@ -110,7 +110,7 @@ pub(super) fn covered(
 /// another hash than SHA-1, and of a bank into which the kernel measured something.
 fn decide(lanes: &mut [Lane<'_>]) {
     let weight = |lane: &Lane<'_>| match (lane.rule, lane.bank) {
-        (ExtendRule::PaddedSha1, _) => 0,
+        (ExtendRule::PaddedSha1 | ExtendRule::PaddedThroughout, _) => 0,
         (ExtendRule::Digest, Bank::Sha1) => 1,
         (ExtendRule::Digest, _) if lane.is_initial() => 2,
         (ExtendRule::Digest, _) => 3,

@@ -8,7 +8,7 @@
 //! Each entry's template data hashes to its template digest. Since Linux 5.8 every bank is extended with its own hash of
 //! the template data ([`ExtendRule::Digest`]), but only if the kernel had that hash at hand when IMA started. Banks
 //! for which it had not, and all banks of older kernels, get the SHA-1 digest padded with zeros
-//! ([`ExtendRule::PaddedSha1`]), which is worth no more than SHA-1.
+//! ([`ExtendRule::PaddedSha1`], [`ExtendRule::PaddedThroughout`]), which is worth no more than SHA-1.
 
 mod appended;
 mod ascii;

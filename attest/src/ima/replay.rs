@@ -16,8 +16,12 @@ use crate::key::{Bank, Digest};
 pub enum ExtendRule {
     /// The bank's own hash of the template data.
     Digest,
-    /// The SHA-1 hash of the template data, padded with zeros.
+    /// The SHA-1 hash of the template data, padded with zeros; for a violation ones over the whole of the bank's digest. So
+    /// Linux extends a bank whose hash it had not at hand, since 5.8.
     PaddedSha1,
+    /// The same, but for a violation the twenty ones of SHA-1, padded with zeros, too. So Linux extended every bank but SHA-1
+    /// before 5.8. Without violations there is no difference.
+    PaddedThroughout,
 }
 
 impl ExtendRule {
@@ -26,6 +30,7 @@ impl ExtendRule {
         match self {
             Self::Digest => "digest",
             Self::PaddedSha1 => "padded-sha1",
+            Self::PaddedThroughout => "padded-throughout",
         }
     }
 }
@@ -189,7 +194,10 @@ impl<'e> Hashed<'e> {
     fn event(&self, bank: Bank, rule: ExtendRule) -> Digest {
         if self.entry.is_violation() {
             // The kernel lists zeros and extends ones, so that the PCR cannot be what it would be without the violation.
-            return Digest::filled(bank, 0xff);
+            return match rule {
+                ExtendRule::PaddedThroughout => Digest::filled(Bank::Sha1, 0xff).padded(bank),
+                ExtendRule::Digest | ExtendRule::PaddedSha1 => Digest::filled(bank, 0xff),
+            };
         }
         self.hash(TemplateHash { bank, rule })
     }
@@ -197,7 +205,7 @@ impl<'e> Hashed<'e> {
     /// The hash of the template data.
     fn hash(&self, TemplateHash { bank, rule }: TemplateHash) -> Digest {
         match (rule, bank) {
-            (ExtendRule::PaddedSha1, _) | (_, Bank::Sha1) => {
+            (ExtendRule::PaddedSha1 | ExtendRule::PaddedThroughout, _) | (_, Bank::Sha1) => {
                 self.sha1.get_or_init(|| self.entry.hash_data(Bank::Sha1)).padded(bank)
             }
             (ExtendRule::Digest, _) => self.entry.hash_data(bank),

@@ -108,6 +108,11 @@ fn n65_a_violation_extends_ones() {
         let size = bank.digest_size();
         let expected = bank.extend(&vec![0; size], &vec![0xff; size]);
         assert_eq!(list.replay(bank, ExtendRule::Digest), expected, "{bank}");
+        assert_eq!(list.replay(bank, ExtendRule::PaddedSha1), expected, "{bank}");
+        // Before Linux 5.8 a bank got SHA-1's ones, padded.
+        let mut padded = vec![0; size];
+        padded[..20].fill(0xff);
+        assert_eq!(list.replay(bank, ExtendRule::PaddedThroughout), bank.extend(&vec![0; size], &padded), "{bank}");
     }
     // Whatever it names: the digest of the file, and the name, are covered by nothing.
     let mut other = ListBuilder::default();

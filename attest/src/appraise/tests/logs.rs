@@ -260,6 +260,8 @@ fn n53_n78_a_log_that_cannot_be_read_is_a_denial() {
     for (eventlog, code) in [
         (Vec::new(), Code::EventlogMissing),
         (vec![1, 2, 3], Code::EventlogUnreadable),
+        // A foreign file is no log that is missing.
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\x01\0\x08\x06\0\0\0".to_vec(), Code::EventlogUnreadable),
         ([host.log.bytes(), vec![0; 64]].concat(), Code::EventlogTrailing),
         (host.log.bytes()[..300].to_vec(), Code::EventlogUnreadable),
     ] {
