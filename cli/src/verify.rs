@@ -1,5 +1,6 @@
 //! `portcullis verify`: judges evidence offline.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -204,9 +205,10 @@ fn as_json(good: &Appraisal, caveats: &[String], key: Option<&Jwk>) -> Value {
         "policy": good.policy_name(), "policy_sha256": hex::encode(good.policy_digest()),
         "reference": reference.name, "reference_version": reference.version,
         "reference_sha256": hex::encode(reference.digest), "reference_signer": reference.signed_by,
-        "by_rule": good.by_rule(), "secure_boot": good.secure_boot(), "shim_validation": good.shim_validation(), "sbat_date": good.sbat_date(),
-        "command_line": good.command_line(),
-        "ima_judged": good.ima_judged(), "ima_entries": good.ima_entries(), "caveats": caveats,
+        "by_rule": good.by_rule(), "secure_boot": good.secure_boot(), "shim_validation": good.shim_validation(),
+        "sbat_date": good.sbat_date(), "command_line": good.command_line(), "ima_judged": good.ima_judged(),
+        "ima_entries": good.ima_entries(), "programs_known": good.programs_known(),
+        "programs_by_rule": good.programs_by_rule().collect::<BTreeMap<_, _>>(), "caveats": caveats,
     });
     if let (Some(key), Some(value)) = (key, value.as_object_mut()) {
         value.insert("token_key".to_owned(), json!(key));
@@ -234,6 +236,10 @@ fn caveats(good: &Appraisal, named: bool) -> Vec<String> {
     }
     if !good.ima_judged() {
         caveats.push("the policy does not ask which programs ran");
+    } else if !good.programs_known() {
+        caveats.push(
+            "a rule of the policy accepted measured files whose content is unknown, or that were written meanwhile",
+        );
     }
     let of_banks = good.bank_caveats().iter().map(|(bank, caveat)| match caveat {
         BankCaveat::Unextended => format!("the firmware does not measure into bank {bank}, which is active"),
@@ -259,6 +265,10 @@ fn as_text(good: &Appraisal, caveats: &[String], key: Option<&Jwk>) -> String {
     )];
     for rule in good.by_rule() {
         lines.push(format!("by rule: {} ({}): {}", rule.what, rule.rule, rule.reason));
+    }
+    for (reason, count) in good.programs_by_rule() {
+        let files = if count == 1 { "1 measured file" } else { &format!("{count} measured files") };
+        lines.push(format!("by rule: {files}: {reason}"));
     }
     lines.extend(caveats.iter().map(|caveat| format!("but: {caveat}")));
     if let Some(key) = key {

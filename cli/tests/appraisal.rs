@@ -37,6 +37,11 @@ mod appraise {
             let answer = verify(dir.path(), evidence, (ak, binding), context, i32::from(verdict.is_err()));
             assert_eq!(answer["trusted"], verdict.is_ok());
             assert_eq!(codes(&answer), expected.iter().map(|reason| reason.code.as_str()).collect::<Vec<_>>());
+            if let Ok(good) = &verdict {
+                let by_rule: std::collections::BTreeMap<_, _> = good.programs_by_rule().collect();
+                assert_eq!(answer["programs_by_rule"], serde_json::json!(by_rule));
+                assert_eq!(answer["programs_known"], good.programs_known());
+            }
             for (shown, reason) in answer["reasons"].as_array().unwrap().iter().zip(expected) {
                 assert_eq!((&shown["pcr"], &shown["text"]), (&reason.pcr.into(), &reason.text.as_str().into()));
             }
