@@ -53,7 +53,7 @@ impl Output {
                     host.reasons.iter().for_each(|reason| complain(&explain(reason, "    ")));
                 }
             }
-            (None, failure) => complain(&format!("error: {}", plain(&failure.to_string()))),
+            (None, failure) => complain(&format!("error: {}", plain_lines(&failure.to_string()))),
         }
     }
 }
@@ -113,6 +113,11 @@ pub fn explain(reason: &Reason, indent: &str) -> String {
 /// `text` on one line and without anything that a terminal would obey.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_direction(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Like [`plain`], for a text of several lines: all but the first are indented, so that none looks like an error of its own.
+fn plain_lines(text: &str) -> String {
+    text.trim_end().lines().map(plain).collect::<Vec<_>>().join("\n  ")
 }
 
 /// Characters that change the order in which text is shown.
@@ -189,6 +194,12 @@ mod tests {
         let text = explain(&reason, "");
         assert_eq!(text.lines().count(), 4, "{text:?}");
         assert!(text.chars().all(|c| c == '\n' || !(c.is_control() || is_direction(c))), "{text:?}");
+    }
+
+    #[test]
+    fn an_error_of_several_lines_stays_readable() {
+        let text = "no TOML\n1 | x\u{1b}[2J\n  | ^\nerror: forged\n";
+        assert_eq!(plain_lines(text), "no TOML\n  1 | x\u{fffd}[2J\n    | ^\n  error: forged");
     }
 
     #[test]

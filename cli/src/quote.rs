@@ -129,7 +129,10 @@ fn with_the_way_out(reason: Reason) -> Reason {
 
 fn key(ak: &Path, ek: Option<&Path>) -> Result<QuotingKey, Failure> {
     let key = QuotingKey::parse(&files::read(ak, SMALL)?).map_err(|denial| match &*denial {
-        [Reason { code: ReasonCode::AkMalformed, found, .. }] => content(ak, &found.as_deref().unwrap_or("no key")),
+        [Reason { code: ReasonCode::AkMalformed, found, .. }] => content(
+            ak,
+            &format!("not a TPM2B_PUBLIC, TPMT_PUBLIC or public key in PEM: {}", found.as_deref().unwrap_or("no key")),
+        ),
         _ => denied(denial),
     })?;
     let Some(path) = ek else { return Ok(key) };
