@@ -414,6 +414,12 @@ fn n71_a_keyrings_certificate_counts_as_it_was_received() {
     }
 }
 
+/// A certificate of four parts, which strict and loose readers would read as different things.
+fn with_one_part_more(certificate: &[u8]) -> Vec<u8> {
+    let parts = der::asn1::AnyRef::try_from(certificate).unwrap();
+    seq(&[parts.value(), &[5, 0]])
+}
+
 fn der_of(pem: &str) -> Vec<u8> {
     der::Document::from_pem(pem).unwrap().1.as_bytes().to_vec()
 }
@@ -450,6 +456,7 @@ fn keyrings_take_certificates_and_keys_and_nothing_else() {
         labelled("PRIVATE KEY", &signer.spki()),
         labelled("CERTIFICATE", &signer.spki()),
         signer.pem().repeat(2),
+        labelled("CERTIFICATE", &with_one_part_more(&der_of(&signer.certificate("any", &[1; 20])))),
         labelled("CERTIFICATE", &[der_of(&signer.certificate("any", &[1; 20])), vec![0]].concat()),
         labelled("PUBLIC KEY", b"key"),
         labelled("PUBLIC KEY", &[signer.spki(), vec![0]].concat()),
