@@ -7,7 +7,7 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
 use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::evidence::{Evidence, PcrValues};
-use portcullis_attest::key::Bank;
+use portcullis_attest::key::{Bank, QuotingKey, SignatureError};
 use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reason::ReasonCode as Code;
 use software_tpm::*;
@@ -245,6 +245,21 @@ fn n16_signatures_of_another_kind_of_key() {
         evidence.quotes[0].signature = signature(tpm.ak.scheme, &other.sign_numbers(&evidence.quotes[0].message));
         assert_eq!(denied(&evidence, tpm, &binding()), [Code::QuoteSignatureMalformed]);
     }
+}
+
+/// A signature without its structure, as other programs write it: whether it is one, and whether it verifies.
+#[test]
+fn n16_plain_signatures_of_another_key_are_signatures_that_do_not_verify() {
+    let (one, other) =
+        (SoftTpm::rsa(KeySize::Rsa2048, RSASSA, Bank::Sha256), SoftTpm::rsa(KeySize::Rsa2048, RSASSA, Bank::Sha256));
+    let key = QuotingKey::parse(&one.ak.bytes()).unwrap();
+    let plain = |tpm: &SoftTpm| tpm.sign_numbers(b"message").concat();
+    assert_eq!(key.verify(b"message", &plain(&one)), Ok(Bank::Sha256));
+    assert_eq!(key.verify(b"message", &plain(&other)), Err(SignatureError::Invalid));
+    assert!(matches!(key.verify(b"message", &plain(&one)[1..]), Err(SignatureError::Unreadable { bytes: 255, .. })));
+    // A TPMT_SIGNATURE of an unknown hash is one of another scheme.
+    let unknown = signature((RSASSA, 0xFFFF), &one.sign_numbers(b"message"));
+    assert_eq!(key.verify(b"message", &unknown), Err(SignatureError::Hash(0xFFFF)));
 }
 
 #[test]

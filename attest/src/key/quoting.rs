@@ -133,6 +133,10 @@ impl QuotingKey {
         if possible.iter().any(|key| key.is_plain(signature)) {
             return Err(SignatureError::Invalid);
         }
+        // It says that it is a TPMT_SIGNATURE, of a hash that is not known.
+        if matches!(malformed, SignatureError::Hash(_)) {
+            return Err(malformed.clone());
+        }
         Err(SignatureError::Unreadable {
             problem: malformed.to_string(),
             plain: possible.first().map(VerifyingKey::plain_form).unwrap_or_default(),
