@@ -169,7 +169,9 @@ fn a_signed_keylime_policy_opens_and_its_keys_become_a_keyring() {
     ] {
         std::fs::write(dir.join(name), content).unwrap();
     }
-    let make = |more: &[&str]| [&["reference", "make", "--name", "imported", "--keylime-policy"], more].concat();
+    fn make<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["reference", "make", "--name", "imported", "--keylime-policy"], more].concat()
+    }
     // Its keys are no reference values: they are named, or written for a policy.
     let (_, stderr) = run(dir, &make(&["signed.json"]), 2);
     assert!(stderr.contains("verification-keys: 2 keys") && stderr.contains("--policy-out"), "{stderr}");
