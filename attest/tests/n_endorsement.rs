@@ -210,6 +210,40 @@ fn n30_chains_that_do_not_hold() {
     assert_eq!(length, [Code::EkChainInvalid]);
 }
 
+/// A chain of as many authorities as are followed, and of one more.
+#[test]
+fn n30_chains_without_end() {
+    let ek = ek();
+    let of_length = |length: usize| {
+        let names: Vec<_> =
+            (0..=length).map(|number| if number == 0 { "root".into() } else { number.to_string() }).collect();
+        let mut all = vec![Authority::new("root", "root")];
+        all.extend(names.windows(2).map(|names| Authority::new(&names[1], &names[0])));
+        let sent: Vec<_> = all.windows(2).map(|pair| pair[1].certificate.signed_by(&pair[0])).collect();
+        let leaf = ek_certificate(&names[length], spki(&ek), KEY_ENCIPHERMENT).signed_by(&all[length]);
+        let roots = EkRoots::from_dir_files([("root.der", all[0].self_signed())]).unwrap();
+        let sent: Vec<_> = sent.iter().map(Vec::as_slice).collect();
+        EndorsementKey::check(&ek.bytes(), Some(&leaf), &sent, &roots, now()).map_err(|reasons| codes(&reasons))
+    };
+    of_length(5).unwrap();
+    assert_eq!(of_length(6).unwrap_err(), [Code::EkChainInvalid]);
+}
+
+/// Authorities that certify one another in every order: thousands of ways up, of which none leads to a root.
+#[test]
+fn n30_the_search_for_a_root_ends() {
+    let (ek, [one, other]) =
+        (ek(), [("one", "other"), ("other", "one")].map(|(name, issuer)| Authority::new(name, issuer)));
+    let leaf = ek_certificate("one", spki(&ek), KEY_ENCIPHERMENT).signed_by(&one);
+    let sent: Vec<_> =
+        (0..4).flat_map(|_| [one.certificate.signed_by(&other), other.certificate.signed_by(&one)]).collect();
+    let sent: Vec<_> = sent.iter().map(Vec::as_slice).collect();
+    let roots = EkRoots::from_dir_files([("root.der", Authority::new("root", "root").self_signed())]).unwrap();
+    let reasons = EndorsementKey::check(&ek.bytes(), Some(&leaf), &sent, &roots, now()).unwrap_err();
+    assert!(reasons.len() < 200, "{} reasons", reasons.len());
+    assert!(reasons.iter().any(|reason| reason.found.as_deref() == Some("more than 64 signatures to check")));
+}
+
 #[test]
 fn n30_a_missing_root_is_named_as_far_as_its_certificates_tell() {
     let mut vendor = Vendor::new();
@@ -533,7 +567,7 @@ fn n34_ber_is_refused_and_so_is_what_follows_a_certificate() {
     assert_eq!(vendor.refused_der(&[leaf.as_slice(), &[0, 0xFF]].concat()), malformed);
     assert_eq!(vendor.refused_der(&[leaf.as_slice(), &[1]].concat()), malformed);
     assert_eq!(vendor.refused_der(&[leaf.as_slice(), leaf.as_slice()].concat()), malformed);
-    assert_eq!(vendor.refused_der(&[0; 9000]), malformed);
+    assert_eq!(vendor.refused_der(&[leaf.as_slice(), &[0; 9000]].concat()), malformed, "more than any NV index holds");
     assert_eq!(vendor.refused_der(&[]), malformed);
     for length in (0..leaf.len()).step_by(7) {
         assert_eq!(vendor.refused_der(&leaf[..length]), malformed, "cut to {length} bytes");
@@ -581,6 +615,13 @@ fn n34_ber_is_refused_and_so_is_what_follows_a_certificate() {
         vendor.leaf.extensions.push(again);
     });
     assert_eq!(twice, malformed);
+    let policies = Extension { oid: "2.5.29.32", critical: false, value: seq(&[&seq(&[&oid("2.23.133.8.1")])]) };
+    assert_eq!(after(|vendor| vendor.leaf.extensions.push(policies.clone())), []);
+    assert_eq!(after(|vendor| vendor.leaf.extensions.extend([policies.clone(), policies.clone()])), malformed);
+    // One signature algorithm where the issuer signed, another one outside.
+    let tbs = vendor.leaf.tbs(&[]);
+    assert_eq!(vendor.refused_der(&vendor.issuing.sign_tbs(&tbs, ECDSA_SHA256)), []);
+    assert_eq!(vendor.refused_der(&vendor.issuing.sign_tbs(&tbs, "1.2.840.10045.4.3.3")), malformed);
     // An old version has no extensions to rely on.
     assert_eq!(after(|vendor| vendor.leaf.version = 0), malformed);
     assert_eq!(after(|vendor| vendor.leaf.version = 1), malformed);
@@ -603,6 +644,16 @@ fn endorsement_keys_must_be_what_they_say() {
     assert_eq!(check(&Public { name_alg: 0x0004, policy: vec![], ..ek() }), [Code::EkWeakKey]);
     let unprotected = Public { symmetric: software_tpm::NULL.to_be_bytes().to_vec(), ..ek() };
     assert_eq!(check(&unprotected), [Code::EkWeakKey]);
+
+    // Also where only the certificate is there.
+    let alone = |exponent| {
+        let vendor = Vendor::new();
+        let leaf = ek_certificate("issuing", spki(&Public { exponent, ..ek() }), KEY_ENCIPHERMENT);
+        let issuing = vendor.issuing.certificate.signed_by(&vendor.root);
+        EkCertificate::check(&leaf.signed_by(&vendor.issuing), &[&issuing], &vendor.roots(), now())
+            .map_or_else(|reasons| codes(&reasons), |_| Vec::new())
+    };
+    assert_eq!((alone(65_537), alone(3)), (vec![], vec![Code::EkWeakKey]));
 }
 
 #[test]

@@ -147,6 +147,8 @@ fn n84_statements_that_the_verifier_did_not_sign() {
     for jws in ["", ".", "..", "a.b.c", &format!("{genuine}.x"), &format!("{genuine}="), &"a".repeat(70_000)] {
         assert!(matches!(refused(jws, &signer.keys()), JwsError::Malformed { .. }), "{jws:.40}");
     }
+    let long = signer.sign(&header(), &json!({ "host": "a".repeat(70_000) }));
+    assert!(matches!(refused(&long, &signer.keys()), JwsError::Malformed { .. }));
     // Another payload under the genuine signature.
     let parts: Vec<_> = genuine.split('.').collect();
     let mut changed = made;
@@ -243,6 +245,15 @@ fn key_sets_must_be_what_they_say() {
         bad[field] = value;
         assert!(keys(&[bad]).is_err(), "{field}");
     }
+    // The bytes of a point, but not each coordinate's.
+    let [x, y] = ["x", "y"].map(|name| URL.decode(one[name].as_str().unwrap()).unwrap());
+    let mut moved = one.clone();
+    moved["x"] = json!(URL.encode(&x[..31]));
+    moved["y"] = json!(URL.encode([&x[31..], &y].concat()));
+    assert!(keys(&[moved]).is_err());
     assert!(VerifierKeys::from_jwks(b"{}").is_err());
-    assert!(VerifierKeys::from_jwks(&vec![b' '; 70_000]).is_err());
+    let padded =
+        |blanks| VerifierKeys::from_jwks(format!("{}{}", json!({ "keys": [one] }), " ".repeat(blanks)).as_bytes());
+    assert!(padded(1000).is_ok());
+    assert!(padded(70_000).is_err());
 }

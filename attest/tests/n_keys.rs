@@ -113,6 +113,29 @@ fn n22_the_name_is_computed_from_the_public_area() {
     }
 }
 
+/// The one place where somebody else says a key's name: the TPM's certification of a storage parent.
+#[test]
+fn n22_a_name_that_is_not_the_public_areas() {
+    let (tpm, parent) = (SoftTpm::new(), parent());
+    let denied = |name: &[u8]| certified_as(&tpm, &parent, name, TPM_RH_NULL);
+    assert_eq!(denied(&parent.name()), []);
+    let larger = Public { name_alg: 0x000C, ..parent.clone() };
+    assert_eq!(certified(&tpm, &larger, TPM_RH_NULL), [], "a name of another algorithm is of that algorithm");
+    let digest = &parent.name()[2..];
+    let changed = Public { attributes: parent.attributes ^ 1 << 10, ..parent.clone() };
+    for (what, name) in [
+        ("another algorithm's number", [&[0, 0x0C], digest].concat()),
+        ("the digest alone", digest.to_vec()),
+        ("cut short", parent.name()[..33].to_vec()),
+        ("made with another algorithm", larger.name()),
+        ("of the public area with another attribute", changed.name()),
+        ("of another key", SoftTpm::new().ak.name()),
+        ("none", vec![]),
+    ] {
+        assert_eq!(denied(&name), [Code::ParentNotCertified], "{what}");
+    }
+}
+
 #[test]
 fn n24_name_algorithms() {
     for algorithm in [NULL, 0, 0x0005, 0x0027, 0xFFFF] {
@@ -133,7 +156,6 @@ fn n25_public_areas_must_end_where_they_end() {
             assert!(PublicArea::parse(&public[..length]).is_err(), "cut to {length} bytes");
         }
         assert!(PublicArea::parse(&[public.as_slice(), &[0]].concat()).is_err());
-        assert!(PublicArea::parse(&[public.as_slice(), &[0; 1024]].concat()).is_err());
         let whole = sized(&public);
         assert_eq!(PublicArea::parse_tpm2b(&whole).unwrap().to_tpm2b(), whole);
         assert!(PublicArea::parse_tpm2b(&[whole.as_slice(), &[0]].concat()).is_err());
@@ -145,6 +167,8 @@ fn n25_public_areas_must_end_where_they_end() {
             assert!(PublicArea::parse_either(&[bytes.as_slice(), &[0]].concat()).is_err());
         }
     }
+    let huge = Public { size: 9000, unique: vec![vec![0xFF; 1125]], ..ek() }.bytes();
+    assert_eq!(PublicArea::parse(&huge), Err(KeyError::TooLong(huge.len())));
     let (ak, ek) = (SoftTpm::new().ak.bytes(), ek().bytes());
     let longer = [ak.as_slice(), &[0]].concat();
     assert_eq!(codes(&EnrolledAk::new(&longer, &ek).unwrap_err()), [Code::AkMalformed]);
@@ -166,6 +190,8 @@ fn n17_n26_schemes_that_prove_nothing_here() {
     assert_eq!(rsa(|ak| ak.scheme = (ECDSA, 0x000B)), [Code::AkMalformed]);
 }
 
+const TPM_RH_NULL: u32 = 0x4000_0007;
+
 /// A storage parent as hosts make them, in software.
 fn parent() -> Public {
     Public {
@@ -178,9 +204,14 @@ fn parent() -> Public {
 
 /// Refusal of a certified parent whose certification `tpm` signed for a primary of `hierarchy`.
 fn certified(tpm: &SoftTpm, parent: &Public, hierarchy: u32) -> Vec<Code> {
+    certified_as(tpm, parent, &parent.name(), hierarchy)
+}
+
+/// The same with a certification of another name.
+fn certified_as(tpm: &SoftTpm, parent: &Public, name: &[u8], hierarchy: u32) -> Vec<Code> {
     let mut attest = tpm.attest(&binding(), &pcrs());
     attest.kind = 0x8017;
-    attest.body = [sized(&parent.name()), sized(&parent.qualified_name(&hierarchy.to_be_bytes()))].concat();
+    attest.body = [sized(name), sized(&parent.qualified_name(&hierarchy.to_be_bytes()))].concat();
     let message = attest.bytes();
     let verified =
         CertifiedParent::verify(&parent.bytes(), &message, &tpm.sign(&message), &tpm.enrolled().unwrap(), &binding());
@@ -189,7 +220,6 @@ fn certified(tpm: &SoftTpm, parent: &Public, hierarchy: u32) -> Vec<Code> {
 
 #[test]
 fn n83_storage_parents_that_could_leave_or_outlive_the_boot() {
-    const TPM_RH_NULL: u32 = 0x4000_0007;
     let tpm = SoftTpm::new();
     assert_eq!(certified(&tpm, &parent(), TPM_RH_NULL), []);
     // Owner, endorsement and platform hierarchies outlive a reset.
@@ -206,4 +236,10 @@ fn n83_storage_parents_that_could_leave_or_outlive_the_boot() {
     assert_eq!(certified(&tpm, &unprotected, TPM_RH_NULL), [Code::ParentWeakKey]);
     let sha1 = Public { name_alg: 0x0004, ..parent() };
     assert_eq!(certified(&tpm, &sha1, TPM_RH_NULL), [Code::ParentWeakKey]);
+    let with_scheme = Public { scheme: (ECDSA, 0x000B), ..parent() };
+    assert_eq!(certified(&tpm, &with_scheme, TPM_RH_NULL), [Code::ParentWeakKey]);
+    let another_curve = Public { size: 0x0010, ..parent() };
+    assert_eq!(certified(&tpm, &another_curve, TPM_RH_NULL), [Code::ParentWeakKey]);
+    assert_eq!(certified(&tpm, &ek(), TPM_RH_NULL), [], "RSA");
+    assert_eq!(certified(&tpm, &Public { exponent: 3, ..ek() }, TPM_RH_NULL), [Code::ParentWeakKey]);
 }

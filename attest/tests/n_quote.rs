@@ -6,10 +6,10 @@ mod software_tpm;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::ECDSA_P384_SHA384_FIXED_SIGNING;
 use portcullis_attest::binding::{Binding, Purpose};
-use portcullis_attest::evidence::{Evidence, PcrValues};
+use portcullis_attest::evidence::{Evidence, MAX_QUOTES, PcrValues};
 use portcullis_attest::key::{Bank, QuotingKey, SignatureError};
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::reason::ReasonCode as Code;
+use portcullis_attest::reason::{Reason, ReasonCode as Code};
 use software_tpm::*;
 
 /// Signs whatever `change` makes of a genuine quote, and gives the codes it is denied for.
@@ -407,10 +407,41 @@ fn n74_quotes_that_contradict_each_other() {
     let quotes = [pcrs(), other].map(|values| tpm.quote(&tpm.attest(&binding(), &values), &values));
     assert_eq!(denied(&evidence(&binding(), quotes.to_vec()), &tpm, &binding()), [Code::QuotePcrConflict]);
 
-    let mut later = tpm.attest(&binding(), &pcrs());
-    later.reset_count += 1;
-    let quotes = vec![tpm.quote(&tpm.attest(&binding(), &pcrs()), &pcrs()), tpm.quote(&later, &pcrs())];
-    assert_eq!(denied(&evidence(&binding(), quotes), &tpm, &binding()), [Code::QuoteInstanceMismatch]);
+    // Of two boots, or with the TPM's firmware replaced in between.
+    for change in [
+        |attest: &mut Attest| attest.reset_count += 1,
+        |attest: &mut Attest| attest.restart_count += 1,
+        |attest: &mut Attest| attest.firmware_version += 1,
+    ] {
+        assert_eq!(two_quotes(change).map_err(|reasons| codes(&reasons)).unwrap_err(), [Code::QuoteInstanceMismatch]);
+    }
+}
+
+/// Evidence of a genuine quote and one like it after `change`.
+fn two_quotes(change: impl FnOnce(&mut Attest)) -> Result<VerifiedQuote, Vec<Reason>> {
+    let tpm = SoftTpm::new();
+    let first = tpm.attest(&binding(), &pcrs());
+    let mut other = first.clone();
+    change(&mut other);
+    let quotes = [first, other].map(|attest| tpm.quote(&attest, &pcrs()));
+    VerifiedQuote::verify(&evidence(&binding(), quotes.to_vec()), &tpm.enrolled().unwrap(), &binding())
+}
+
+#[test]
+fn n42_the_clock_of_several_quotes_is_the_latest_and_safe_only_if_all_are() {
+    let clock = |change: fn(&mut Attest)| two_quotes(change).unwrap().clock();
+    assert_eq!((clock(|_| ()).clock_ms, clock(|_| ()).safe), (123_456, true));
+    assert_eq!(clock(|attest| attest.clock_ms += 1).clock_ms, 123_457);
+    assert_eq!(clock(|attest| attest.clock_ms -= 1).clock_ms, 123_456);
+    assert!(!clock(|attest| attest.safe = 0).safe);
+}
+
+#[test]
+fn n74_more_quotes_than_are_read() {
+    let tpm = SoftTpm::new();
+    let quote = tpm.quote(&tpm.attest(&binding(), &pcrs()), &pcrs());
+    let of = |count| denied(&evidence(&binding(), vec![quote.clone(); count]), &tpm, &binding());
+    assert_eq!((of(MAX_QUOTES), of(MAX_QUOTES + 1)), (vec![], vec![Code::EvidenceMalformed]));
 }
 
 #[test]

@@ -382,6 +382,21 @@ fn n31_lists_that_are_only_a_part() {
     ] {
         assert!(matches!(read(&part), Err(CrlError::Partial(_))), "{part:02x?}");
     }
+    // An entry that says more of what it revokes than is understood here, such as whose certificate it is.
+    let entry = |critical| {
+        let extension = Extension { oid: "2.5.29.21", critical, value: tlv(0x0A, &[&[1]]) };
+        RevocationList { entry_extensions: vec![extension], ..RevocationList::revoking("issuing") }
+    };
+    assert_eq!(vendor.refused(read(&entry(false).signed_by(&vendor.issuing)).unwrap()), [Code::EkRevoked]);
+    assert!(matches!(read(&entry(true).signed_by(&vendor.issuing)), Err(CrlError::Partial(_))));
+    // Another version, and two signature algorithms: one reader would go by this, another by that.
+    let of_version = |version| RevocationList { version, ..RevocationList::new("issuing") }.signed_by(&vendor.issuing);
+    assert!(matches!(read(&of_version(Some(2))), Err(CrlError::Der(_))));
+    let mut two = of_version(Some(1));
+    let algorithm = oid(ECDSA_SHA256);
+    let outer = two.windows(algorithm.len()).rposition(|bytes| bytes == algorithm).unwrap();
+    two[outer + algorithm.len() - 1] += 1;
+    assert!(matches!(read(&two), Err(CrlError::Der(_))));
     // What is no list at all is not passed over.
     let whole = RevocationList::new("issuing").signed_by(&vendor.issuing);
     assert!(matches!(read(&whole[..whole.len() - 1]), Err(CrlError::Der(_))));

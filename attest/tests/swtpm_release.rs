@@ -11,6 +11,13 @@ use portcullis_attest::reason::ReasonCode;
 use portcullis_attest::release::{CertifiedParent, RELEASE_PCRS, ReleaseError, WrappedKey, wrap_key};
 use portcullis_attest::tpm::{ParentHandle, TpmError};
 use swtpm::{Host, binding, codes, selection};
+use tss_esapi::Context;
+use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
+use tss_esapi::handles::ObjectHandle;
+use tss_esapi::interface_types::resource_handles::Hierarchy;
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{EncryptedSecret, Private, Public, SymmetricDefinitionObject};
+use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 
 const KEY: [u8; 64] = [0x42; 64];
 
@@ -88,6 +95,38 @@ fn n82_no_key_opens_in_another_tpm() {
     let parent = tampered.tpm.null_parent().unwrap();
     let refused = tampered.tpm.import_unseal(parent, &wrapped).unwrap_err();
     assert!(matches!(refused, TpmError::WrongParent), "{refused:?}");
+}
+
+/// Opens a wrapped key in its parent, made anew in the same boot, as any program could: with the object's empty password in
+/// place of its policy.
+fn unseal_by_password(tcti: &str, parent_public: &[u8], wrapped: &WrappedKey) -> Result<Vec<u8>, tss_esapi::Error> {
+    let mut context = Context::new(tcti.parse().unwrap()).unwrap();
+    context.set_sessions((Some(AuthSession::Password), None, None));
+    // A template is the public area without its point.
+    let template = [&parent_public[..parent_public.len() - 2 * (2 + 32)], &[0; 4]].concat();
+    let template = Public::unmarshall(&template).unwrap();
+    let parent = context.create_primary(Hierarchy::Null, template, None, None, None, None).unwrap();
+    assert_eq!(parent.out_public.marshall().unwrap(), parent_public);
+    let public = Public::unmarshall(&wrapped.public[2..]).unwrap();
+    let duplicate = Private::try_from(&wrapped.duplicate[2..]).unwrap();
+    let seed = EncryptedSecret::try_from(&wrapped.seed[2..]).unwrap();
+    let none = SymmetricDefinitionObject::Null;
+    let private = context.import(parent.key_handle.into(), None, public.clone(), duplicate, seed, none).unwrap();
+    let object = context.load(parent.key_handle, private, public).unwrap();
+    context.unseal(ObjectHandle::from(object)).map(|key| key.value().to_vec())
+}
+
+#[test]
+fn n82_no_key_opens_with_a_password_in_place_of_the_policy() {
+    let mut host = Host::new();
+    let (parent, wrapped) = release(&mut host);
+    let parent_public = parent.public().to_vec();
+    assert_eq!(host.tpm.import_unseal(parent, &wrapped).unwrap().as_slice(), KEY);
+    let Host { tpm, swtpm, .. } = host;
+    drop(tpm);
+    let refused = unseal_by_password(&swtpm.tcti(), &parent_public, &wrapped).unwrap_err();
+    let tss_esapi::Error::Tss2Error(code) = refused else { panic!("{refused:?}") };
+    assert_eq!(code.kind(), Some(Tss2ResponseCodeKind::AuthUnavailable));
 }
 
 #[test]

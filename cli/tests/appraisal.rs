@@ -83,7 +83,7 @@ mod appraise {
 }
 
 // The names by which the cases reach the library.
-use portcullis_attest::{binding, evidence, key, reason, reference, result};
+use portcullis_attest::{binding, evidence, key, quote, reason, reference, release, result};
 
 #[path = "../../attest/src/eventlog"]
 mod eventlog {

@@ -235,10 +235,11 @@ mod tests {
             rule("/init", &format!("{{ digests = {{ sha256 = [\"{digest}\"] }} }}"), "the initramfs of image 7"),
             rule("kernel_version", "{ text = [\"6.1.0\"] }", "the kernel says its version"),
             rule("/var/lib/**", "\"any\"", "data of services, mounted noexec"),
+            rule("/srv/**", "\"any\"", &"a".repeat(MAX_REASON)),
         ]
         .concat();
         let rules = read(&text).unwrap();
-        assert_eq!(rules.rules().len(), 4);
+        assert_eq!(rules.rules().len(), 5);
         assert_eq!(read(&toml::to_string(&rules).unwrap()).unwrap(), rules);
         // Without rules for violations the text, and with it the policy's digest, is what it was before there were any.
         assert!(!toml::to_string(&rules).unwrap().contains("violations"));
@@ -258,6 +259,9 @@ mod tests {
         for wrong in [
             rule("memfd:**", "\"listed\"", ""),
             rule("memfd:**", "\"listed\"", " "),
+            rule("memfd:**", "\"listed\"", &"a".repeat(MAX_REASON + 1)),
+            rule("memfd:**", "\"listed\"", "one line\\nand another"),
+            rule("memfd:**", "\"listed\"", "one of very many").repeat(MAX_RULES + 1),
             rule("memfd:**", "\"any\"", "its name says so"),
             rule("/**", "\"any\"", "everything"),
             rule("**", "\"any\"", "everything"),

@@ -164,6 +164,20 @@ fn n52_a_spec_id_header_that_contradicts_itself_is_refused() {
     };
     assert_eq!(twice([4, 0, 20, 0]), EventLogError::SpecId("declares algorithm 0x0004 twice".to_owned()));
     assert_eq!(twice([0x27, 0, 32, 0]), EventLogError::SpecId("declares algorithm 0x0027 twice".to_owned()));
+    // An algorithm that is not known, of an impossible size; of a possible one the header holds, and the events do not fit.
+    let sha3_256_of = |size: u8| error_of(|b| (b[BODY + 36], b[BODY + 38]) = (0x27, size));
+    assert!(matches!(sha3_256_of(0), EventLogError::SpecId(_)));
+    assert!(matches!(sha3_256_of(65), EventLogError::SpecId(_)));
+    assert!(matches!(sha3_256_of(64), EventLogError::Digests { event: 1, .. }));
+    // Nothing but that.
+    let only = |id: u8| {
+        error_of(|b| {
+            (b[28], b[BODY + 24], b[BODY + 28]) = (b[28] - 8, 1, id);
+            b.drain(BODY + 32..BODY + 40);
+        })
+    };
+    assert!(matches!(only(0x27), EventLogError::SpecId(_)));
+    assert!(matches!(only(4), EventLogError::Digests { event: 1, .. }));
     // Vendor information that is longer than the header, and bytes that nothing declares.
     assert!(matches!(error_of(|b| b[BODY + 40] = 1), EventLogError::SpecId(_)));
     assert!(matches!(
@@ -388,6 +402,13 @@ fn n48_a_startup_locality_is_alone_early_and_one_of_three() {
     assert!(refused(with(&|log| {
         log.event(0, EventType::S_CRTM_CONTENTS, b"x").no_action(&locality(3));
     })));
+    let of_pcr = |pcr: u32| {
+        with(&|log| {
+            let event = log.encode(pcr, EventType::NO_ACTION, &locality(3), |bank| vec![0; bank.digest_size()]);
+            log.events.push(event);
+        })
+    };
+    assert!(!refused(of_pcr(0)) && refused(of_pcr(1)));
     assert!(refused(with(&|log| {
         log.no_action(b"StartupLocality\0");
     })));
@@ -431,6 +452,34 @@ fn n60_signature_lists_with_sizes_that_contradict_each_other_are_refused() {
     for cut in 1..good.len() {
         assert!(signature_lists(&good[..cut]).is_err(), "{cut}");
     }
+    // As many as are read, one byte each, and one more.
+    let many = |count: u32| {
+        let size = |size: u32| size.to_le_bytes();
+        let header = [&good[..16], &size(28 + 17 * count), &size(0), &size(17)].concat();
+        signature_lists(&[header, vec![0; 17 * count as usize]].concat()).map(|signatures| signatures.len())
+    };
+    assert_eq!((many(65_536), many(65_537)), (Ok(65_536), Err(SignatureListError::TooMany)));
+}
+
+#[test]
+fn n49_a_variable_is_all_of_its_data_and_its_name_is_text() {
+    let bytes = |name: &[u16]| {
+        let units = (name.len() as u64).to_le_bytes();
+        let name: Vec<u8> = name.iter().copied().flat_map(u16::to_le_bytes).collect();
+        [&Guid::GLOBAL.0[..], &units, &1_u64.to_le_bytes(), &name, &[7]].concat()
+    };
+    let of_name = |name: &[u16]| Variable::parse(&bytes(name)).map(|variable| variable.data.to_vec());
+    let name: Vec<u16> = "SecureBoot".encode_utf16().collect();
+    let good = bytes(&name);
+    let variable = Variable::parse(&good).unwrap();
+    assert!(variable.is(Guid::GLOBAL, "SecureBoot"));
+    assert!(!variable.is(Guid::GLOBAL, "SecureBoo") && !variable.is(Guid::IMAGE_SECURITY, "SecureBoot"));
+    assert_eq!(Variable::parse(&[&good[..], &[0]].concat()), Err(VariableError::Trailing(1)));
+    assert_eq!(of_name(&vec![97; 1024]), Ok(vec![7]));
+    assert_eq!(of_name(&vec![97; 1025]), Err(VariableError::NameTooLong(1025)));
+    // With a terminator, or half of a character: another reader would see another name.
+    assert_eq!(of_name(&[&name[..], &[0]].concat()), Err(VariableError::Name));
+    assert_eq!(of_name(&[0xD800]), Err(VariableError::Name));
 }
 
 proptest! {

@@ -290,3 +290,26 @@ fn optional_slots_that_accept_the_same_cost_no_endless_work() {
     log.grub("grub_cmd", "evil");
     assert_eq!(differences(&builder.build().unwrap(), &log, 8), ["+evil"]);
 }
+
+/// What a file cannot say, whoever builds values from elsewhere can.
+#[test]
+fn values_that_prove_nothing_are_not_built() {
+    let built = |slots: &[Slot]| {
+        let mut builder = ReferenceBuilder::new("x", "");
+        slots.iter().for_each(|slot| _ = builder.slot(slot.clone()));
+        builder.build().is_ok()
+    };
+    let digest = |bank, size: usize| [Slot::digest(9, EventType::IPL, "kernel", bank, &vec![1; size])];
+    assert!(built(&digest(Bank::Sha256, 32)) && built(&digest(Bank::Sha384, 48)));
+    assert!(!built(&digest(Bank::Sha1, 20)));
+    assert!(!built(&digest(Bank::Sha256, 48)) && !built(&digest(Bank::Sha384, 32)));
+    let commands = |count| vec![Slot::grub_command("echo"); count];
+    assert!(built(&commands(MAX_SLOTS)) && !built(&commands(MAX_SLOTS + 1)));
+    let for_reason = |reason: &str| {
+        let mut slot = Slot::new(1, EventType::EFI_VARIABLE_BOOT, "boot order");
+        (slot.rule, slot.reason) = (Some(Rule::BootOrder), reason.to_owned());
+        built(&[slot])
+    };
+    assert!(for_reason("disks differ") && for_reason(&"a".repeat(300)));
+    assert!(!for_reason(" ") && !for_reason(&"a".repeat(301)) && !for_reason("one line\nand another"));
+}

@@ -185,4 +185,14 @@ mod tests {
         // One selection, sha256, three bytes: PCRs 0-7, then 8, 9 and 11 to 14.
         assert_eq!(hex::encode(release_selection()), "00000001000b03ff7b00");
     }
+
+    /// With userWithAuth anyone could open it with its empty authorisation value, and no PCR would be asked for.
+    #[test]
+    fn n82_a_sealed_object_is_opened_by_its_policy_alone() {
+        let public = sealed_public(&[7; 32], &[8; 32]);
+        let header = [0, 0x08, 0, 0x0B];
+        let no_da_only = (1_u32 << 10).to_be_bytes();
+        let expected = [&header[..], &no_da_only, &[0, 32], &[7; 32], &[0, 0x10], &[0, 32], &[8; 32]].concat();
+        assert_eq!(public, expected);
+    }
 }

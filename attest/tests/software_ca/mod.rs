@@ -198,6 +198,8 @@ pub struct RevocationList {
     pub next_update: Option<&'static str>,
     /// Serial numbers; that of every certificate made here is [`SERIAL`].
     pub serials: Vec<u8>,
+    /// Of each entry.
+    pub entry_extensions: Vec<Extension>,
     pub extensions: Vec<Extension>,
 }
 
@@ -213,6 +215,7 @@ impl RevocationList {
             this_update: "200101000000Z",
             next_update: Some("491231235959Z"),
             serials: Vec::new(),
+            entry_extensions: Vec::new(),
             extensions: Vec::new(),
         }
     }
@@ -225,8 +228,10 @@ impl RevocationList {
     pub fn signed_by(&self, issuer: &Authority) -> Vec<u8> {
         let algorithm = seq(&[&oid(ECDSA_SHA256)]);
         let time = |text: &str| tlv(0x17, &[text.as_bytes()]);
-        let entries: Vec<u8> =
-            self.serials.iter().flat_map(|serial| seq(&[&tlv(0x02, &[&[*serial]]), &time(self.this_update)])).collect();
+        let of_entry: Vec<u8> = self.entry_extensions.iter().flat_map(Extension::der).collect();
+        let of_entry = if of_entry.is_empty() { Vec::new() } else { seq(&[&of_entry]) };
+        let entry = |serial: &u8| seq(&[&tlv(0x02, &[&[*serial]]), &time(self.this_update), &of_entry]);
+        let entries: Vec<u8> = self.serials.iter().flat_map(entry).collect();
         let revoked = if entries.is_empty() { Vec::new() } else { seq(&[&entries]) };
         let extensions: Vec<u8> = self.extensions.iter().flat_map(Extension::der).collect();
         let extensions = if extensions.is_empty() { Vec::new() } else { tlv(0xA0, &[&seq(&[&extensions])]) };

@@ -241,9 +241,11 @@ impl SoftTpm {
             kind: 0x8018,
             qualified_signer: self.qualified_name(),
             extra_data: binding.extra_data().to_vec(),
+            clock_ms: 123_456,
             reset_count: 3,
             restart_count: 0,
             safe: 1,
+            firmware_version: 0x2019_1023_0016_3636,
             body,
         }
     }
@@ -286,9 +288,11 @@ pub struct Attest {
     pub kind: u16,
     pub qualified_signer: Vec<u8>,
     pub extra_data: Vec<u8>,
+    pub clock_ms: u64,
     pub reset_count: u32,
     pub restart_count: u32,
     pub safe: u8,
+    pub firmware_version: u64,
     /// Quote: TPML_PCR_SELECTION and the digest.
     pub body: Vec<u8>,
 }
@@ -300,11 +304,11 @@ impl Attest {
         out.extend(self.kind.to_be_bytes());
         out.extend(sized(&self.qualified_signer));
         out.extend(sized(&self.extra_data));
-        out.extend(123_456_u64.to_be_bytes());
+        out.extend(self.clock_ms.to_be_bytes());
         out.extend(self.reset_count.to_be_bytes());
         out.extend(self.restart_count.to_be_bytes());
         out.push(self.safe);
-        out.extend(0x2019_1023_0016_3636_u64.to_be_bytes());
+        out.extend(self.firmware_version.to_be_bytes());
         out.extend(&self.body);
         out
     }

@@ -1,8 +1,10 @@
 //! Freshness and the boot instance: N39 to N43.
 
 use super::host::{Host, codes};
-use crate::appraise::{Appraisal, Judged};
+use crate::appraise::{Appraisal, Judged, static_digest};
+use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode as Code};
+use crate::release::{ReleaseError, wrap_key};
 
 /// The same host after `change`, judged with what was judged before.
 fn after(change: fn(&mut Host)) -> (Judged, Result<Appraisal, Vec<Reason>>) {
@@ -82,6 +84,13 @@ fn n42_an_unsafe_clock_is_not_compared_and_the_counters_still_are() {
         }),
         [Code::BootResetCount]
     );
+    // Nor is one compared with what it said while it was unsafe.
+    let mut host = Host::good();
+    host.safe = false;
+    let unsafe_before = host.appraise().unwrap().judged();
+    host.safe = true;
+    host.clock_ms = 1;
+    host.appraise_with(&host.evidence_of(host.pcrs()), Some(&unsafe_before)).unwrap();
 }
 
 #[test]
@@ -115,6 +124,21 @@ fn static_pcrs_that_change_within_a_boot_are_a_denial() {
     let host = Host::good();
     let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged)).unwrap_err();
     assert_eq!(codes(&reasons), [Code::BootStaticPcrs]);
+
+    // Also of a launch that is compared only after it was appraised.
+    let (good, appraisal) = after(|_| {});
+    let appraisal = appraisal.unwrap();
+    appraisal.continues(&good).unwrap();
+    let other = Judged { static_pcrs: [9; 32], ..good };
+    assert_eq!(codes(&appraisal.continues(&other).unwrap_err()), [Code::BootStaticPcrs]);
+}
+
+/// The same bytes are another state in another bank.
+#[test]
+fn static_pcrs_are_those_of_a_bank() {
+    let pcrs = (0..=9).map(|pcr| (pcr, vec![pcr; 32])).collect();
+    assert_ne!(static_digest(Bank::Sha256, &pcrs), static_digest(Bank::Sm3_256, &pcrs));
+    assert_eq!(static_digest(Bank::Sha256, &pcrs), static_digest(Bank::Sha256, &pcrs));
 }
 
 /// The key alone anchors that one TPM made the evidence, and nothing of which boot it was.
@@ -133,4 +157,21 @@ fn without_the_parent_of_the_key_no_boot_is_proved() {
     assert!(!appraisal.boot().is_same_boot(&appraisal.boot()));
     appraisal.continues(&appraisal.judged()).expect_err("nothing says that it is the same boot");
     assert_eq!(codes(&host.appraise_with(&evidence, Some(&judged)).unwrap_err()), [Code::BootOtherTpm]);
+    // Two unknown TPMs are not one.
+    let bare = appraisal.judged();
+    assert_eq!(codes(&host.appraise_with(&evidence, Some(&bare)).unwrap_err()), [Code::BootOtherTpm]);
+}
+
+/// A parent outlives its TPM's resume from sleep (restartCount), and what was appraised before it does not.
+#[test]
+fn n82_a_key_is_wrapped_only_for_a_parent_of_the_same_boot() {
+    for (resets, restarts, same) in [(0, 0, true), (1, 0, false), (0, 1, false)] {
+        let mut host = Host::good();
+        let appraisal = host.appraise().unwrap();
+        host.reset_count += resets;
+        host.restart_count += restarts;
+        let wrapped = wrap_key(&[1; 32], &host.certified_parent(), appraisal.quote());
+        assert_eq!(wrapped.is_ok(), same, "{resets} resets, {restarts} restarts later");
+        assert!(same || matches!(wrapped, Err(ReleaseError::OtherBoot)));
+    }
 }

@@ -13,9 +13,10 @@ use crate::eventlog::{CertificateCache, EventLog};
 use crate::evidence::{Evidence, PcrValues, SignedQuote};
 use crate::ima::list_builder::ListBuilder;
 use crate::ima::{ExtendRule, ImaList};
-use crate::key::{Bank, EnrolledAk};
+use crate::key::{Bank, EnrolledAk, PublicArea};
 use crate::reason::{Reason, ReasonCode};
 use crate::reference::{ReferenceBuilder, ReferenceValues};
+use crate::release::CertifiedParent;
 
 pub const BANKS: [Bank; 3] = [Bank::Sha1, Bank::Sha256, Bank::Sha384];
 
@@ -170,9 +171,7 @@ impl Host {
     /// Evidence for these PCR values.
     pub fn evidence_of(&self, pcrs: PcrValues) -> Evidence {
         let message = self.attest(&pcrs);
-        let signature = self.key.sign(&SystemRandom::new(), &message).unwrap();
-        let (r, s) = signature.as_ref().split_at(32);
-        let signature = [&[0, 0x18, 0, 0x0b][..], &tpm2b(r), &tpm2b(s)].concat();
+        let signature = self.sign(&message);
         let quote = SignedQuote { message, signature, pcrs };
         let mut evidence = Evidence::new(Self::binding(), vec![quote], self.log_bytes(), self.ima.bytes());
         if let Some(tamper) = self.tamper {
@@ -181,9 +180,16 @@ impl Host {
         evidence
     }
 
-    /// TPMS_ATTEST of a quote.
-    fn attest(&self, pcrs: &PcrValues) -> Vec<u8> {
-        let mut out = b"\xffTCG\x80\x18".to_vec();
+    /// Signs as its attestation key: TPMT_SIGNATURE.
+    fn sign(&self, message: &[u8]) -> Vec<u8> {
+        let signature = self.key.sign(&SystemRandom::new(), message).unwrap();
+        let (r, s) = signature.as_ref().split_at(32);
+        [&[0, 0x18, 0, 0x0b][..], &tpm2b(r), &tpm2b(s)].concat()
+    }
+
+    /// What TPMS_ATTEST begins with.
+    fn attest_header(&self, kind: [u8; 2]) -> Vec<u8> {
+        let mut out = [&b"\xffTCG"[..], &kind].concat();
         out.extend(tpm2b(self.ak.qualified_name().unwrap_or(&[0; 34])));
         out.extend(tpm2b(&Self::binding().extra_data()));
         out.extend(self.clock_ms.to_be_bytes());
@@ -191,6 +197,25 @@ impl Host {
         out.extend(self.restart_count.to_be_bytes());
         out.push(u8::from(self.safe));
         out.extend(self.firmware_version.to_be_bytes());
+        out
+    }
+
+    /// A storage parent in its NULL hierarchy, certified now.
+    pub fn certified_parent(&self) -> CertifiedParent {
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        // fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, decrypt; AES-128-CFB.
+        let public = ecc_public(&key, 0x0003_0472, &[], &[0, 6, 0, 128, 0, 0x43, 0, 0x10]);
+        let area = PublicArea::parse(&public).unwrap();
+        let mut message = self.attest_header([0x80, 0x17]);
+        message.extend(tpm2b(&area.name()));
+        let null_hierarchy = 0x4000_0007;
+        message.extend(tpm2b(&area.qualified_name_in_hierarchy(null_hierarchy)));
+        CertifiedParent::verify(&public, &message, &self.sign(&message), &self.ak, &Self::binding()).unwrap()
+    }
+
+    /// TPMS_ATTEST of a quote.
+    fn attest(&self, pcrs: &PcrValues) -> Vec<u8> {
+        let mut out = self.attest_header([0x80, 0x18]);
         out.extend(u32::try_from(pcrs.len()).unwrap().to_be_bytes());
         let mut values = Vec::new();
         for (bank, of_bank) in pcrs {

@@ -1,10 +1,11 @@
 //! The firmware event log: N44 to N59 and N64. Of Secure Boot's events see `secure_boot`.
 
 use super::host::{BANKS, Host, codes};
-use crate::appraise::{BankCaveat, JUDGED_PCRS, STATIC_PCRS};
+use crate::appraise::{BankCaveat, Claims, JUDGED_PCRS, ReplayedLog, STATIC_PCRS};
 use crate::eventlog::log_builder::{LogBuilder, variable};
-use crate::eventlog::{EventLog, EventType, Guid};
+use crate::eventlog::{CertificateCache, EventLog, EventType, Guid};
 use crate::key::Bank;
+use crate::quote::VerifiedQuote;
 use crate::reason::ReasonCode as Code;
 use crate::reference::{ReferenceBuilder, Slot};
 
@@ -431,6 +432,15 @@ fn n57_sha1_alone_proves_nothing() {
     let reasons = host.denied();
     assert_eq!(codes(&reasons), [Code::PolicyBank]);
     assert_eq!((reasons[0].expected.as_deref(), reasons[0].found.as_deref()), (Some("sha256"), Some("sha1")));
+    // Nor for whoever asks without a policy, though it was quoted, too.
+    let host = Host::good();
+    let evidence = host.evidence_of(host.pcrs());
+    let claims = |bank| {
+        let quote = VerifiedQuote::verify(&evidence, &host.ak, &Host::binding()).unwrap();
+        let replayed = ReplayedLog::replay(quote, &evidence, None).unwrap();
+        Claims::read(replayed, bank, &CertificateCache::new()).map(|_| ()).map_err(|denial| codes(&denial.reasons))
+    };
+    assert_eq!((claims(Bank::Sha256), claims(Bank::Sha1)), (Ok(()), Err(vec![Code::PolicyBank])));
     // Nor in a log of the old form beside a quote of both banks.
     let mut host = Host::good();
     let (log, sha1) = (host.log.bytes(), LogBuilder::good_boot(&[Bank::Sha1]));

@@ -89,6 +89,7 @@ fn n75_an_empty_policy_trusts_nothing() {
         host.policy = crate::appraise::Policy::from_toml(text).unwrap();
         assert_eq!(host.codes(), [Code::PolicyEmpty], "{text}");
     }
+    assert!(crate::appraise::Policy::from_toml(&" ".repeat(crate::appraise::MAX_POLICY + 1)).is_err());
     for text in [
         "name = \"x\"\n",
         "schema = \"portcullis/policy/2\"\nname = \"x\"\n",

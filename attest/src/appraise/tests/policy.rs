@@ -241,6 +241,23 @@ fn only_the_policys_signers_may_have_verified_anything() {
     assert_eq!(host.codes(), [Code::PolicyBootSigner]);
 }
 
+/// The log shows the policy's signer beside the digest of another one.
+#[test]
+fn n50_an_authority_that_no_digest_covers_is_nobodys() {
+    let mut host = host_with(|log| replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE)));
+    let signers = format!("boot_signers = [\"{}\"]", sha256(CERTIFICATE));
+    demand(&mut host, &signers);
+    host.appraise().unwrap();
+    let shown = variable(Guid::IMAGE_SECURITY, "db", &[&[7; 16], CERTIFICATE].concat());
+    let mut host = host_with(|log| {
+        replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
+        log.measure(7, EventType::EFI_VARIABLE_AUTHORITY, &shown, b"another signer");
+    });
+    host.appraise().unwrap();
+    demand(&mut host, &signers);
+    assert_eq!(host.codes(), [Code::PolicyBootSigner]);
+}
+
 /// An authority whose log entry says that it is shim's own state, which verifies nothing: no digest covers that.
 #[test]
 fn n46_an_authority_is_not_hidden_as_shims_state() {
@@ -358,6 +375,12 @@ fn a_kernel_is_one_of_the_policys() {
     host.appraise().unwrap();
     demand(&mut host, &format!("kernels = [\"{file}\"]"));
     assert_eq!(host.codes(), [Code::PolicyKernel]);
+    // And nothing that GRUB could have read.
+    host.log.events.retain(|event| event[0] != 9);
+    host.accept_log();
+    assert_eq!(host.denied()[0].found.as_deref(), Some("no kernel was measured"));
+    host.policy.kernels.clear();
+    host.appraise().unwrap();
     for wrong in [&file[..62], ""] {
         assert!(Policy::from_toml(&format!("{}kernels = [\"{wrong}\"]", super::host::POLICY)).is_err());
     }
@@ -388,6 +411,26 @@ fn the_command_line_is_judged_argument_by_argument() {
     });
     demand(&mut host, "[command_line]\nforbid = [\"init\"]");
     assert_eq!(host.codes(), [Code::PolicyCommandLine]);
+}
+
+/// A command line that no reference value lists passes only by a policy that says what is allowed.
+#[test]
+fn n51_a_command_line_passes_by_rule_only_as_far_as_the_policy_lists_what_is_allowed() {
+    let mut host = Host::good();
+    let values = host.reference().to_toml().unwrap();
+    let by_rule = values
+        .replace("text = [\"/vmlinuz console=ttyS0 quiet\"]", "rule = \"command-line\"\nreason = \"roots differ\"");
+    assert_ne!(values, by_rule);
+    host.references = vec![ReferenceValues::from_toml(&by_rule).unwrap()];
+    demand(&mut host, "[command_line]\nallow = [\"console\", \"quiet\"]");
+    host.appraise().unwrap();
+    for rules in ["", "[command_line]\nrequire = [\"quiet\"]", "[command_line]\nforbid = [\"init\"]"] {
+        demand(&mut host, rules);
+        assert_eq!(host.codes(), [Code::EventlogCommandLine], "{rules}");
+    }
+    demand(&mut host, "[command_line]\nallow = [\"quiet\"]");
+    let codes = host.codes();
+    assert!(codes.contains(&Code::EventlogCommandLine) && codes.contains(&Code::PolicyCommandLine), "{codes:?}");
 }
 
 #[test]

@@ -77,6 +77,33 @@ fn a_listed_digest_counts_only_by_its_own_hash() {
     }
 }
 
+/// A file with this digest in a tree of fs-verity, whose digests are not of files.
+fn tree(host: &mut Host, name: &str, digest: &[u8], text: Option<&[u8]>) {
+    let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], bytes].concat();
+    let digest = [&b"verity:sha256:\0"[..], digest].concat();
+    let fields = [field(&digest), field(format!("{name}\0").as_bytes()), text.map_or_else(Vec::new, field)];
+    let template = if text.is_some() { "d-ngv2|n-ng|buf" } else { "ima-ngv2" };
+    host.ima.raw(10, &Bank::Sha1.hash(&fields.concat()), template, &fields.concat());
+}
+
+#[test]
+fn n70_the_digest_of_a_tree_is_that_of_no_file_and_no_text() {
+    let digest = Bank::Sha256.hash(b"init");
+    let mut host =
+        with_rules(&rule("/init", &format!("{{ digests = {{ sha256 = [\"{}\"] }} }}", hex::encode(&digest)), "x"));
+    host.ima.file("/init", b"init");
+    assert_eq!(verdict(&host), Ok(by("x", 1)));
+    tree(&mut host, "/init", &digest, None);
+    assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]));
+
+    let mut host = with_rules(&rule("version", "{ text = [\"6.1\"] }", "x"));
+    let digest = Bank::Sha256.hash(b"6.1");
+    host.ima.entry("ima-buf", Bank::Sha256, &digest, b"version", &[b"6.1"]);
+    assert_eq!(verdict(&host), Ok(by("x", 1)));
+    tree(&mut host, "version", &digest, Some(b"6.1"));
+    assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]));
+}
+
 #[test]
 fn digests_are_accepted_under_the_names_of_their_rule() {
     let digest = hex::encode(Bank::Sha384.hash(b"init"));

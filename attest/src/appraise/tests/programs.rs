@@ -292,6 +292,19 @@ fn n86_a_list_may_leave_out_exactly_what_was_judged_before() {
         };
         assert_eq!(denied(unquoted, from, |_| {}), [Code::ImaHistoryChanged], "{from}");
     }
+    // A bank whose past nobody judged.
+    let without_sha384 = {
+        let mut host = Host::good();
+        host.selection.get_mut(&Bank::Sha384).unwrap().retain(|pcr| *pcr != 10);
+        host.appraise().unwrap().judged()
+    };
+    let mut host = Host::good();
+    host.selection.get_mut(&Bank::Sha384).unwrap().push(10);
+    let mut evidence = host.evidence_of(host.pcrs());
+    host.appraise_with(&evidence, Some(&without_sha384)).unwrap();
+    (evidence.ima_from, evidence.ima) = (3, Vec::new());
+    let reasons = host.appraise_with(&evidence, Some(&without_sha384)).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::ImaHistoryMissing]);
     // Another boot has no past.
     assert_eq!(denied(|host| host.reset_count += 1, 3, |_| {}), [Code::ImaHistoryMissing]);
 }

@@ -27,6 +27,16 @@ fn secure_boot_off_is_said_in_its_own_words() {
 }
 
 #[test]
+fn n61_a_state_that_was_not_measured_is_not_on() {
+    let mut host = Host::good();
+    let at = host.log.position(&crate::eventlog::log_builder::utf16("SecureBoot"));
+    host.log.events.remove(at);
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootUnknown]);
+    host.policy.secure_boot = false;
+    host.appraise().unwrap();
+}
+
+#[test]
 fn n49_secure_boots_variables_come_once_before_the_separator_and_in_their_form() {
     let db = variable(Guid::IMAGE_SECURITY, "db", &signature_list(b"another"));
     let driver_config = EventType::EFI_VARIABLE_DRIVER_CONFIG;
@@ -60,6 +70,12 @@ fn n49_secure_boots_variables_come_once_before_the_separator_and_in_their_form()
         assert_eq!(host.accept_log().codes(), [Code::SecureBootRepeated], "{name}");
     }
 
+    let mut host = Host::good();
+    let cut_short = variable(Guid::GLOBAL, "SecureBoot", &[1]);
+    let cut_short = event(|log| _ = log.event(7, driver_config, &cut_short[..cut_short.len() - 1]));
+    host.log.events.insert(at, cut_short);
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootMalformed]);
+
     for state in [&[2_u8][..], &[1, 0], &[0xff], &[0; 8]] {
         let mut host = Host::good();
         let at = host.log.position(&crate::eventlog::log_builder::utf16("SecureBoot"));
@@ -84,6 +100,12 @@ fn n60_a_damaged_signature_list_is_refused() {
 fn n61_secure_boot_that_verified_nothing_is_refused() {
     let mut host = Host::good();
     host.log.events.retain(|e| !e.windows(17).any(|w| w == b"Microsoft UEFI CA"));
+    assert_eq!(host.accept_log().codes(), [Code::SecureBootNoAuthority]);
+    // Nor by an authority that the log only shows: its digest is of something else.
+    let at = Host::good().log.position(b"Microsoft UEFI CA");
+    let mut host = Host::good();
+    let shown = variable(Guid::IMAGE_SECURITY, "db", b"Microsoft UEFI CA");
+    replace(&mut host, at, 7, EventType::EFI_VARIABLE_AUTHORITY, &shown, b"another");
     assert_eq!(host.accept_log().codes(), [Code::SecureBootNoAuthority]);
 
     for name in ["PK", "KEK", "db"] {
