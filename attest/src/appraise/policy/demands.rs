@@ -133,7 +133,7 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     // What GRUB read is told apart by names alone, which no digest covers. It reads its kernel as it reads all else; so
     // where it read anything, something must be called the kernel, and is one of the policy's.
     let is_file = |event: &Event<'_>| event.pcr == FILES && event.event_type == EventType::IPL;
-    let read_any = claims.replayed().log().events().iter().any(is_file) || !claims.grub_commands().is_empty();
+    let read_any = claims.replayed().log().events().iter().any(is_file);
     let by = |measurer| kernels.iter().any(|claim| claim.value.measurer == measurer);
     // Unless it had the firmware start an image, which is a kernel then, such as a unified one.
     let an_image = || grub_only_chain_loads(claims) && by(Measurer::Firmware);
