@@ -9,7 +9,7 @@ use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::evidence::{Evidence, MAX_QUOTES, PcrValues};
 use portcullis_attest::key::{Bank, QuotingKey, SignatureError};
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::reason::{Reason, ReasonCode as Code};
+use portcullis_attest::reason::{Denial, Reason, ReasonCode as Code};
 use software_tpm::*;
 
 /// Signs whatever `change` makes of a genuine quote, and gives the codes it is denied for.
@@ -418,7 +418,7 @@ fn n74_quotes_that_contradict_each_other() {
 }
 
 /// Evidence of a genuine quote and one like it after `change`.
-fn two_quotes(change: impl FnOnce(&mut Attest)) -> Result<VerifiedQuote, Vec<Reason>> {
+fn two_quotes(change: impl FnOnce(&mut Attest)) -> Result<VerifiedQuote, Denial> {
     let tpm = SoftTpm::new();
     let first = tpm.attest(&binding(), &pcrs());
     let mut other = first.clone();

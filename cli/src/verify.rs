@@ -111,7 +111,7 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
     };
     let mut caveats = caveats(&good, named);
     if arguments.at.is_some() {
-        caveats.push("it was judged as of the time that --at gives: what was withdrawn since does not show");
+        caveats.push("it was judged as of the time that --at gives: what was withdrawn since does not show".to_owned());
     }
     out.show(&as_json(&good, &caveats, key), || as_text(&good, &caveats, key))
 }

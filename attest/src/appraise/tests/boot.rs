@@ -170,7 +170,7 @@ fn n82_a_key_is_wrapped_only_for_a_parent_of_the_same_boot() {
         let appraisal = host.appraise().unwrap();
         host.reset_count += resets;
         host.restart_count += restarts;
-        let wrapped = wrap_key(&[1; 32], &host.certified_parent(), appraisal.quote());
+        let wrapped = wrap_key(&[1; 32], &host.certified_parent(), &appraisal);
         assert_eq!(wrapped.is_ok(), same, "{resets} resets, {restarts} restarts later");
         assert!(same || matches!(wrapped, Err(ReleaseError::OtherBoot)));
     }
