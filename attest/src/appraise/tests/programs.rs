@@ -1,6 +1,6 @@
 //! The IMA list: N65 to N72, N86, N87.
 
-use super::host::{Host, codes};
+use super::host::{BANKS, Host, codes};
 use crate::appraise::{Appraisal, BankCaveat, Judged};
 use crate::evidence::Evidence;
 use crate::ima::list_builder::{ListBuilder, template_data};
@@ -201,20 +201,22 @@ fn n86_within_one_boot_the_list_only_grows() {
 
 #[test]
 fn n86_a_history_that_can_be_compared_in_sha1_alone_is_refused() {
-    let mut first = Host::good();
-    first.selection.insert(Bank::Sha1, vec![10]);
-    let judged = first.appraise().unwrap().judged();
-    let later = |banks: &[Bank]| {
+    // A host of which PCR 10 is quoted in these banks alone.
+    let quoting = |banks: &[Bank]| {
         let mut host = Host::good();
-        host.clock_ms += 1_000;
-        for (bank, pcrs) in &mut host.selection {
-            pcrs.retain(|pcr| *pcr != 10 || banks.contains(bank));
-        }
-        for bank in banks {
-            let pcrs = host.selection.entry(*bank).or_default();
+        for bank in BANKS {
+            let pcrs = host.selection.entry(bank).or_default();
             pcrs.retain(|pcr| *pcr != 10);
-            pcrs.push(10);
+            pcrs.extend(banks.contains(&bank).then_some(10));
+            pcrs.sort_unstable();
         }
+        host.selection.retain(|_, pcrs| !pcrs.is_empty());
+        host
+    };
+    let judged = quoting(&[Bank::Sha1, Bank::Sha256]).appraise().unwrap().judged();
+    let later = |banks: &[Bank]| {
+        let mut host = quoting(banks);
+        host.clock_ms += 1_000;
         host.appraise_with(&host.evidence_of(host.pcrs()), Some(&judged))
     };
     // What was judged before was judged in SHA-1 and SHA-256; of these, only SHA-1 was quoted again.
