@@ -28,6 +28,24 @@ fn what_was_judged_comes_back_from_its_json() {
     assert_eq!(serde_json::from_str::<Judged>(&json).unwrap(), judged);
 }
 
+/// What version 0.1 stored says nothing of which PCRs its digest is: PCRs 0 to 9 and 14 of the same boot still continue it.
+#[test]
+fn what_was_judged_by_fewer_pcrs_is_compared_by_these() {
+    let appraisal = Host::good().appraise().unwrap();
+    let mut json = serde_json::to_value(appraisal.judged()).unwrap();
+    json.as_object_mut().unwrap().remove("static_of");
+    let mut pcrs = appraisal.static_pcrs();
+    pcrs.retain(|pcr, _| *pcr <= 9 || *pcr == 14);
+    json["static_pcrs"] = hex::encode(static_digest(appraisal.bank(), &pcrs)).into();
+    let old: Judged = serde_json::from_value(json).unwrap();
+    let again = |host: &Host| host.appraise_with(&host.evidence_of(host.pcrs()), Some(&old));
+    again(&Host::good()).unwrap().continues(&old).unwrap();
+    let wrong = Judged { static_pcrs: [9; 32], ..old.clone() };
+    let host = Host::good();
+    let reasons = host.appraise_with(&host.evidence_of(host.pcrs()), Some(&wrong)).unwrap_err();
+    assert_eq!(codes(&reasons), [Code::BootStaticPcrs]);
+}
+
 #[test]
 fn the_same_boot_continues() {
     let (judged, appraisal) = after(|_| {});
