@@ -126,7 +126,8 @@ fn n84_an_anchor_comes_from_outside_and_says_how_much_it_proves() {
 fn n96_an_enrolment_statement_past_its_time() {
     const ENROLMENT: [&str; 4] = ["--enrolment", "enrolment", "--verifier-keys", "keys.json"];
     let verifier = Verifier::new();
-    let dir = Host::new("honest", &verifier).evidence(NONCE);
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     enrol(&dir, "honest");
     verify(&dir, NONCE, &ENROLMENT, 0);
@@ -145,8 +146,10 @@ fn n96_an_enrolment_statement_past_its_time() {
         assert_eq!(verdict["caveats"].to_string().contains("judged as of"), code == 0, "{at}: {verdict}");
     }
     // No token says today what held then.
-    verify(&dir, NONCE, &[&ENROLMENT[..], &["--at", "1796083200", "--token-out", "token"]].concat(), 2);
-    verify(&dir, NONCE, &[&ENROLMENT[..], &["--at", "yesterday"]].concat(), 2);
+    for wrong in [&["--at", "1796083200", "--token-out", "token"][..], &["--at", "yesterday"]] {
+        let (_, told) = run(&dir, &[&["verify"], &FILES[..], &["--nonce", NONCE], &ENROLMENT, wrong].concat(), 2);
+        assert!(told.contains("--at"), "{told}");
+    }
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -167,7 +167,7 @@ fn n31_a_list_of_no_configured_authority_is_told() {
     std::fs::create_dir(setup.path("revoked")).unwrap();
     let mut args = setup.serve_args("127.0.0.1:0");
     args.extend(["--revocations".to_owned(), setup.path("revoked")]);
-    let warning = "revocation list of \\\"CN=Another vendor\\\" is of none";
+    let warning = "revocation list of \\\"CN=Another vendor\\\" was not issued by a configured authority";
     assert!(setup.serve_with(&args).terminate().success());
     assert!(!setup.log().contains("revocation list of"), "{}", setup.log());
     setup.write("revoked/vendor.pem", STRANGERS_LIST);
