@@ -46,9 +46,9 @@
 //! and the firmware's log. It says what a key signed; [`quote::Caveat`] says what that leaves open.
 //!
 //! ```
-//! use portcullis_attest::{eventlog::EventLog, key::{Bank, QuotingKey}, quote::{CheckedQuote, PcrFile}, reason::Reason};
+//! use portcullis_attest::{eventlog::EventLog, key::{Bank, QuotingKey}, quote::{CheckedQuote, PcrFile}, reason::Denial};
 //!
-//! fn check(ak: &[u8], files: [&[u8]; 3], nonce: &[u8], log: &EventLog<'_>) -> Result<CheckedQuote, Vec<Reason>> {
+//! fn check(ak: &[u8], files: [&[u8]; 3], nonce: &[u8], log: &EventLog<'_>) -> Result<CheckedQuote, Denial> {
 //!     let [message, signature, pcrs] = files;
 //!     let ak = QuotingKey::parse(ak)?;
 //!     let quote = CheckedQuote::check(&ak, message, signature, &PcrFile::parse(pcrs)?, nonce)?;

@@ -619,7 +619,7 @@ fn n34_ber_is_refused_and_so_is_what_follows_a_certificate() {
     assert_eq!(after(|vendor| vendor.leaf.extensions.push(policies.clone())), []);
     assert_eq!(after(|vendor| vendor.leaf.extensions.extend([policies.clone(), policies.clone()])), malformed);
     // One signature algorithm where the issuer signed, another one outside.
-    let tbs = vendor.leaf.tbs(&[]);
+    let tbs = vendor.leaf.tbs(&extension(&[&usage]));
     assert_eq!(vendor.refused_der(&vendor.issuing.sign_tbs(&tbs, ECDSA_SHA256)), []);
     assert_eq!(vendor.refused_der(&vendor.issuing.sign_tbs(&tbs, "1.2.840.10045.4.3.3")), malformed);
     // An old version has no extensions to rely on.

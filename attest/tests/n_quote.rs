@@ -9,7 +9,7 @@ use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::evidence::{Evidence, MAX_QUOTES, PcrValues};
 use portcullis_attest::key::{Bank, QuotingKey, SignatureError};
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::reason::{Denial, Reason, ReasonCode as Code};
+use portcullis_attest::reason::{Denial, ReasonCode as Code};
 use software_tpm::*;
 
 /// Signs whatever `change` makes of a genuine quote, and gives the codes it is denied for.

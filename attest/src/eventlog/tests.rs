@@ -83,10 +83,6 @@ fn n52_genuine_logs_with_digests_in_another_order_or_of_some_banks_replay() {
     assert_eq!(log.first_without_digest(Bank::Sha1).map(|event| (event.number, event.pcr)), Some((44, 11)));
     let told: Vec<u8> = (0..24).filter(|pcr| log.extends_pcr(*pcr) && log.replays_pcr(Bank::Sha1, *pcr)).collect();
     assert_eq!(told, (0..=7).collect::<Vec<_>>(), "the firmware's own events have digests of both banks");
-    for pcr in told {
-        let real = &pcrs["metal-t480s-windows"]["sha1"][pcr.to_string()];
-        assert_eq!(real, &hex::encode(log.values(Bank::Sha1)[usize::from(pcr)].as_slice()), "PCR {pcr}");
-    }
 }
 
 const BANKS: [Bank; 3] = [Bank::Sha1, Bank::Sha256, Bank::Sha384];

@@ -16,6 +16,8 @@ pub const POLICY: &str = "schema = \"portcullis/policy/1\"\nname = \"test\"\nban
 const GLOBAL: [u8; 16] = [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
 const IMAGE_SECURITY: [u8; 16] =
     [0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f];
+const SHIM_LOCK: [u8; 16] =
+    [0x50, 0xab, 0x5d, 0x60, 0x46, 0xe0, 0x00, 0x43, 0xab, 0xb6, 0x3d, 0xd8, 0x10, 0xdd, 0x8b, 0x23];
 const X509: [u8; 16] = [0xa1, 0x59, 0xc0, 0xa5, 0xe4, 0x94, 0xa7, 0x4a, 0x87, 0xb5, 0xab, 0x15, 0x5c, 0x2b, 0xf0, 0x72];
 
 struct Event {
@@ -114,6 +116,8 @@ impl Boot {
 
     fn loader(&mut self, command_line: &str) {
         self.event(7, EventType::EFI_VARIABLE_AUTHORITY, &variable(IMAGE_SECURITY, "db", b"vendor CA"));
+        let generations = variable(SHIM_LOCK, "SbatLevel", b"sbat,1,2022111500\nshim,2\n");
+        self.event(7, EventType::EFI_VARIABLE_AUTHORITY, &generations);
         self.measure(4, EventType::EFI_BOOT_SERVICES_APPLICATION, &image("\\EFI\\BOOT\\BOOTX64.EFI"), b"shim");
         self.measure(14, EventType::IPL, b"MokList\0", b"mok list");
         self.measure(4, EventType::EFI_BOOT_SERVICES_APPLICATION, &image("\\EFI\\BOOT\\grubx64.efi"), b"grub");
