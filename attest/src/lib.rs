@@ -99,3 +99,4 @@ pub mod result;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 mod wire;
+mod work;

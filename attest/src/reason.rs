@@ -7,6 +7,8 @@ use core::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::work;
+
 /// Longest text that a reason repeats from evidence, in characters. What is longer is cut and says so.
 pub const MAX_QUOTED_CHARS: usize = 600;
 
@@ -155,6 +157,7 @@ impl std::error::Error for Denial {}
 /// Evidence is written by whoever is judged: what is repeated from it is cut to a bound, and nothing in it moves a
 /// terminal's cursor or hides text.
 fn printable(text: &str) -> String {
+    work::steps(text.len().min(MAX_QUOTED_CHARS));
     let mut out = String::with_capacity(text.len().min(MAX_QUOTED_CHARS));
     for (count, c) in text.chars().enumerate() {
         if count >= MAX_QUOTED_CHARS {
@@ -312,6 +315,7 @@ reason_codes! {
 
     // Quotes, keys and credentials: append below.
     EvidenceMalformed = "evidence.malformed", "The evidence cannot be read.";
+    EvidenceAbandoned = "evidence.abandoned", "Nobody waited any more for the judgement of the evidence, so it was stopped.";
     EvidenceNoQuote = "evidence.no-quote", "The evidence holds no quote, so nothing in it is proved.";
     QuoteMalformed = "quote.malformed", "The quote is not a well-formed TPMS_ATTEST structure.";
     QuoteMagic = "quote.magic", "The signed structure was not made by a TPM: its magic number is wrong.";

@@ -63,6 +63,7 @@ fn judge(boot: &RecordedBoot) -> Result<Appraisal, Denial> {
         certificates: &CertificateCache::new(),
         previous: None,
         now: 0,
+        abandoned: None,
     };
     appraise(VerifiedQuote::verify(&evidence, &tpm.enrolled().unwrap(), &binding())?, &evidence, &context)
 }

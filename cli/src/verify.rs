@@ -101,6 +101,7 @@ pub fn verify(arguments: &VerifyArguments, out: Output) -> Result<(), Failure> {
         certificates: &CertificateCache::new(),
         previous: None,
         now,
+        abandoned: None,
     };
     let named = arguments.host.is_some() || anchor.enrolled.is_some();
     let quote = VerifiedQuote::verify(&evidence, &anchor.ak, &binding).map_err(denied)?;

@@ -35,7 +35,7 @@ impl Rules {
         certificates: &CertificateCache,
     ) -> Result<Appraisal, Denial> {
         let (policy, references) = (&self.policy, &self.references);
-        let context = Context { references, policy, certificates, previous: None, now: 0 };
+        let context = Context { references, policy, certificates, previous: None, now: 0, abandoned: None };
         appraise(VerifiedQuote::verify(evidence, ak, &binding())?, evidence, &context)
     }
 }

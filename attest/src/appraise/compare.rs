@@ -6,12 +6,13 @@ use super::RUNTIME_PCR;
 use super::claims::Claims;
 use super::policy::Policy;
 use super::policy::demands::{self, Judgement, UnclearLine};
-use super::programs::{self, Programs};
-use crate::eventlog::{Coverage, Event, EventKind};
+use super::programs;
+use crate::eventlog::{Coverage, Description, EventKind};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
 use crate::reason::{Reason, ReasonCode};
-use crate::reference::{Acceptance, Judge, ReferenceValues, Rule, Slot, Step, align};
+use crate::reference::{Acceptance, Effort, Judge, Measured, ReferenceValues, Rule, Slot, Step};
+use crate::reference::{align, distance, straight};
 use crate::result::ByRule;
 
 /// Most differences that are named for one PCR.
@@ -50,7 +51,8 @@ fn is_secure_boot_state(reason: &Reason) -> bool {
     reason.event.as_deref().is_some_and(|event| event.starts_with("Secure Boot o"))
 }
 
-/// The reference values that match. If none do, the differences from those that come nearest.
+/// The reference values that match. If none do, the differences from those that come nearest; only for these the
+/// differences are sought.
 fn best<'r>(
     claims: &Claims<'_>,
     policy: &Policy,
@@ -58,60 +60,93 @@ fn best<'r>(
     unclear: &[UnclearLine<'_>],
     now: u64,
 ) -> Result<Match<'r>, Vec<Reason>> {
-    let mut nearest: Option<Vec<Reason>> = None;
+    let command_line = |line: &str| policy.command_line.accepts(line);
+    let judge = Judge { bank: claims.bank(), command_line: &command_line };
+    let events = Events::of(claims);
+    let mut programs = programs::Judged::new(claims.replayed(), policy, claims.certificates().signatures());
+    // How far they are, and the reasons against lines and programs if the boot itself matches.
+    let mut nearest: Option<(usize, &ReferenceValues, Vec<Reason>)> = None;
     let mut distrusted = Vec::new();
     for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
         if let Some(reason) = policy.distrust(values, now) {
             distrusted.push(reason);
             continue;
         }
-        let (mut differences, mut by_rule) = compare(claims, policy, values);
-        let unlisted = command_lines(claims, policy, values, unclear, &mut by_rule);
-        // Named where the comparison has not named the same event already.
-        if differences.is_empty() {
-            differences.extend(unlisted);
-        }
-        let programs = Programs::judge(claims.replayed(), policy, values);
-        differences.extend(programs.reasons);
-        differences.extend(programs::left_out(claims.replayed(), policy, values));
-        if differences.is_empty() {
-            return Ok(Match { values, by_rule, programs_by_rule: programs.by_rule });
-        }
-        if nearest.as_ref().is_none_or(|nearest| differences.len() < nearest.len()) {
-            nearest = Some(differences);
+        let (distance, reasons) = match events.matches(&judge, values) {
+            Ok(mut by_rule) => {
+                let mut reasons = command_lines(claims, policy, values, unclear, &mut by_rule);
+                let programs_by_rule = programs.accepted_by(values).unwrap_or_else(|found| {
+                    reasons.extend(found);
+                    programs::ByReason::new()
+                });
+                if reasons.is_empty() {
+                    return Ok(Match { values, by_rule, programs_by_rule });
+                }
+                (0, reasons)
+            }
+            Err(distance) => (distance, Vec::new()),
+        };
+        let is_nearer = |(far, _, known): &(usize, _, Vec<Reason>)| (distance, reasons.len()) < (*far, known.len());
+        if nearest.as_ref().is_none_or(is_nearer) {
+            nearest = Some((distance, values, reasons));
         }
     }
-    Err(nearest.unwrap_or_else(|| {
-        if distrusted.is_empty() {
-            let reason = Reason::new(ReasonCode::ReferenceMissing);
-            distrusted.push(reason.expected(policy.references.join(", ")).found("none of them"));
+    Err(match nearest {
+        Some((0, _, reasons)) => reasons,
+        Some((_, values, _)) => {
+            let mut reasons = events.differences(&judge, values);
+            reasons.extend(programs.accepted_by(values).err().into_iter().flatten());
+            reasons
         }
-        distrusted
-    }))
+        None => {
+            if distrusted.is_empty() {
+                let reason = Reason::new(ReasonCode::ReferenceMissing);
+                distrusted.push(reason.expected(policy.references.join(", ")).found("none of them"));
+            }
+            distrusted
+        }
+    })
 }
 
-/// Every difference, and what was accepted by a rule.
-fn compare(claims: &Claims<'_>, policy: &Policy, values: &ReferenceValues) -> (Vec<Reason>, BTreeSet<ByRule>) {
-    let bank = claims.bank();
-    let log = claims.replayed().log();
-    let command_line = |line: &str| policy.command_line.accepts(line);
-    let judge = Judge { bank, command_line: &command_line };
-    let (mut reasons, mut by_rule) = (Vec::new(), BTreeSet::new());
-    // Every PCR but the one that changes while the system runs: one without reference values must not be extended.
-    for pcr in (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR) {
-        let events: Vec<&Event<'_>> =
-            log.events().iter().filter(|event| event.extends() && event.pcr == u32::from(pcr)).collect();
-        let steps = align(values.expected(pcr), &events, &judge);
-        let differences: Vec<_> = steps.iter().filter(|step| step.is_difference()).collect();
-        let more = differences.len().saturating_sub(MAX_PER_PCR);
-        reasons.extend(differences.iter().take(MAX_PER_PCR).filter_map(|step| explain(step, bank)));
-        if more > 0 {
-            let text = format!("PCR {pcr} differs in {more} more events.");
-            reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr(pcr.into()).text(text));
-        }
-        by_rule.extend(steps.iter().filter_map(accepted_by_rule));
+/// The events of a boot by PCR. Every PCR but the one that changes while the system runs: one without reference values
+/// must not be extended.
+struct Events<'a>(Vec<(u8, Vec<Measured<'a>>)>);
+
+impl<'a> Events<'a> {
+    fn of(claims: &'a Claims<'_>) -> Self {
+        let pcrs = (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR);
+        Self(pcrs.map(|pcr| (pcr, claims.measured(pcr).collect())).collect())
     }
-    (reasons, by_rule)
+
+    /// What was accepted by a rule, if all of it matches; else about how far it is from that.
+    fn matches(&self, judge: &Judge<'_>, values: &ReferenceValues) -> Result<BTreeSet<ByRule>, usize> {
+        let mut by_rule = BTreeSet::new();
+        let mut far = 0_usize;
+        for (pcr, events) in &self.0 {
+            match straight(values.expected(*pcr), events, judge) {
+                Some(steps) => by_rule.extend(steps.iter().filter_map(accepted_by_rule)),
+                None => far = far.saturating_add(distance(values.expected(*pcr), events, judge)),
+            }
+        }
+        if far == 0 { Ok(by_rule) } else { Err(far) }
+    }
+
+    /// Every difference.
+    fn differences(&self, judge: &Judge<'_>, values: &ReferenceValues) -> Vec<Reason> {
+        let effort = Effort::to_explain(self.0.iter().map(|(_, events)| events.len()).sum());
+        let mut reasons = Vec::new();
+        for (pcr, events) in &self.0 {
+            let steps = align(values.expected(*pcr), events, judge, &effort);
+            let mut differences = steps.iter().filter(|step| step.is_difference());
+            reasons.extend(differences.by_ref().take(MAX_PER_PCR).filter_map(|step| explain(step, judge.bank)));
+            let more = differences.count();
+            if more > 0 {
+                let text = format!("PCR {pcr} differs in {more} more events.");
+                reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr((*pcr).into()).text(text));
+            }
+        }
+        reasons
+    }
 }
 
 /// What is wrong with the command lines that the policy's rules cannot be applied to. One that the reference values list by
@@ -157,14 +192,15 @@ fn accepted_by_rule(step: &Step<'_>) -> Option<ByRule> {
 fn explain(step: &Step<'_>, bank: Bank) -> Option<Reason> {
     Some(match step {
         Step::Accepted(..) | Step::Absent(_) => return None,
-        Step::Unexpected(event) => {
-            let description = event.describe(bank);
+        Step::Unexpected(measured) => {
+            let description = described(measured);
             let code = match description.kind {
                 EventKind::KernelCommandLine | EventKind::StubCommandLine => ReasonCode::EventlogCommandLine,
                 _ => ReasonCode::EventlogEventUnexpected,
             };
-            let reason = Reason::new(code).pcr(event.pcr).event(&description.words).found(shown(event, bank));
-            reason.text(format!("The host measured something that no reference value foresees: {}.", description.words))
+            let text = format!("The host measured something that no reference value foresees: {}.", description.words);
+            let reason = Reason::new(code).pcr(measured.event.pcr).event(&description.words).text(text);
+            reason.found(shown(measured, description, bank))
         }
         Step::Missing(slot) => {
             let reason = Reason::new(ReasonCode::EventlogEventMissing).pcr(slot.pcr.into()).event(&slot.what);
@@ -172,31 +208,36 @@ fn explain(step: &Step<'_>, bank: Bank) -> Option<Reason> {
                 .expected(slot.expected(bank))
                 .text(format!("The host did not measure what is required: {}.", slot.what))
         }
-        Step::OtherValue(slot, event) => {
-            let code = code_of(slot, event, bank);
-            let reason = Reason::new(code).pcr(event.pcr).event(words(slot, event, bank));
-            let reason = reason.expected(expected(slot, event, bank)).found(shown(event, bank));
-            if code == ReasonCode::EventlogEventMismatch {
-                reason.text(format!("The host measured another value than is accepted: {}.", words(slot, event, bank)))
+        Step::OtherValue(slot, measured) => {
+            let description = described(measured);
+            let code = code_of(slot, description.kind);
+            let words = words(slot, &description);
+            let reason = Reason::new(code).pcr(measured.event.pcr).event(words);
+            let reason = if code == ReasonCode::EventlogEventMismatch {
+                reason.text(format!("The host measured another value than is accepted: {words}."))
             } else {
                 reason
-            }
+            };
+            reason.expected(expected(slot, &description, bank)).found(shown(measured, description, bank))
         }
     })
 }
 
+fn described(measured: &Measured<'_>) -> Description {
+    measured.event.describe_covered(measured.coverage)
+}
+
 /// The slot's words, for whoever wrote them knows what should be there; without the label that a recording adds. The
 /// event's own where they say in which state something is, and a digest covers that.
-fn words(slot: &Slot, event: &Event<'_>, bank: Bank) -> String {
-    let description = event.describe(bank);
+fn words<'d>(slot: &'d Slot, description: &'d Description) -> &'d str {
     let state = description.kind == EventKind::SecureBootState && description.coverage == Coverage::Data;
-    if state || slot.what.starts_with(&description.words) { description.words } else { slot.what.clone() }
+    if state || slot.what.starts_with(&description.words) { &description.words } else { &slot.what }
 }
 
 /// What a slot accepts, with the label that a recording gave it.
-fn expected(slot: &Slot, event: &Event<'_>, bank: Bank) -> String {
+fn expected(slot: &Slot, description: &Description, bank: Bank) -> String {
     let accepted = slot.expected(bank);
-    let label = slot.what.strip_prefix(&event.describe(bank).words).and_then(|rest| rest.strip_prefix(": "));
+    let label = slot.what.strip_prefix(&description.words).and_then(|rest| rest.strip_prefix(": "));
     match label {
         Some(label) if slot.texts.is_empty() => format!("{accepted} ({label})"),
         _ => accepted,
@@ -204,9 +245,8 @@ fn expected(slot: &Slot, event: &Event<'_>, bank: Bank) -> String {
 }
 
 /// What an event says, as far as its digest covers that; the digest otherwise, with the label called a label.
-fn shown(event: &Event<'_>, bank: Bank) -> String {
-    let description = event.describe(bank);
-    let digest = hex::encode(event.digests.get(bank).unwrap_or_default());
+fn shown(measured: &Measured<'_>, description: Description, bank: Bank) -> String {
+    let digest = hex::encode(measured.event.digests.get(bank).unwrap_or_default());
     match (description.coverage, description.text) {
         (Coverage::Text | Coverage::Data, Some(text)) if is_text(description.kind) => text,
         (Coverage::Data, Some(summary)) => format!("{digest} ({summary})"),
@@ -228,9 +268,9 @@ const fn is_text(kind: EventKind) -> bool {
     )
 }
 
-fn code_of(slot: &Slot, event: &Event<'_>, bank: Bank) -> ReasonCode {
+fn code_of(slot: &Slot, kind: EventKind) -> ReasonCode {
     let what = slot.what.to_lowercase();
-    match event.describe(bank).kind {
+    match kind {
         EventKind::KernelCommandLine | EventKind::StubCommandLine => ReasonCode::EventlogCommandLine,
         EventKind::GrubCommand | EventKind::ModuleCommandLine => ReasonCode::EventlogGrubCommand,
         EventKind::StubInitrd => ReasonCode::EventlogInitrd,

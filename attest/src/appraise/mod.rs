@@ -17,8 +17,10 @@ mod program_rules;
 mod programs;
 mod replayed;
 mod separators;
+mod stop;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 pub use banks::{BankCaveat, BankState, PinnedBanks};
 pub use boot::{BootInstance, Judged, static_digest};
@@ -33,6 +35,7 @@ pub use programs::rules as ima_rules;
 pub use replayed::ReplayedLog;
 
 pub use crate::reason::Denial;
+use stop::Stop;
 
 use crate::eventlog::CertificateCache;
 use crate::evidence::Evidence;
@@ -63,6 +66,9 @@ pub struct Context<'a> {
     pub previous: Option<&'a Judged>,
     /// The time as of which it is judged, in seconds since 1970: signatures of reference values end.
     pub now: u64,
+    /// Becomes true when nobody waits any more for the verdict: then the judgement is stopped, and is a denial with the
+    /// code `evidence.abandoned`.
+    pub abandoned: Option<&'a AtomicBool>,
 }
 
 /// The denial of one stage: the gravest reasons first, and no more of them than anybody reads.
@@ -137,7 +143,7 @@ pub fn appraise(quote: VerifiedQuote, evidence: &Evidence, context: &Context<'_>
     let fresh = context.previous.map_or_else(Vec::new, |previous| boot::freshness(&quote, &boot, previous));
     let same_boot = context.previous.filter(|previous| previous.boot.is_same_boot(&boot));
     let ima = same_boot.and_then(|previous| previous.ima.as_ref());
-    let replayed = match ReplayedLog::replay(quote, evidence, ima) {
+    let replayed = match ReplayedLog::replay_until(quote, evidence, ima, Stop::when(context.abandoned)) {
         Ok(replayed) if fresh.is_empty() => replayed,
         Ok(_) => return Err(denial(fresh)),
         Err(replay) => return Err(denial([fresh, replay.into()].concat())),
@@ -163,7 +169,9 @@ impl Claims<'_> {
         let matched = compare::policy(&self, policy, references, now)?;
         let replayed = self.replayed();
         let bank = self.bank();
-        let ima = replayed.ima_state(programs::rules(policy, matched.values), matched.programs_by_rule);
+        let policy_digest = policy.digest();
+        let rules = programs::rules_of(&policy_digest, matched.values);
+        let ima = replayed.ima_state(rules, matched.programs_by_rule);
         let mut rules_used = ima.iter().flat_map(|ima| ima.by_rule.keys());
         let programs_known = policy.ima && !rules_used.any(|reason| policy.programs.accept_any_content(reason));
         Ok(Appraisal {
@@ -171,7 +179,7 @@ impl Claims<'_> {
             boot: BootInstance::of(replayed.quote()),
             bank,
             policy: policy.name.clone(),
-            policy_digest: policy.digest(),
+            policy_digest,
             reference: MatchedReference::new(matched.values),
             by_rule: matched.by_rule.into_iter().collect(),
             secure_boot: self.secure_boot().map(|claim| claim.value),

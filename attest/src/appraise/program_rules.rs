@@ -5,7 +5,7 @@
 //! chooses it; so the one rule that accepts any content needs a place in the file system, never covers what reference
 //! values list, and its reason is shown with every verdict that rests on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_with::{hex::Hex, serde_as};
@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::name_pattern::NamePattern;
 use crate::ima::Keyring;
 use crate::key::Bank;
+use crate::work;
 
 /// Longest reason, in characters.
 const MAX_REASON: usize = 300;
@@ -30,6 +31,21 @@ pub struct ProgramRules {
     // Left out if empty: policies that were written before it keep their digest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     violations: Vec<ViolationRule>,
+    #[serde(skip)]
+    index: Index,
+    #[serde(skip)]
+    of_violations: Index,
+}
+
+/// Rules by what their patterns begin with, so that a name asks only those that begin as it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Index {
+    /// The places of the rules, sorted by the beginnings of their patterns.
+    sorted: Vec<usize>,
+    /// For each of these the place, here, of the last one before it whose beginning is one of its own beginning.
+    shorter: Vec<Option<usize>>,
+    /// The digests that rules accept, each with its rule's place.
+    digests: BTreeSet<(usize, Bank, Vec<u8>)>,
 }
 
 /// Names, and the content that is accepted under them.
@@ -153,7 +169,27 @@ impl ProgramRules {
                 return Err(ProgramRulesError::Violation { number, names: rule.names.to_string(), problem });
             }
         }
-        Ok(Self { keyrings, rules, violations })
+        let (index, of_violations) = (Index::of(&rules), Index::by_names(violations.iter().map(|rule| &rule.names)));
+        Ok(Self { keyrings, rules, violations, index, of_violations })
+    }
+
+    /// The rules whose patterns a name is of, in the order in which they are asked, each with its place.
+    pub(super) fn about(&self, name: &[u8]) -> impl Iterator<Item = (usize, &ProgramRule)> {
+        let places = self.index.beginning_as(name, |place| Some(&self.rules.get(place)?.names)).into_iter();
+        let rules = places.filter_map(|place| Some((place, self.rules.get(place)?)));
+        rules.filter(move |(_, rule)| rule.names.matches(name))
+    }
+
+    /// The rules for violations whose patterns a name is of, in the order in which they are asked.
+    pub(super) fn about_violation(&self, name: &[u8]) -> impl Iterator<Item = &ViolationRule> {
+        let places = self.of_violations.beginning_as(name, |place| Some(&self.violations.get(place)?.names));
+        let rules = places.into_iter().filter_map(|place| self.violations.get(place));
+        rules.filter(move |rule| rule.names.matches(name))
+    }
+
+    /// Whether the rule at this place accepts a digest.
+    pub(super) fn accept_digest(&self, place: usize, bank: Bank, digest: &[u8]) -> bool {
+        self.index.digests.contains(&(place, bank, digest.to_vec()))
     }
 
     /// The rules, in the order in which they are asked.
@@ -188,6 +224,52 @@ fn problem_of_violation(names: &NamePattern) -> Option<&'static str> {
     (!names.names_a_place()).then_some(
         "violations are accepted only beneath a directory that the pattern names, such as /var/log/journal/**",
     )
+}
+
+impl Index {
+    fn of(rules: &[ProgramRule]) -> Self {
+        let digests = rules.iter().enumerate().flat_map(|(place, rule)| match &rule.accept {
+            AcceptedContent::Digests(digests) => digests
+                .iter()
+                .flat_map(|(bank, digests)| digests.iter().map(move |digest| (place, *bank, digest.clone())))
+                .collect(),
+            _ => Vec::new(),
+        });
+        Self { digests: digests.collect(), ..Self::by_names(rules.iter().map(|rule| &rule.names)) }
+    }
+
+    fn by_names<'n>(names: impl Iterator<Item = &'n NamePattern>) -> Self {
+        let names: Vec<_> = names.map(|names| names.literal().as_bytes()).collect();
+        let literal = |place: &usize| names.get(*place).copied().unwrap_or_default();
+        let mut sorted: Vec<usize> = (0..names.len()).collect();
+        sorted.sort_by(|one, other| literal(one).cmp(literal(other)));
+        let mut shorter = Vec::with_capacity(sorted.len());
+        // Those whose beginnings the next one's may begin with, the longest last.
+        let mut open: Vec<(usize, &[u8])> = Vec::new();
+        for (place, rule) in sorted.iter().enumerate() {
+            let literal = literal(rule);
+            while open.pop_if(|(_, before)| !literal.starts_with(before)).is_some() {}
+            shorter.push(open.last().map(|(place, _)| *place));
+            open.push((place, literal));
+        }
+        Self { sorted, shorter, digests: BTreeSet::new() }
+    }
+
+    /// The places of the rules whose patterns begin as the name does, in order.
+    fn beginning_as<'n>(&self, name: &[u8], names: impl Fn(usize) -> Option<&'n NamePattern>) -> Vec<usize> {
+        let literal = |rule: &usize| names(*rule).map_or("", NamePattern::literal).as_bytes();
+        // Of what begins as the name does, the longest is the last that is not behind the name, or begins that one.
+        let mut at = self.sorted.partition_point(|rule| literal(rule) <= name).checked_sub(1);
+        let mut found = Vec::new();
+        while let Some(place) = at {
+            work::steps(1);
+            let rule = self.sorted.get(place).filter(|rule| name.starts_with(literal(rule)));
+            found.extend(rule);
+            at = self.shorter.get(place).copied().flatten();
+        }
+        found.sort_unstable();
+        found
+    }
 }
 
 fn problem_of(rule: &ProgramRule, keyrings: &BTreeMap<String, Keyring>) -> Option<&'static str> {

@@ -1,13 +1,14 @@
 //! The programs that ran since boot: how far the TPM vouches for the IMA list, and whether its entries are acceptable.
 
-use std::cell::OnceCell;
+use std::cell::{LazyCell, OnceCell};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::policy::Policy;
 use super::program_rules::{AcceptedContent, ProgramRule, ProgramRules, ViolationRule};
 use super::replayed::ReplayedLog;
+use super::stop::Stop;
 use super::{MAX_REASONS, RUNTIME_PCR};
-use crate::ima::{Entry, ExtendRule, FileDigest, ImaList, ImaState, Lane, SignatureProblem};
+use crate::ima::{Checks, Entry, ExtendRule, FileDigest, GoodSignatures, ImaList, ImaState, Lane, SignatureProblem};
 use crate::key::Bank;
 use crate::quote::QuotedState;
 use crate::reason::{Reason, ReasonCode};
@@ -16,7 +17,12 @@ use crate::reference::ReferenceValues;
 /// By what entries of the IMA list are judged: one digest for a policy and the reference values that the boot matches. A
 /// verifier compares it with [`ImaState::rules`] to know whether a list may go on from what was judged.
 pub fn rules(policy: &Policy, values: &ReferenceValues) -> [u8; 32] {
-    let digest = Bank::Sha256.hash_parts(&[b"portcullis/ima-rules/1", &policy.digest(), &values.digest()]);
+    rules_of(&policy.digest(), values)
+}
+
+/// The same of the policy's digest.
+pub(super) fn rules_of(policy: &[u8; 32], values: &ReferenceValues) -> [u8; 32] {
+    let digest = Bank::Sha256.hash_parts(&[b"portcullis/ima-rules/1", policy, &values.digest()]);
     // SHA-256 digests are 32 bytes.
     digest.try_into().unwrap_or_default()
 }
@@ -40,6 +46,7 @@ pub(super) fn covered(
     list: &ImaList<'_>,
     from: u64,
     previous: Option<&ImaState>,
+    stop: Stop<'_>,
     reasons: &mut Vec<Reason>,
 ) -> Covered {
     if let Some(reason) = history_missing(quote, from, previous) {
@@ -72,7 +79,12 @@ pub(super) fn covered(
         if wrong.len() < MAX_REASONS && !digest_holds {
             wrong.push(about(ReasonCode::ImaTemplateMismatch, entry));
         }
+        !stop.asked_at(entry.number)
     });
+    if stop.asked() {
+        reasons.push(Stop::reason());
+        return Covered::default();
+    }
     let Some(entries) = covered else {
         let missed: Vec<_> = lanes.iter().filter(|lane| !lane.reached).map(|lane| lane.bank).collect();
         reasons.extend(not_reached(quote, list, &missed, start, MAX_EXPLAINED));
@@ -202,7 +214,7 @@ pub(super) fn check(replayed: &ReplayedLog<'_>, bank: Bank) -> Vec<Reason> {
         reasons.push(
             about(ReasonCode::ImaBootAggregate, &first)
                 .expected(format!("boot_aggregate with the {bank} digest of PCRs 0 to 9"))
-                .found(format!("{} {}", first.name_lossy(), shown(&first))),
+                .found(format!("{} {}", first.name_lossy(), shown(&first.digest()))),
         );
     }
     reasons
@@ -220,36 +232,60 @@ fn boot_aggregate_holds(replayed: &ReplayedLog<'_>, bank: Bank, first: &Entry<'_
     })
 }
 
-/// Why the entries that a list leaves out are not acceptable, if they are not: by these very rules they must have been
-/// judged before. Those of two reference values may each accept a part of a list that neither accepts as a whole.
-pub(super) fn left_out(replayed: &ReplayedLog<'_>, policy: &Policy, values: &ReferenceValues) -> Option<Reason> {
-    let from = replayed.ima_from();
-    let by_these = || replayed.continued().is_some_and(|state| state.rules == rules(policy, values));
-    (from > 0 && !by_these()).then(|| {
-        here(ReasonCode::ImaHistoryMissing)
-            .expected("a whole list, because policy or reference values are others than when its beginning was judged")
-            .found(format!("a list from entry {from} on"))
-    })
+/// How many entries each rule accepted that no reference values list, by the rule's reason.
+pub(super) type ByReason = BTreeMap<String, u64>;
+
+/// The programs that a list names, to be compared with reference values.
+pub(super) struct Judged<'r> {
+    replayed: &'r ReplayedLog<'r>,
+    policy: &'r Policy,
+    policy_digest: OnceCell<[u8; 32]>,
+    checks: Checks<'r>,
 }
 
-/// What came of judging the programs that a list names.
-#[derive(Debug, Default)]
-pub(super) struct Programs {
-    /// Why they are not acceptable: none if they are.
-    pub reasons: Vec<Reason>,
-    /// How many entries each rule accepted, by the rule's reason.
-    pub by_rule: BTreeMap<String, u64>,
-}
+impl<'r> Judged<'r> {
+    /// Signatures of files that are known to be good are not checked again.
+    pub fn new(replayed: &'r ReplayedLog<'r>, policy: &'r Policy, good: &'r GoodSignatures) -> Self {
+        Self { replayed, policy, policy_digest: OnceCell::new(), checks: Checks::new(good) }
+    }
 
-impl Programs {
+    /// How many entries each rule accepted, if all are acceptable by these values and the policy's rules.
+    pub fn accepted_by(&mut self, values: &ReferenceValues) -> Result<ByReason, Vec<Reason>> {
+        let (by_rule, mut reasons) = self.judge(values);
+        reasons.extend(self.left_out(values));
+        if reasons.is_empty() { Ok(by_rule) } else { Err(reasons) }
+    }
+
+    /// Why the entries that a list leaves out are not acceptable, if they are not: by these very rules they must have
+    /// been judged before. Those of two reference values may each accept a part of a list that neither accepts as a whole.
+    fn left_out(&self, values: &ReferenceValues) -> Option<Reason> {
+        let from = self.replayed.ima_from();
+        let rules = || rules_of(self.policy_digest.get_or_init(|| self.policy.digest()), values);
+        let by_these = || self.replayed.continued().is_some_and(|state| state.rules == rules());
+        (from > 0 && !by_these()).then(|| {
+            here(ReasonCode::ImaHistoryMissing)
+                .expected(
+                    "a whole list, because policy or reference values are others than when its beginning was judged",
+                )
+                .found(format!("a list from entry {from} on"))
+        })
+    }
+
     /// Judges every entry but the one that speaks of the boot itself. If the policy does not ask which programs ran, only
     /// violations are judged: a list with them is not the list of what was measured.
-    pub fn judge(replayed: &ReplayedLog<'_>, policy: &Policy, values: &ReferenceValues) -> Self {
-        let judge = Judge { rules: &policy.programs, values, listed: OnceCell::new() };
-        let mut programs = Self::default();
+    fn judge(&mut self, values: &ReferenceValues) -> (ByReason, Vec<Reason>) {
+        let (mut by_rule, mut reasons) = (ByReason::new(), Vec::new());
+        let (stop, policy) = (self.replayed.stop(), self.policy);
+        if !policy.ima && !self.replayed.has_violations() {
+            return (by_rule, reasons);
+        }
+        let mut judge = Judge { rules: &policy.programs, values, listed: OnceCell::new(), checks: &mut self.checks };
         // What goes on from an earlier judgement has no entry of the boot: that was judged then.
-        let first = usize::from(replayed.ima_from() == 0);
-        for entry in replayed.ima().skip(first) {
+        let first = usize::from(self.replayed.ima_from() == 0);
+        for entry in self.replayed.ima().skip(first) {
+            if stop.asked_at(entry.number) {
+                return (by_rule, vec![Stop::reason()]);
+            }
             let accepted = if entry.is_violation() {
                 judge.accepts_violation(&entry).map(Some)
             } else if policy.ima {
@@ -259,34 +295,35 @@ impl Programs {
             };
             match accepted {
                 Ok(None) => {}
-                Ok(Some(reason)) => {
-                    let count = programs.by_rule.entry(reason.to_owned()).or_default();
-                    *count = count.saturating_add(1);
-                }
-                Err(reason) => programs.reasons.push(reason),
+                Ok(Some(reason)) => match by_rule.get_mut(reason) {
+                    Some(count) => *count = count.saturating_add(1),
+                    None => drop(by_rule.insert(reason.to_owned(), 1)),
+                },
+                Err(reason) => reasons.push(reason),
             }
-            if programs.reasons.len() >= MAX_REASONS {
+            if reasons.len() >= MAX_REASONS {
                 break;
             }
         }
-        programs
+        (by_rule, reasons)
     }
 }
 
 /// By what entries are judged.
-struct Judge<'r> {
+struct Judge<'r, 'c, 'g> {
     rules: &'r ProgramRules,
     values: &'r ReferenceValues,
     /// All listed digests, put together when a rule first asks for them.
     listed: OnceCell<HashSet<&'r [u8]>>,
+    checks: &'c mut Checks<'g>,
 }
 
-impl<'r> Judge<'r> {
+impl<'r> Judge<'r, '_, '_> {
     /// The rule that accepts an entry; none if its path is listed with its digest. Otherwise why it is not acceptable.
-    fn accepts(&self, entry: &Entry<'_>) -> Result<Option<&'r ProgramRule>, Reason> {
+    fn accepts(&mut self, entry: &Entry<'_>) -> Result<Option<&'r ProgramRule>, Reason> {
         let content = entry.content();
         if !is_plain(content.name) {
-            return Err(about(ReasonCode::ImaBadName, entry).found(shown(entry)));
+            return Err(about(ReasonCode::ImaBadName, entry).found(shown(&content.digest)));
         }
         let accepted = self.values.ima(content.name);
         // The only hash that reference values list programs by.
@@ -295,17 +332,21 @@ impl<'r> Judge<'r> {
             return Ok(None);
         }
         let mut unsigned = None;
-        for rule in self.rules.rules().iter().filter(|rule| rule.names.matches(content.name)) {
+        let text = LazyCell::new(|| content.buffer.filter(|text| is_of(text, &content.digest)));
+        for (place, rule) in self.rules.about(content.name) {
             let accepts = match &rule.accept {
-                AcceptedContent::Digests(digests) => is_one_of(&content.digest, digests),
+                AcceptedContent::Digests(_) => content.digest.bank().is_some_and(|bank| {
+                    !content.digest.verity && self.rules.accept_digest(place, bank, content.digest.digest)
+                }),
                 AcceptedContent::Listed => sha256 && self.lists(content.digest.digest),
                 AcceptedContent::SignedBy(keyring) => match self.rules.keyring(keyring) {
-                    Some(keyring) => entry.signed_by(keyring).map_err(|problem| unsigned = Some(problem)).is_ok(),
+                    Some(keyring) => {
+                        content.signed_by(keyring, self.checks).map_err(|problem| unsigned = Some(problem)).is_ok()
+                    }
                     None => false,
                 },
                 AcceptedContent::Text(texts) => {
-                    let text = content.buffer.filter(|text| is_of(text, &content.digest));
-                    texts.iter().any(|accepted| text == Some(accepted.as_bytes()))
+                    text.is_some_and(|text| texts.iter().any(|accepted| text == accepted.as_bytes()))
                 }
                 AcceptedContent::Any => accepted.is_none(),
             };
@@ -313,17 +354,18 @@ impl<'r> Judge<'r> {
                 return Ok(Some(rule));
             }
         }
+        let found = shown(&content.digest);
         Err(match (accepted, unsigned) {
             (Some(_), _) if !sha256 => {
-                about(ReasonCode::ImaWeakHash, entry).expected("sha256 of the file").found(shown(entry))
+                about(ReasonCode::ImaWeakHash, entry).expected("sha256 of the file").found(found)
             }
             (Some(accepted), _) => {
                 let expected: Vec<_> =
                     accepted.iter().take(3).map(|one| format!("sha256:{}", hex::encode(one))).collect();
-                about(ReasonCode::ImaWrongHash, entry).expected(expected.join(" | ")).found(shown(entry))
+                about(ReasonCode::ImaWrongHash, entry).expected(expected.join(" | ")).found(found)
             }
-            (None, Some(problem)) => about(code_of(&problem), entry).found(format!("{}; {problem}", shown(entry))),
-            (None, None) => about(ReasonCode::ImaUnlisted, entry).found(shown(entry)),
+            (None, Some(problem)) => about(code_of(&problem), entry).found(format!("{found}; {problem}")),
+            (None, None) => about(ReasonCode::ImaUnlisted, entry).found(found),
         })
     }
 
@@ -332,19 +374,14 @@ impl<'r> Judge<'r> {
     fn accepts_violation(&self, entry: &Entry<'_>) -> Result<&'r str, Reason> {
         let name = entry.name();
         let listed = self.values.ima(name).is_some();
-        let accepts = |rule: &&ViolationRule| (rule.names.is_literal() || !listed) && rule.names.matches(name);
-        let rule = self.rules.violations().iter().find(accepts).filter(|_| is_plain(name));
+        let accepts = |rule: &&ViolationRule| rule.names.is_literal() || !listed;
+        let rule = is_plain(name).then(|| self.rules.about_violation(name).find(accepts)).flatten();
         rule.map(|rule| rule.reason.as_str()).ok_or_else(|| about(ReasonCode::ImaViolation, entry))
     }
 
     fn lists(&self, digest: &[u8]) -> bool {
         self.listed.get_or_init(|| self.values.ima_digests().collect()).contains(digest)
     }
-}
-
-fn is_one_of(digest: &FileDigest<'_>, digests: &BTreeMap<Bank, Vec<Vec<u8>>>) -> bool {
-    let of_bank = digest.bank().filter(|_| !digest.verity).and_then(|bank| digests.get(&bank));
-    of_bank.is_some_and(|digests| digests.iter().any(|accepted| accepted == digest.digest))
 }
 
 /// Whether a digest is of this text, by a hash that cannot be forged.
@@ -356,23 +393,28 @@ fn is_of(text: &[u8], digest: &FileDigest<'_>) -> bool {
 const fn code_of(problem: &SignatureProblem) -> ReasonCode {
     match problem {
         SignatureProblem::Missing => ReasonCode::ImaUnsigned,
-        SignatureProblem::Malformed(_) | SignatureProblem::Unsupported(_) => ReasonCode::ImaSignatureUnusable,
+        SignatureProblem::Malformed(_) | SignatureProblem::Unsupported(_) | SignatureProblem::TooMany => {
+            ReasonCode::ImaSignatureUnusable
+        }
         SignatureProblem::UnknownKey(_) => ReasonCode::ImaSignatureKey,
         SignatureProblem::Invalid(_) => ReasonCode::ImaSignatureInvalid,
     }
 }
 
+/// Longest name of a measured file, in bytes: Linux's `PATH_MAX`.
+const MAX_NAME: usize = 4096;
+
 /// A name that reads as what it is: no control characters, and no way around the directory that it names.
 fn is_plain(name: &[u8]) -> bool {
-    core::str::from_utf8(name).is_ok_and(|name| {
-        !name.is_empty()
-            && name.chars().all(|c| !c.is_control())
-            && name.split('/').all(|part| part != ".." && part != ".")
-    })
+    name.len() <= MAX_NAME
+        && core::str::from_utf8(name).is_ok_and(|name| {
+            !name.is_empty()
+                && name.chars().all(|c| !c.is_control())
+                && name.split('/').all(|part| part != ".." && part != ".")
+        })
 }
 
-fn shown(entry: &Entry<'_>) -> String {
-    let digest = entry.digest();
+fn shown(digest: &FileDigest<'_>) -> String {
     format!("{}:{}", digest.algorithm, hex::encode(digest.digest))
 }
 

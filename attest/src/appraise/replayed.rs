@@ -1,11 +1,13 @@
 //! From a verified quote to logs that lead to exactly what it signed.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use super::RUNTIME_PCR;
 use super::banks::{self, BankCaveat, FIRMWARE_PCRS};
 use super::programs::{self, Covered};
-use crate::eventlog::{EventLog, EventLogError};
+use super::stop::Stop;
+use crate::eventlog::{EventLog, EventLogError, Pass};
 use crate::evidence::Evidence;
 use crate::ima::{Entries, ImaList, ImaState};
 use crate::key::Bank;
@@ -26,6 +28,7 @@ pub struct ReplayedLog<'a> {
     caveats: Vec<(Bank, BankCaveat)>,
     ima_from: u64,
     continued: Option<ImaState>,
+    stop: Stop<'a>,
 }
 
 impl<'a> ReplayedLog<'a> {
@@ -41,6 +44,19 @@ impl<'a> ReplayedLog<'a> {
     /// # Errors
     /// Every PCR to which the logs do not lead, and everything that nothing accounts for.
     pub fn replay(quote: VerifiedQuote, evidence: &'a Evidence, previous: Option<&ImaState>) -> Result<Self, Denial> {
+        Self::replay_until(quote, evidence, previous, Stop::never())
+    }
+
+    /// The same, until it is told to stop.
+    pub(super) fn replay_until(
+        quote: VerifiedQuote,
+        evidence: &'a Evidence,
+        previous: Option<&ImaState>,
+        stop: Stop<'a>,
+    ) -> Result<Self, Denial> {
+        if stop.asked() {
+            return Err(Stop::reason().into());
+        }
         let (mut reasons, mut caveats) = (Vec::new(), Vec::new());
         let log = match EventLog::parse(&evidence.eventlog) {
             Ok(log) => Some(log),
@@ -60,7 +76,7 @@ impl<'a> ReplayedLog<'a> {
             }
         };
         let ima = ima.map(|list| {
-            let covered = programs::covered(&quote, &list, evidence.ima_from, previous, &mut reasons);
+            let covered = programs::covered(&quote, &list, evidence.ima_from, previous, stop, &mut reasons);
             (list, covered)
         });
         let (Some(log), Some((ima, ima_covered)), true) = (log, ima, reasons.is_empty()) else {
@@ -68,8 +84,8 @@ impl<'a> ReplayedLog<'a> {
         };
         caveats.extend(ima_covered.padded.iter().map(|bank| (*bank, BankCaveat::PaddedSha1)));
         caveats.sort_unstable();
-        let continued = previous.cloned();
-        Ok(Self { quote, log, ima, ima_covered, caveats, ima_from: evidence.ima_from, continued })
+        let (ima_from, continued) = (evidence.ima_from, previous.cloned());
+        Ok(Self { quote, log, ima, ima_covered, caveats, ima_from, continued, stop })
     }
 
     /// What of quoted values a firmware event log does not lead to, whether or not it is all that a host must show.
@@ -85,7 +101,7 @@ impl<'a> ReplayedLog<'a> {
     /// How many entries of a whole IMA list quoted values cover, if they cover it at all.
     pub(crate) fn ima_covered(quote: &QuotedState, list: &ImaList<'_>) -> Result<usize, Denial> {
         let mut reasons = Vec::new();
-        let covered = programs::covered(quote, list, 0, None, &mut reasons);
+        let covered = programs::covered(quote, list, 0, None, Stop::never(), &mut reasons);
         if reasons.is_empty() { Ok(covered.entries) } else { Err(reasons.into()) }
     }
 
@@ -102,6 +118,16 @@ impl<'a> ReplayedLog<'a> {
     /// The entries of the IMA list that the quoted PCR 10 covers. What the host listed beyond them is not here.
     pub fn ima(&self) -> Entries<'_> {
         self.ima.first_entries(self.ima_covered.entries, self.ima_from)
+    }
+
+    /// Whether any entry of the list is a violation, also of those that the quote does not cover.
+    pub(super) const fn has_violations(&self) -> bool {
+        self.ima.violations() > 0
+    }
+
+    /// Whether somebody still waits for the judgement.
+    pub(super) const fn stop(&self) -> Stop<'a> {
+        self.stop
     }
 
     /// How many entries of this boot came before those of [`ReplayedLog::ima`] and were judged earlier.
@@ -198,11 +224,16 @@ pub(super) fn bank_missing(log: &EventLog<'_>, bank: Bank) -> Reason {
 /// Compares the quoted values of a bank with those to which the log leads, but for PCRs of which an event has no digest.
 fn check_bank(quote: &QuotedState, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
     let mut reasons = Vec::new();
+    let passes = OnceCell::new();
     for (pcr, value) in (0..).zip(log.values(bank)) {
         let Some(quoted) = quote.pcr(bank, pcr).filter(|_| log.replays_pcr(bank, pcr)) else { continue };
         let found = || format!("{bank} {}", hex::encode(quoted));
         match (log.extends_pcr(pcr), value.is(quoted)) {
-            (true, false) => reasons.push(mismatch(log, bank, pcr, quoted, value.as_slice())),
+            (true, false) => {
+                let all = || log.passes(bank, &std::array::from_fn(|pcr| quote.pcr(bank, u8::try_from(pcr).ok()?)));
+                let pass = passes.get_or_init(all).get(usize::from(pcr)).copied().flatten();
+                reasons.push(mismatch(bank, pcr, quoted, value.as_slice(), pass));
+            }
             (false, true) if FIRMWARE_PCRS.contains(&pcr) => {
                 reasons.push(Reason::new(ReasonCode::EventlogBankUnextended).pcr(pcr.into()).found(found()));
             }
@@ -218,16 +249,13 @@ fn check_bank(quote: &QuotedState, log: &EventLog<'_>, bank: Bank) -> Vec<Reason
 }
 
 /// The most useful thing to know of a mismatch: whether the log was cut, goes on too long, or is another one.
-fn mismatch(log: &EventLog<'_>, bank: Bank, pcr: u8, quoted: &[u8], replayed: &[u8]) -> Reason {
+fn mismatch(bank: Bank, pcr: u8, quoted: &[u8], replayed: &[u8], pass: Option<Pass<'_>>) -> Reason {
     let reason = Reason::new(ReasonCode::EventlogPcrMismatch)
         .pcr(pcr.into())
         .expected(format!("{bank} {}, as the TPM signed", hex::encode(quoted)))
         .found(format!("{bank} {}, from the event log", hex::encode(replayed)));
-    let Some(number) = log.reaches(bank, pcr, quoted) else { return reason };
-    let first_more =
-        log.events().iter().find(|event| event.number > number && event.pcr == u32::from(pcr) && event.extends());
-    match first_more {
-        Some(event) => reason.event(event.describe(bank).words).text(format!(
+    match pass.and_then(|pass| pass.next) {
+        Some(event) => reason.event(event.words()).text(format!(
             "The firmware event log has events for PCR {pcr} that the TPM was never extended with, from event {} on.",
             event.number
         )),

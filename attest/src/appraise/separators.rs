@@ -1,5 +1,6 @@
 //! The separator in each PCR: the border between what the firmware measured and what came after it.
 
+use super::MAX_REASONS;
 use crate::eventlog::{Event, EventLog, EventType};
 use crate::key::{Bank, Constant};
 use crate::reason::{Reason, ReasonCode};
@@ -55,6 +56,9 @@ impl Separators {
             }
             let about =
                 |code| Reason::new(code).pcr(event.pcr).event("separator").found(format!("event {}", event.number));
+            if reasons.len() >= MAX_REASONS {
+                continue;
+            }
             let Some(state) = state(event, bank) else {
                 // With any other content the firmware reports an error too.
                 if event.event_type == EventType::SEPARATOR {

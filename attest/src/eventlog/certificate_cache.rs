@@ -6,6 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{SignatureDatabase, SignatureListError};
+use crate::ima::GoodSignatures;
 use crate::key::{Bank, MAX_DIGEST};
 
 /// Most bytes of databases that are kept in parsed form. A machine's own have some tens of kilobytes.
@@ -17,7 +18,8 @@ const MAX_KEPT: usize = 128 << 10;
 /// What an entry is counted for beside its own bytes, so that very small ones are bounded too.
 const ENTRY_BYTES: usize = 512;
 
-/// Databases and certificates that were parsed before, by the digest of the event that showed them.
+/// Databases and certificates that were parsed before, by the digest of the event that showed them; and which signatures
+/// of files were found good.
 ///
 /// Bounded; when it is full, what came first goes first. One is shared by all appraisals of a process: a host can crowd
 /// out what others showed, which costs them time, and can change nothing that they get, for a digest stands for one
@@ -25,6 +27,7 @@ const ENTRY_BYTES: usize = 512;
 #[derive(Debug, Default)]
 pub struct CertificateCache {
     kept: Mutex<Kept>,
+    signatures: GoodSignatures,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +65,11 @@ impl CertificateCache {
     /// Begins with nothing.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The signatures of files that were found good.
+    pub(crate) const fn signatures(&self) -> &GoodSignatures {
+        &self.signatures
     }
 
     /// The parsed form of a variable's content. `digest` is the event's, which the caller found to be that of all the

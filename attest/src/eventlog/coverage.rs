@@ -55,7 +55,7 @@ impl<'a> Event<'a> {
             && let Some((kind, text)) = grub_text(self.data)
         {
             // Red Hat's GRUB hashes the terminator too.
-            return if is(text) || bank.hash_parts(&[text, b"\0"]) == digest {
+            return if bank.tail_of(text, &[b"", b"\0"], digest).is_some() {
                 (Coverage::Text, Some((kind, text)))
             } else {
                 (if is(self.data) { Coverage::Data } else { Coverage::Nothing }, None)
@@ -71,9 +71,8 @@ impl<'a> Event<'a> {
         match self.event_type {
             // systemd-boot's texts are UTF-16; what others log here are names of files.
             EventType::IPL => match self.data {
-                data if is(data) => Coverage::Data,
                 [_, 0, ..] => self.coverage_of_utf16(bank, digest),
-                _ => Coverage::Nothing,
+                _ => is_all(),
             },
             EventType::EFI_VARIABLE_BOOT => match Variable::parse_prefix(self.data) {
                 Ok((variable, _)) if is(variable.data) => Coverage::Value,
@@ -87,10 +86,13 @@ impl<'a> Event<'a> {
                 }
             }
             EventType::EFI_VARIABLE_AUTHORITY => match (Variable::parse_prefix(self.data), self.data) {
-                _ if is(self.data) => Coverage::Data,
                 // Old versions of shim log some bytes behind the variable, and measure all of them but the last.
-                (Ok((_, [_, ..])), [front @ .., _]) if is(front) => Coverage::Beginning(front.len()),
-                _ => Coverage::Nothing,
+                (Ok((_, [_, ..])), [front @ .., last]) => match bank.tail_of(front, &[&[*last], b""], digest) {
+                    Some(0) => Coverage::Data,
+                    Some(_) => Coverage::Beginning(front.len()),
+                    None => Coverage::Nothing,
+                },
+                _ => is_all(),
             },
             EventType::EFI_BOOT_SERVICES_APPLICATION
             | EventType::EFI_BOOT_SERVICES_DRIVER
@@ -101,11 +103,18 @@ impl<'a> Event<'a> {
 
     /// Text that systemd-boot logs with a byte more or less of its terminator than it measures.
     fn coverage_of_utf16(&self, bank: Bank, digest: &[u8]) -> Coverage {
-        let is = |data: &[u8]| bank.is_digest_of(data, digest);
-        match self.data {
-            [front @ .., 0] | [front @ .., 0, 0] if is(front) => Coverage::Beginning(front.len()),
-            [front @ .., 0] if bank.hash_parts(&[front, &[0, 0]]) == digest => Coverage::Beginning(front.len()),
-            _ => Coverage::Nothing,
+        let all = self.data.len();
+        let (front, tails): (_, &[(&[u8], usize)]) = match self.data {
+            [front @ .., 0, 0] => (front, &[(&[0, 0], 0), (&[0], 1), (&[], 2), (&[0, 0, 0], 1)]),
+            [front @ .., 0] => (front, &[(&[0], 0), (&[], 1), (&[0, 0], 1)]),
+            front => (front, &[(&[], 0)]),
+        };
+        let texts: Vec<&[u8]> = tails.iter().map(|(tail, _)| *tail).collect();
+        let found = bank.tail_of(front, &texts, digest).and_then(|found| tails.get(found));
+        match found {
+            Some((_, 0)) => Coverage::Data,
+            Some((_, cut)) => Coverage::Beginning(all.saturating_sub(*cut)),
+            None => Coverage::Nothing,
         }
     }
 

@@ -4,10 +4,12 @@
 //! and that only after the log was replayed against a quote.
 
 use super::coverage::{Coverage, grub_text};
+use super::signature_database::words_of;
 use super::tagged;
 use super::variable::utf16;
 use super::{Cursor, Event, EventLog, EventType, Guid, SignatureDatabase, Variable};
 use crate::key::Bank;
+use crate::work;
 
 /// Longest text that a description repeats, in bytes of the event.
 const MAX_TEXT: usize = 16 << 10;
@@ -115,8 +117,18 @@ impl EventLog<'_> {
 impl<'a> Event<'a> {
     /// What the event means, with its coverage by the digest of one bank.
     pub fn describe(&self, bank: Bank) -> Description {
+        self.describe_covered(self.coverage(bank))
+    }
+
+    /// The same of an event whose coverage is known, so that its data is not hashed again.
+    pub(crate) fn describe_covered(&self, coverage: Coverage) -> Description {
         let (kind, words, text) = self.meaning();
-        Description { kind, words, text, coverage: self.coverage(bank) }
+        Description { kind, words, text, coverage }
+    }
+
+    /// What the event is, in words alone.
+    pub(crate) fn words(&self) -> String {
+        self.meaning().1
     }
 
     /// For text measured by GRUB: the text that its digest is made of, without prefix and terminator.
@@ -186,6 +198,7 @@ impl<'a> Event<'a> {
 
     fn meaning(&self) -> (EventKind, String, Option<String>) {
         use EventKind as K;
+        work::steps(cut(self.data).len());
         let (kind, words, text) = match self.event_type {
             EventType::NO_ACTION => return no_action(self.data),
             EventType::SEPARATOR => match self.data {
@@ -365,7 +378,7 @@ fn authority(variable: &Variable<'_>) -> (EventKind, String, Option<String>) {
 
 /// What is in a database of keys.
 fn database_words(content: &[u8]) -> String {
-    SignatureDatabase::from_lists(content).map_or_else(|_| "unreadable".to_owned(), |database| database.to_string())
+    words_of(content).unwrap_or_else(|_| "unreadable".to_owned())
 }
 
 fn boot_order(data: &[u8]) -> String {

@@ -35,6 +35,7 @@ pub use event_type::EventType;
 pub(crate) use grub_text::{is_command, kernel_arguments, load_options, loader_arguments, without_quoting};
 pub(crate) use parse::NO_PCR;
 pub use parse::{EventLogError, MAX_BYTES, MAX_EVENTS};
+pub(crate) use replay::Pass;
 pub use replay::initial_value;
 pub(crate) use replay::is_initial_value;
 pub use signature_database::{SignatureDatabase, SignerCertificate};

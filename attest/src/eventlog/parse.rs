@@ -5,12 +5,13 @@ use thiserror::Error;
 use super::digests::{self, DigestsError};
 use super::{Cursor, Digests, Event, EventLog, EventType, Format, PCR_COUNT, Short, SpecId};
 use crate::key::Bank;
+use crate::work;
 
 /// Longest log that is read, in bytes. Real ones have some tens of kilobytes.
 pub const MAX_BYTES: usize = 64 << 20;
 
-/// Most events that a log may have. Real ones have some hundreds.
-pub const MAX_EVENTS: usize = 65_536;
+/// Most events that a log may have. Real ones have some hundreds; and each costs several hashes, however short it is.
+pub const MAX_EVENTS: usize = 16_384;
 
 /// Bytes that an event takes in many real logs; only for how much room to make beforehand.
 const LIKELY_EVENT_SIZE: usize = 192;
@@ -118,6 +119,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
             log.trailing = cursor.rest();
             break;
         }
+        work::steps(1);
         let number = log.events.len().saturating_add(1);
         if number > MAX_EVENTS {
             return Err(EventLogError::TooManyEvents);
@@ -295,7 +297,9 @@ fn no_action(event: &Event<'_>, log: &mut EventLog<'_>) -> Result<(), EventLogEr
 fn padding_start(bytes: &[u8]) -> usize {
     match bytes.last() {
         Some(last @ (0x00 | 0xff)) => {
-            bytes.iter().rposition(|byte| byte != last).map_or(0, |index| index.saturating_add(1))
+            let start = bytes.iter().rposition(|byte| byte != last).map_or(0, |index| index.saturating_add(1));
+            work::steps(bytes.len().saturating_sub(start));
+            start
         }
         _ => bytes.len(),
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Event, EventLog, PCR_COUNT};
 use crate::key::{Bank, Digest};
+use crate::work;
 
 impl EventLog<'_> {
     /// The value of every PCR that the log extends (and of PCR 0 where the log tells from which locality it starts),
@@ -34,24 +35,41 @@ impl EventLog<'_> {
         start(bank, pcr, self.startup_locality.unwrap_or(0))
     }
 
-    /// The number of the event after which the PCR has the value, 0 if it starts from it; `None` if it never has it.
-    pub(crate) fn reaches(&self, bank: Bank, pcr: u8, wanted: &[u8]) -> Option<usize> {
-        let pcr = usize::from(pcr);
-        let mut value = self.start(bank, pcr);
-        if value.is(wanted) {
-            return Some(0);
+    /// Where the log passes each of these PCR values, found in one walk over it.
+    pub(crate) fn passes(&self, bank: Bank, wanted: &[Option<&[u8]>; PCR_COUNT as usize]) -> Passes<'_> {
+        let mut values: [Digest; PCR_COUNT as usize] = std::array::from_fn(|pcr| self.start(bank, pcr));
+        let is = |value: &Digest, wanted: Option<&[u8]>| wanted.is_some_and(|wanted| value.is(wanted));
+        let mut passes: Passes<'_> = std::array::from_fn(|_| None);
+        for ((pass, value), wanted) in passes.iter_mut().zip(&values).zip(wanted) {
+            *pass = is(value, *wanted).then_some(Pass { next: None });
         }
         for event in &self.events {
-            match extended_by(event, bank) {
-                Some((index, digest)) if index == pcr => value = value.extend(bank, &digest),
-                _ => continue,
-            }
-            if value.is(wanted) {
-                return Some(event.number);
+            work::steps(1);
+            let Some((pcr, digest)) = extended_by(event, bank) else { continue };
+            let (Some(value), Some(pass), Some(wanted)) =
+                (values.get_mut(pcr), passes.get_mut(pcr), wanted.get(pcr).filter(|wanted| wanted.is_some()))
+            else {
+                continue;
+            };
+            if let Some(Pass { next }) = pass {
+                next.get_or_insert(event);
+            } else {
+                *value = value.extend(bank, &digest);
+                *pass = is(value, *wanted).then_some(Pass { next: None });
             }
         }
-        None
+        passes
     }
+}
+
+/// Where a log passes a value of each PCR; `None` where it never does.
+pub(crate) type Passes<'l> = [Option<Pass<'l>>; PCR_COUNT as usize];
+
+/// A log passes a value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pass<'l> {
+    /// The first event by which it goes on from there.
+    pub next: Option<&'l Event<'l>>,
 }
 
 /// The PCR that an event extends, and with what.

@@ -1,11 +1,19 @@
 //! Secure Boot's databases as rules ask about them: certificates by fingerprint and subject, hashes to search in.
 
 use core::fmt;
+use std::borrow::Cow;
 
 use super::signature_list::{OWNER_SIZE, signature_lists};
 use super::subject;
 use super::{Guid, Signature, SignatureListError, SignatureType};
-use crate::key::Bank;
+use crate::key::{Bank, Digest};
+use crate::work;
+
+/// Most certificates that are named one by one, for people.
+const MAX_NAMED: usize = 4;
+
+/// What a certificate is called of which no subject can be read.
+const UNREADABLE: &str = "unreadable certificate";
 
 /// The entries of PK, KEK, db or dbx, or the one entry by which an image was verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,9 +105,40 @@ impl SignatureDatabase {
     }
 }
 
+/// Lists of signatures in words, as [`SignatureDatabase`] shows itself; of the certificates only those are read that are
+/// named.
+pub(super) fn words_of(content: &[u8]) -> Result<String, SignatureListError> {
+    let signatures = signature_lists(content)?;
+    work::steps(signatures.len());
+    let certificates = signatures.iter().filter(|signature| signature.kind == SignatureType::X509);
+    let named = certificates.clone().take(MAX_NAMED).map(|signature| name_of(signature.data).into_owned()).collect();
+    let count = certificates.count();
+    Ok(words(named, count, signatures.len().saturating_sub(count)))
+}
+
+/// Certificates and other entries in words; the first certificates are named.
+fn words(mut parts: Vec<String>, certificates: usize, others: usize) -> String {
+    if certificates == 0 && others == 0 {
+        return "empty".to_owned();
+    }
+    let more = certificates.saturating_sub(parts.len());
+    if more > 0 {
+        parts.push(format!("{more} more certificates"));
+    }
+    if others > 0 {
+        parts.push(format!("{others} hashes"));
+    }
+    parts.join("; ")
+}
+
+fn name_of(certificate: &[u8]) -> Cow<'static, str> {
+    subject::of_certificate(certificate).map_or(Cow::Borrowed(UNREADABLE), Cow::Owned)
+}
+
 impl SignerCertificate {
     fn new(der: &[u8], owner: Option<Guid>) -> Self {
-        let fingerprint = Bank::Sha256.hash(der).try_into().unwrap_or_default();
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(Digest::hash(Bank::Sha256, der).as_slice().first_chunk::<32>().unwrap_or(&[0; 32]));
         Self { fingerprint, subject: subject::of_certificate(der), owner }
     }
 }
@@ -117,27 +156,14 @@ fn is_der_of_its_length(bytes: &[u8]) -> bool {
 
 impl fmt::Display for SignerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.subject.as_deref().unwrap_or("unreadable certificate"))
+        f.write_str(self.subject.as_deref().unwrap_or(UNREADABLE))
     }
 }
 
 /// For people: the certificates by their subjects, the other entries counted.
 impl fmt::Display for SignatureDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Most certificates that are named one by one.
-        const MAX_NAMED: usize = 4;
-        if self.is_empty() {
-            return f.write_str("empty");
-        }
-        let mut parts: Vec<String> = self.certificates.iter().take(MAX_NAMED).map(ToString::to_string).collect();
-        let more = self.certificates.len().saturating_sub(MAX_NAMED);
-        let hashes = self.sha256.len().saturating_add(self.others);
-        if more > 0 {
-            parts.push(format!("{more} more certificates"));
-        }
-        if hashes > 0 {
-            parts.push(format!("{hashes} hashes"));
-        }
-        f.write_str(&parts.join("; "))
+        let named = self.certificates.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+        f.write_str(&words(named, self.certificates.len(), self.sha256.len().saturating_add(self.others)))
     }
 }

@@ -4,8 +4,9 @@ use thiserror::Error;
 
 use super::{Cursor, Guid, Short};
 
-/// Most signatures that one variable may have. Real lists of revoked hashes have some hundreds.
-const MAX_SIGNATURES: usize = 65_536;
+/// Most signatures that one variable may have. Real lists of revoked hashes have some hundreds; and each certificate is
+/// hashed for itself, however short it is.
+const MAX_SIGNATURES: usize = 16_384;
 
 /// Size of a list's header: type, list size, header size, signature size.
 const LIST_HEADER: u64 = 28;

@@ -7,6 +7,10 @@ use x509_cert::name::Name;
 /// Longest subject that is kept, in characters.
 const MAX_SUBJECT: usize = 256;
 
+/// Longest name that is written out whole where it has no common name, in bytes of its encoding: each of its parts is
+/// looked up in a table.
+const MAX_NAME: usize = 1024;
+
 /// 2.5.4.3, the content of its encoding.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
@@ -22,7 +26,10 @@ pub(super) fn of_certificate(der: &[u8]) -> Option<String> {
     }
     let [_algorithm, _issuer, _validity, subject] = [(); 4].map(|()| fields.tlv_bytes().ok());
     let subject = subject?;
-    let name = common_name(subject).or_else(|| Some(Name::from_der(subject).ok()?.to_string()))?;
+    let name = common_name(subject).or_else(|| {
+        let short = Some(subject).filter(|subject| subject.len() <= MAX_NAME)?;
+        Some(Name::from_der(short).ok()?.to_string())
+    })?;
     Some(name.chars().take(MAX_SUBJECT).collect())
 }
 

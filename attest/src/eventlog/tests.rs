@@ -323,7 +323,11 @@ fn n53_sizes_up_to_four_gibibytes_and_a_million_events_end_in_an_error() {
 
 #[test]
 fn n53_a_hostile_file_of_64_mib_takes_no_longer_than_its_bytes() {
-    let started = std::time::Instant::now();
+    let ((), done) = crate::work::of(hostile_files);
+    assert!(done <= 5 * MAX_BYTES, "{done} steps");
+}
+
+fn hostile_files() {
     // Zeros are events of PCR 0 in the old form: all of them up to the last byte.
     let mut zeros = vec![0; MAX_BYTES];
     zeros[MAX_BYTES - 1] = 1;
@@ -333,7 +337,6 @@ fn n53_a_hostile_file_of_64_mib_takes_no_longer_than_its_bytes() {
     assert_eq!(EventLog::parse(&bytes).unwrap().trailing().len(), MAX_BYTES - good().bytes().len());
     bytes[MAX_BYTES - 1] = 0;
     assert!(EventLog::parse(&bytes).is_ok_and(|log| !log.trailing().is_empty()));
-    assert!(started.elapsed().as_secs() < 5, "took {:?}", started.elapsed());
 }
 
 #[test]

@@ -9,7 +9,8 @@ use const_oid::db::rfc5912::{ID_SHA_256, ID_SHA_384, ID_SHA_512};
 use der::asn1::AnyRef;
 use der::{Decode as _, Encode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
 
-use super::keyring::{Key, Keyring};
+use super::checks::Checks;
+use super::keyring::{KeyName, Keyring};
 use super::signature::{SignatureProblem, signable};
 use super::template::FileDigest;
 use crate::key::{Bank, Digest};
@@ -34,7 +35,12 @@ struct Signer<'a> {
 }
 
 /// Whether a key of the keyring signed this digest.
-pub(super) fn signed(cms: &[u8], digest: &FileDigest<'_>, keyring: &Keyring) -> Result<(), SignatureProblem> {
+pub(super) fn signed(
+    cms: &[u8],
+    digest: &FileDigest<'_>,
+    keyring: &Keyring,
+    checks: &mut Checks<'_>,
+) -> Result<(), SignatureProblem> {
     let (bank, digest) = signable(digest)?;
     if cms.is_empty() {
         return Err(SignatureProblem::Missing);
@@ -43,7 +49,8 @@ pub(super) fn signed(cms: &[u8], digest: &FileDigest<'_>, keyring: &Keyring) -> 
     let mut problem = SignatureProblem::Malformed("nobody signed it");
     for signer in signers {
         let name = hex::encode(Digest::hash(Bank::Sha256, signer.id.value()).as_slice().get(..8).unwrap_or_default());
-        let mut named = keyring.keys().iter().filter(|key| signer.is(key)).peekable();
+        let key_name = signer.key_name();
+        let mut named = keyring.named(&key_name).peekable();
         if named.peek().is_none() {
             problem = SignatureProblem::UnknownKey(format!("of the signer {name}"));
             continue;
@@ -52,8 +59,10 @@ pub(super) fn signed(cms: &[u8], digest: &FileDigest<'_>, keyring: &Keyring) -> 
             problem = SignatureProblem::Malformed("it is of another digest than the one that was measured");
             continue;
         };
-        if named.any(|key| key.verifies(bank, signed.as_slice(), signer.signature)) {
-            return Ok(());
+        for key in named {
+            if checks.verify(key, bank, signed.as_slice(), signer.signature)? {
+                return Ok(());
+            }
         }
         problem = SignatureProblem::Invalid(format!("of the signer {name}"));
     }
@@ -61,12 +70,9 @@ pub(super) fn signed(cms: &[u8], digest: &FileDigest<'_>, keyring: &Keyring) -> 
 }
 
 impl Signer<'_> {
-    fn is(&self, key: &Key) -> bool {
-        if self.id.tag() == Tag::Sequence {
-            key.issuer_and_serial.as_deref() == Some(self.id.value())
-        } else {
-            key.subject_key_id.as_deref() == Some(self.id.value())
-        }
+    fn key_name(&self) -> KeyName {
+        let name = self.id.value().to_vec();
+        if self.id.tag() == Tag::Sequence { KeyName::IssuerAndSerial(name) } else { KeyName::SubjectKeyId(name) }
     }
 
     /// The digest that was signed: the file's, or that of attributes of which one is the file's.

@@ -1,5 +1,6 @@
 //! Keys that may sign files, as an operator gives them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectKeyIdentifier;
 
 use crate::key::{Bank, ReceivedCertificate};
-use crate::pem;
+use crate::{pem, work};
 
 /// Most keys of one keyring.
 const MAX_KEYS: usize = 256;
@@ -32,6 +33,20 @@ const MAX_PEM: usize = 32 << 10;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keyring {
     keys: Vec<Key>,
+    /// The places of the keys that have a name.
+    named: BTreeMap<KeyName, Vec<usize>>,
+}
+
+/// How a signature names the key that made it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum KeyName {
+    /// By the last four bytes of the certificate's subject key identifier, or of the SHA-1 of the key, which is what
+    /// signers take where there is no certificate.
+    Id([u8; 4]),
+    /// In CMS, by the whole subject key identifier.
+    SubjectKeyId(Vec<u8>),
+    /// In CMS, by issuer and serial number as DER.
+    IssuerAndSerial(Vec<u8>),
 }
 
 /// One key of a keyring.
@@ -40,13 +55,7 @@ pub(super) struct Key {
     pem: String,
     /// SHA-256 of the SubjectPublicKeyInfo as it was received.
     fingerprint: Vec<u8>,
-    /// How signatures name it: the last four bytes of the certificate's subject key identifier, and of the SHA-1 of the
-    /// key, which is what signers take where there is no certificate.
-    ids: Vec<[u8; 4]>,
-    /// Subject key identifiers whole, and issuer with serial number as the certificate has them: how signatures in CMS name
-    /// it.
-    pub subject_key_id: Option<Vec<u8>>,
-    pub issuer_and_serial: Option<Vec<u8>>,
+    names: BTreeSet<KeyName>,
     checks: Vec<(Bank, Arc<ParsedPublicKey>)>,
 }
 
@@ -84,14 +93,18 @@ impl Keyring {
     /// # Errors
     /// If one of them is neither, or of a kind that signs no files.
     pub fn from_pems<P: AsRef<str>>(pems: impl IntoIterator<Item = P>) -> Result<Self, KeyringError> {
-        let mut keys = Vec::new();
+        let mut keyring = Self::default();
         for (pem, number) in pems.into_iter().zip(1_usize..) {
             if number > MAX_KEYS {
                 return Err(KeyringError::TooMany);
             }
-            keys.push(Key::from_pem(pem.as_ref().trim(), number)?);
+            let key = Key::from_pem(pem.as_ref().trim(), number)?;
+            for name in &key.names {
+                keyring.named.entry(name.clone()).or_default().push(keyring.keys.len());
+            }
+            keyring.keys.push(key);
         }
-        Ok(Self { keys })
+        Ok(keyring)
     }
 
     /// The keys as they were given, in PEM.
@@ -111,7 +124,7 @@ impl Keyring {
 
     /// Whether one of its keys is called by this id.
     pub(crate) fn has_id(&self, id: [u8; 4]) -> bool {
-        self.with_id(id).next().is_some()
+        self.named.contains_key(&KeyName::Id(id))
     }
 
     /// The fingerprint of the key that signed this message with SHA-256, if one did: SHA-256 of its SubjectPublicKeyInfo,
@@ -122,13 +135,9 @@ impl Keyring {
         Some(hex::encode(&signer.fingerprint))
     }
 
-    /// All keys that a signature may mean by this id: four bytes, so that several keys may have the same.
-    pub(super) fn with_id(&self, id: [u8; 4]) -> impl Iterator<Item = &Key> {
-        self.keys.iter().filter(move |key| key.ids.contains(&id))
-    }
-
-    pub(super) fn keys(&self) -> &[Key] {
-        &self.keys
+    /// All keys that a signature may mean by this name: several may have the same.
+    pub(super) fn named(&self, name: &KeyName) -> impl Iterator<Item = &Key> {
+        self.named.get(name).into_iter().flatten().filter_map(|place| self.keys.get(*place))
     }
 }
 
@@ -148,10 +157,10 @@ impl Key {
             let mut key = Self::from_spki(received.spki, number)?;
             if let Some((_, id)) = tbs.get_extension::<SubjectKeyIdentifier>().map_err(no_der)? {
                 let id = id.0.as_bytes();
-                key.ids.extend(id.last_chunk());
-                key.subject_key_id = Some(id.to_vec());
+                key.names.extend(id.last_chunk().copied().map(KeyName::Id));
+                key.names.insert(KeyName::SubjectKeyId(id.to_vec()));
             }
-            key.issuer_and_serial = Some([received.issuer, received.serial].concat());
+            key.names.insert(KeyName::IssuerAndSerial([received.issuer, received.serial].concat()));
             key
         } else if label == SubjectPublicKeyInfoRef::PEM_LABEL {
             Self::from_spki(&der, number)?
@@ -176,13 +185,19 @@ impl Key {
             let key = ParsedPublicKey::new(algorithm, der).map_err(|error| wrong(error.to_string()))?;
             checks.push((bank, Arc::new(key)));
         }
-        let ids = Bank::Sha1.hash(bits).last_chunk().copied().into_iter().collect();
+        let names = Bank::Sha1.hash(bits).last_chunk().copied().map(KeyName::Id).into_iter().collect();
         let fingerprint = Bank::Sha256.hash(der);
-        Ok(Self { pem: String::new(), fingerprint, ids, subject_key_id: None, issuer_and_serial: None, checks })
+        Ok(Self { pem: String::new(), fingerprint, names, checks })
+    }
+
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub fn fingerprint(&self) -> &[u8] {
+        &self.fingerprint
     }
 
     /// Whether it signed this digest: RSA as PKCS #1 v1.5, ECDSA with the signature in DER.
     pub fn verifies(&self, bank: Bank, digest: &[u8], signature: &[u8]) -> bool {
+        work::signature();
         let check = self.checks.iter().find(|(of, _)| *of == bank);
         let digest = bank.aws_lc().and_then(|algorithm| Digest::import_less_safe(digest, algorithm).ok());
         check.zip(digest).is_some_and(|((_, key), digest)| key.verify_digest_sig(&digest, signature).is_ok())

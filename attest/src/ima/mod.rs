@@ -13,6 +13,7 @@
 mod appended;
 mod ascii;
 mod binary;
+mod checks;
 mod keyring;
 mod replay;
 mod signature;
@@ -23,6 +24,7 @@ use std::borrow::Cow;
 use thiserror::Error;
 
 use binary::Reader;
+pub(crate) use checks::{Checks, GoodSignatures};
 pub use keyring::{Keyring, KeyringError};
 pub(crate) use replay::Lane;
 pub use replay::{ExtendRule, ImaState, TemplateHash};

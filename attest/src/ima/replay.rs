@@ -132,13 +132,17 @@ impl ImaList<'_> {
 
     /// The number of entries after which PCR 10 has the value; `None` if it never has it.
     pub fn position_of(&self, bank: Bank, rule: ExtendRule, quoted: &[u8]) -> Option<usize> {
-        self.walk(&mut [Lane::new(bank, rule, quoted)], |_, _| {})
+        self.walk(&mut [Lane::new(bank, rule, quoted)], |_, _| true)
     }
 
     /// Replays all lanes until one that decides has its quoted value, and gives after how many entries that was. Stops
     /// there: the rest of the list is only what the host says. Until then it shows each entry, and whether its template
-    /// digest is what it should be.
-    pub(crate) fn walk(&self, lanes: &mut [Lane<'_>], mut visit: impl FnMut(&Entry<'_>, bool)) -> Option<usize> {
+    /// digest is what it should be; and goes on if `visit` says so.
+    pub(crate) fn walk(
+        &self,
+        lanes: &mut [Lane<'_>],
+        mut visit: impl FnMut(&Entry<'_>, bool) -> bool,
+    ) -> Option<usize> {
         let mut entries = self.entries();
         let mut count = 0_usize;
         loop {
@@ -147,7 +151,9 @@ impl ImaList<'_> {
             }
             let entry = entries.next()?;
             let hashed = Hashed::new(&entry);
-            visit(&entry, hashed.template_digest_holds());
+            if !visit(&entry, hashed.template_digest_holds()) {
+                return None;
+            }
             extend(lanes, &hashed);
             count = count.saturating_add(1);
         }

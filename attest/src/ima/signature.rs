@@ -9,8 +9,9 @@ use thiserror::Error;
 
 use super::Entry;
 use super::appended;
-use super::keyring::Keyring;
-use super::template::FileDigest;
+use super::checks::Checks;
+use super::keyring::{KeyName, Keyring};
+use super::template::{Content, FileDigest};
 use crate::key::{Bank, Digest};
 
 /// Type of the attribute: signature of a file's digest.
@@ -39,6 +40,9 @@ pub enum SignatureProblem {
     /// No key of that id made it, or it is of something else.
     #[error("key {0} did not sign this content")]
     Invalid(String),
+    /// So many others had to be checked before that this one is not. Those that were good are known the next time.
+    #[error("its signature was not checked: too many of this list had to be")]
+    TooMany,
 }
 
 impl Entry<'_> {
@@ -47,14 +51,20 @@ impl Entry<'_> {
     /// # Errors
     /// Why it does not count as signed.
     pub fn signed_by(&self, keyring: &Keyring) -> Result<(), SignatureProblem> {
-        let content = self.content();
-        let attribute = match content.signature {
+        self.content().signed_by(keyring, &mut Checks::default())
+    }
+}
+
+impl Content<'_> {
+    /// As [`Entry::signed_by`], with the checks that were made before.
+    pub(crate) fn signed_by(&self, keyring: &Keyring, checks: &mut Checks<'_>) -> Result<(), SignatureProblem> {
+        let attribute = match self.signature {
             [] => Err(SignatureProblem::Missing),
-            signature => attribute_signed(signature, &content.digest, keyring),
+            signature => attribute_signed(signature, &self.digest, keyring, checks),
         };
-        match (attribute, content.appended_digest) {
+        match (attribute, self.appended_digest) {
             (Err(problem), Some(digest)) => {
-                let appended = appended::signed(content.appended_signature, &digest, keyring);
+                let appended = appended::signed(self.appended_signature, &digest, keyring, checks);
                 // What was wrong with a signature says more than that there was no other.
                 appended.map_err(|other| if problem == SignatureProblem::Missing { other } else { problem })
             }
@@ -72,7 +82,12 @@ pub(super) fn signable<'a>(digest: &FileDigest<'a>) -> Result<(Bank, &'a [u8]), 
     }
 }
 
-fn attribute_signed(attribute: &[u8], digest: &FileDigest<'_>, keyring: &Keyring) -> Result<(), SignatureProblem> {
+fn attribute_signed(
+    attribute: &[u8],
+    digest: &FileDigest<'_>,
+    keyring: &Keyring,
+    checks: &mut Checks<'_>,
+) -> Result<(), SignatureProblem> {
     let (bank, of_file) = signable(digest)?;
     let Some(([kind, version, algorithm, id @ .., high, low], signature)) = attribute.split_first_chunk::<9>() else {
         return Err(SignatureProblem::Malformed("it is shorter than its header"));
@@ -98,16 +113,18 @@ fn attribute_signed(attribute: &[u8], digest: &FileDigest<'_>, keyring: &Keyring
         (3, _) => Digest::hash(bank, &[&[*kind, *algorithm], of_file].concat()),
         _ => return Err(SignatureProblem::Unsupported("only versions 2 and 3 are")),
     };
-    let mut named = keyring.with_id(*id).peekable();
+    let name = KeyName::Id(*id);
+    let mut named = keyring.named(&name).peekable();
     if named.peek().is_none() {
         return Err(SignatureProblem::UnknownKey(hex::encode(id)));
     }
     // Four bytes are no identity: any of the keys that they name may have made it.
-    if named.any(|key| key.verifies(bank, signed.as_slice(), signature)) {
-        Ok(())
-    } else {
-        Err(SignatureProblem::Invalid(hex::encode(id)))
+    for key in named {
+        if checks.verify(key, bank, signed.as_slice(), signature)? {
+            return Ok(());
+        }
     }
+    Err(SignatureProblem::Invalid(hex::encode(id)))
 }
 
 /// The kernel's number of the hash (`enum hash_algo`).

@@ -157,7 +157,7 @@ fn n86_a_list_continues_what_was_judged_or_it_does_not() {
     let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
     let continues = |entries, pcr: &[u8]| {
         let mut lanes = [Lane::new(Bank::Sha256, ExtendRule::Digest, &quoted).through(Some((entries, pcr)))];
-        assert_eq!(list.walk(&mut lanes, |_, _| {}), Some(6));
+        assert_eq!(list.walk(&mut lanes, |_, _| true), Some(6));
         lanes[0].continues
     };
     assert!(continues(3, &pcr));
@@ -178,7 +178,7 @@ fn n86_a_list_that_leaves_out_what_was_judged_goes_on_from_there() {
     let pcr = ImaList::parse(&first).unwrap().replay(Bank::Sha256, ExtendRule::Digest);
     let rest = ImaList::parse(rest).unwrap();
     let lane = || Lane::new(Bank::Sha256, ExtendRule::Digest, &quoted);
-    let reach = |lane| rest.walk(&mut [lane], |_, _| {});
+    let reach = |lane| rest.walk(&mut [lane], |_, _| true);
     assert_eq!(reach(lane().from(&pcr).unwrap()), Some(2));
     assert_eq!(reach(lane().from(&[0; 32]).unwrap()), None);
     assert_eq!(reach(lane()), None);
@@ -456,9 +456,9 @@ proptest! {
             let pcr = ImaList::parse(&first).unwrap().replay(bank, rule);
             let rest = ImaList::parse_binary(after(&bytes, cut as u64).unwrap()).unwrap();
             let lane = Lane::new(bank, rule, &quoted).from(&pcr).unwrap();
-            prop_assert_eq!(rest.walk(&mut [lane], |_, _| {}), Some(contents.len() - cut));
+            prop_assert_eq!(rest.walk(&mut [lane], |_, _| true), Some(contents.len() - cut));
             let mut through = [Lane::new(bank, rule, &quoted).through(Some((cut as u64, &pcr)))];
-            prop_assert_eq!(whole.walk(&mut through, |_, _| {}), Some(contents.len()));
+            prop_assert_eq!(whole.walk(&mut through, |_, _| true), Some(contents.len()));
             prop_assert!(through[0].continues);
         }
     }

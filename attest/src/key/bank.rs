@@ -9,6 +9,7 @@ use sm3::Digest as _;
 use thiserror::Error;
 
 use super::digest::Digest;
+use crate::work;
 
 /// A TPM's hash algorithm, and so the name of a PCR bank. Ordered by its algorithm id in the TCG registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, SerializeDisplay, DeserializeFromStr)]
@@ -93,6 +94,7 @@ impl Bank {
     /// The digest of the parts one after the other, without joining them in memory.
     #[must_use]
     pub fn hash_parts(self, parts: &[&[u8]]) -> Vec<u8> {
+        work::hashed(parts.iter().map(|part| part.len()).sum());
         let Some(algorithm) = self.aws_lc() else {
             let mut context = sm3::Sm3::new();
             for part in parts {
@@ -110,10 +112,34 @@ impl Bank {
     /// Whether `digest` is that of `data`.
     #[must_use]
     pub fn is_digest_of(self, data: &[u8], digest: &[u8]) -> bool {
+        work::hashed(data.len());
         match self.aws_lc() {
             Some(algorithm) => digest::digest(algorithm, data).as_ref() == digest,
             None => self.hash(data) == digest,
         }
+    }
+
+    /// The place of the first of `tails` that is such that `digest` is that of `front` and then the tail. A long front is
+    /// hashed once for all of them.
+    pub(crate) fn tail_of(self, front: &[u8], tails: &[&[u8]], digest: &[u8]) -> Option<usize> {
+        /// From here on setting up a context costs less than hashing once more.
+        const LONG: usize = 1024;
+        let algorithm = self.aws_lc().filter(|_| front.len() >= LONG);
+        let Some(algorithm) = algorithm else {
+            return tails.iter().position(|tail| match tail {
+                [] => self.is_digest_of(front, digest),
+                tail => self.hash_parts(&[front, tail]) == digest,
+            });
+        };
+        work::hashed(front.len());
+        let mut context = digest::Context::new(algorithm);
+        context.update(front);
+        tails.iter().position(|tail| {
+            work::hashed(tail.len());
+            let mut context = context.clone();
+            context.update(tail);
+            context.finish().as_ref() == digest
+        })
     }
 
     /// A PCR's next value: the digest of its value and then the event's digest.

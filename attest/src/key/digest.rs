@@ -6,6 +6,7 @@ use aws_lc_rs::digest;
 use sm3::Digest as _;
 
 use super::Bank;
+use crate::work;
 
 /// Longest digest of any bank, in bytes.
 pub(crate) const MAX_DIGEST: usize = 64;
@@ -57,6 +58,7 @@ impl Digest {
 
     /// The digest of `data`.
     pub fn hash(bank: Bank, data: &[u8]) -> Self {
+        work::hashed(data.len());
         let mut digest = Self::filled(bank, 0);
         match bank.aws_lc() {
             // In one call: a context costs as much as hashing a hundred bytes.

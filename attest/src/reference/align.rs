@@ -1,13 +1,35 @@
 //! Lays the events of a PCR beside its slots, so that a difference can be named: something unexpected, something
 //! missing, or another value at a place that is otherwise right.
 
-use super::Slot;
-use super::expected::{Acceptance, Expected, Judge};
-use crate::eventlog::{Event, EventType};
+use std::cell::Cell;
 
-/// Most pairs of slot and event that are compared. Beyond that a boot has nothing in common with the values, and
-/// the differences are named from both ends only.
-const MAX_PAIRS: usize = 1 << 20;
+use super::Slot;
+use super::expected::{Acceptance, Expected, Judge, Measured};
+use crate::eventlog::EventType;
+use crate::work;
+
+/// How many pairs of slot and event may be compared to name differences. Beyond that a boot has nothing in common with
+/// the values, and its events and the slots are named one by one.
+#[derive(Debug)]
+pub(crate) struct Effort(Cell<usize>);
+
+impl Effort {
+    /// For all PCRs of a boot that is judged, of so many events: whoever is judged makes the differences.
+    pub const fn to_explain(events: usize) -> Self {
+        Self(Cell::new(events.saturating_mul(16).saturating_add(1 << 15)))
+    }
+
+    /// For one PCR of boots that an operator records.
+    pub const fn to_record() -> Self {
+        Self(Cell::new(1 << 20))
+    }
+
+    fn take(&self, pairs: usize) -> bool {
+        let left = self.0.get().checked_sub(pairs);
+        self.0.set(left.unwrap_or(self.0.get()));
+        left.is_some()
+    }
+}
 
 /// One step through a boot and its reference values.
 #[derive(Clone, Copy, Debug)]
@@ -17,11 +39,11 @@ pub(crate) enum Step<'a> {
     /// An optional slot without an event.
     Absent(&'a Slot),
     /// An event for which there is no slot.
-    Unexpected(&'a Event<'a>),
+    Unexpected(&'a Measured<'a>),
     /// A slot for which there is no event.
     Missing(&'a Slot),
     /// An event at the place of a slot that does not accept it.
-    OtherValue(&'a Slot, &'a Event<'a>),
+    OtherValue(&'a Slot, &'a Measured<'a>),
 }
 
 impl Step<'_> {
@@ -38,34 +60,69 @@ const ALONE: u32 = 2;
 
 /// All steps, in the order of the boot. None is a difference if and only if the events match the slots one to one and in
 /// order, optional slots aside.
-pub(crate) fn align<'a>(slots: &'a [Expected], events: &[&'a Event<'a>], judge: &Judge<'_>) -> Vec<Step<'a>> {
+pub(crate) fn align<'a>(
+    slots: &'a [Expected],
+    events: &'a [Measured<'a>],
+    judge: &Judge<'_>,
+    effort: &Effort,
+) -> Vec<Step<'a>> {
     if let Some(steps) = straight(slots, events, judge) {
         return steps;
     }
-    // What is equal at the beginning is left out. Not past an optional slot: whether an event is its or the next one's
-    // only the whole can tell.
-    let equal: Vec<_> = slots
-        .iter()
-        .zip(events)
-        .map_while(|(expected, event)| {
-            let how = expected.accepts(event, judge).filter(|_| !expected.slot().optional)?;
-            Some(Step::Accepted(expected.slot(), how))
-        })
-        .collect();
-    let (slots, events) = (slots.get(equal.len()..).unwrap_or_default(), events.get(equal.len()..).unwrap_or_default());
-    let rest = if slots.len().saturating_mul(events.len()) > MAX_PAIRS {
-        let missing = slots.iter().map(Expected::slot).filter(|slot| !slot.optional).map(Step::Missing);
-        events.iter().map(|event| Step::Unexpected(event)).chain(missing).collect()
-    } else {
-        let events: Vec<_> = events.iter().map(|event| Happened::new(event, judge)).collect();
+    let Middle { before, slots, events, after } = middle(slots, events, judge);
+    let rest = if effort.take(slots.len().saturating_mul(events.len())) {
+        let events: Vec<_> = events.iter().map(Happened::new).collect();
         walk(slots, &events, judge)
+    } else {
+        let missing = slots.iter().map(Expected::slot).filter(|slot| !slot.optional).map(Step::Missing);
+        events.iter().map(Step::Unexpected).chain(missing).collect()
     };
-    [equal, rest].concat()
+    [before, rest, after].concat()
+}
+
+/// About how far a boot is from matching the slots: 0 if it does, else how many slots and events are left when what is
+/// equal at both ends is taken away, and one more.
+pub(crate) fn distance(slots: &[Expected], events: &[Measured<'_>], judge: &Judge<'_>) -> usize {
+    let Middle { slots, events, .. } = middle(slots, events, judge);
+    slots.len().saturating_add(events.len()).saturating_add(1)
+}
+
+/// A boot and its slots without what is equal at both ends.
+struct Middle<'a> {
+    before: Vec<Step<'a>>,
+    slots: &'a [Expected],
+    events: &'a [Measured<'a>],
+    after: Vec<Step<'a>>,
+}
+
+/// Not past an optional slot: whether an event is its or the next one's only the whole can tell.
+fn middle<'a>(slots: &'a [Expected], events: &'a [Measured<'a>], judge: &Judge<'_>) -> Middle<'a> {
+    let same = |(expected, event): (&'a Expected, &'a Measured<'a>)| {
+        let how = expected.accepts(event, judge).filter(|_| !expected.slot().optional)?;
+        Some(Step::Accepted(expected.slot(), how))
+    };
+    let before: Vec<_> = slots.iter().zip(events).map_while(same).collect();
+    let (slots, events) =
+        (slots.get(before.len()..).unwrap_or_default(), events.get(before.len()..).unwrap_or_default());
+    let mut after: Vec<_> = slots.iter().rev().zip(events.iter().rev()).map_while(same).collect();
+    after.reverse();
+    let without = |all: usize| all.saturating_sub(after.len());
+    let slots = slots.get(..without(slots.len())).unwrap_or_default();
+    let events = events.get(..without(events.len())).unwrap_or_default();
+    Middle { before, slots, events, after }
 }
 
 /// The steps of a boot without any difference: nearly all boots are. Each event is given to the first slot that accepts
 /// it; where that leads nowhere, an optional slot before it is passed over.
-fn straight<'a>(slots: &'a [Expected], events: &[&'a Event<'a>], judge: &Judge<'_>) -> Option<Vec<Step<'a>>> {
+pub(crate) fn straight<'a>(
+    slots: &'a [Expected],
+    events: &'a [Measured<'a>],
+    judge: &Judge<'_>,
+) -> Option<Vec<Step<'a>>> {
+    // Each event takes a slot: the work is bounded by the reference values.
+    if events.len() > slots.len() {
+        return None;
+    }
     let mut steps = Vec::with_capacity(slots.len());
     // Optional slots that took an event: how many steps were made before, which slot, and which event.
     let mut choices = Vec::new();
@@ -101,14 +158,15 @@ fn straight<'a>(slots: &'a [Expected], events: &[&'a Event<'a>], judge: &Judge<'
 
 /// An event with what is asked of it for every slot.
 struct Happened<'a> {
-    event: &'a Event<'a>,
+    measured: &'a Measured<'a>,
     words: String,
     is_text: bool,
 }
 
 impl<'a> Happened<'a> {
-    fn new(event: &'a Event<'a>, judge: &Judge<'_>) -> Self {
-        Self { event, words: event.describe(judge.bank).words, is_text: event.grub_text().is_some() }
+    fn new(measured: &'a Measured<'a>) -> Self {
+        let event = measured.event;
+        Self { measured, words: event.words(), is_text: event.grub_text().is_some() }
     }
 
     /// The words without the state that they may end in: Secure Boot on is Secure Boot off with another value.
@@ -138,12 +196,13 @@ impl Costs {
 }
 
 fn pair_cost(expected: &Expected, happened: &Happened<'_>, judge: &Judge<'_>) -> Option<u32> {
-    if expected.accepts(happened.event, judge).is_some() {
+    work::steps(1);
+    if expected.accepts(happened.measured, judge).is_some() {
         return Some(SAME);
     }
     // Events of different types are not the same thing with another value.
     let slot = expected.slot();
-    (slot.event_type == happened.event.event_type && similar(slot, happened)).then_some(OTHER_VALUE)
+    (slot.event_type == happened.measured.event.event_type && similar(slot, happened)).then_some(OTHER_VALUE)
 }
 
 /// Whether an event could be what a slot means: a command is no command line, a file is no text, and a variable no
@@ -203,9 +262,9 @@ fn follow<'a>(slots: &'a [Expected], events: &[Happened<'a>], costs: &Costs, jud
                     .is_some_and(|cost| here == costs.get(next_s, next_e).saturating_add(cost)) =>
             {
                 let slot = expected.slot();
-                steps.push(match expected.accepts(event.event, judge) {
+                steps.push(match expected.accepts(event.measured, judge) {
                     Some(how) => Step::Accepted(slot, how),
-                    None => Step::OtherValue(slot, event.event),
+                    None => Step::OtherValue(slot, event.measured),
                 });
                 (s, e) = (next_s, next_e);
             }
@@ -215,7 +274,7 @@ fn follow<'a>(slots: &'a [Expected], events: &[Happened<'a>], costs: &Costs, jud
                 s = next_s;
             }
             (_, Some(event)) => {
-                steps.push(Step::Unexpected(event.event));
+                steps.push(Step::Unexpected(event.measured));
                 e = next_e;
             }
             // Not reached: without an event the cost is that of passing the slot.

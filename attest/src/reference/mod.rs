@@ -21,11 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-pub(crate) use align::{Step, align};
+pub(crate) use align::{Effort, Step, align, distance, straight};
 pub use builder::ReferenceBuilder;
 pub use changes::{Change, ChangeKind, changes};
 use expected::Expected;
-pub(crate) use expected::{Acceptance, Judge};
+pub(crate) use expected::{Acceptance, Judge, Measured};
 pub use keylime::{KeylimeError, KeylimePolicy, PolicySignature};
 pub use record::NotTaken;
 pub use rule::{Pattern, Rule};
@@ -177,12 +177,14 @@ impl Slot {
 
     /// What it accepts, for people: the texts if there are any.
     pub(crate) fn expected(&self, bank: Bank) -> String {
-        let digests = self.digests.get(&bank).into_iter().flatten().map(hex::encode);
+        let listed = self.digests.get(&bank).map_or(&[][..], Vec::as_slice);
+        let digests = listed.iter().map(hex::encode);
         let patterns = self.patterns.iter().map(|pattern| pattern.as_str().to_owned());
         let rule = self.rule.iter().map(|rule| format!("what the rule {rule} accepts"));
-        let mut all: Vec<String> = self.texts.iter().cloned().chain(patterns).chain(rule).chain(digests).collect();
-        let more = all.len().saturating_sub(3);
-        all.truncate(3);
+        let mut all: Vec<String> =
+            self.texts.iter().cloned().chain(patterns).chain(rule).chain(digests).take(3).collect();
+        let parts = [self.texts.len(), self.patterns.len(), usize::from(self.rule.is_some()), listed.len()];
+        let more = parts.iter().fold(0_usize, |sum, part| sum.saturating_add(*part)).saturating_sub(3);
         if more > 0 {
             all.push(format!("and {more} more"));
         }

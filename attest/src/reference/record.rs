@@ -1,7 +1,7 @@
 //! What a recorded boot adds to reference values.
 
-use super::expected::{Expected, Judge};
-use super::{ReferenceBuilder, Slot, Step, align};
+use super::expected::{Expected, Judge, Measured};
+use super::{Effort, ReferenceBuilder, Slot, Step, align};
 use crate::eventlog::{Coverage, Event, EventLog};
 use crate::ima::Entry;
 use crate::key::Bank;
@@ -76,14 +76,15 @@ fn events<'l, 'a>(log: &'l EventLog<'a>, pcrs: &'l [u8]) -> impl Iterator<Item =
 fn merged(slots: Vec<Slot>, log: &EventLog<'_>, events: &[&Event<'_>], pcr: u8, banks: &[Bank]) -> Vec<Slot> {
     let slots: Vec<_> = slots.into_iter().map(Expected::new).collect();
     let judge = Judge { bank: banks.first().copied().unwrap_or(Bank::Sha256), command_line: &|_| false };
-    let steps = align(&slots, events, &judge);
+    let events: Vec<_> = events.iter().map(|event| Measured::new(event, event.coverage(judge.bank))).collect();
+    let steps = align(&slots, &events, &judge, &Effort::to_record());
     let slot = |step: &Step<'_>| match step {
         Step::Accepted(slot, ..) | Step::Absent(slot) => (*slot).clone(),
         Step::Missing(slot) => (*slot).clone().optional(),
-        Step::Unexpected(event) => recorded_slot(log, event, pcr, banks).optional(),
-        Step::OtherValue(slot, event) => {
+        Step::Unexpected(measured) => recorded_slot(log, measured.event, pcr, banks).optional(),
+        Step::OtherValue(slot, measured) => {
             let mut slot = (*slot).clone();
-            let more = recorded_slot(log, event, pcr, banks);
+            let more = recorded_slot(log, measured.event, pcr, banks);
             slot.texts.extend(more.texts);
             for (bank, digests) in more.digests {
                 slot.digests.entry(bank).or_default().extend(digests);

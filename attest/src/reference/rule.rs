@@ -3,9 +3,10 @@
 
 use core::fmt;
 use core::str::FromStr;
+use std::collections::BTreeSet;
 
 use crate::eventlog::{Coverage, Event, EventType, Guid, Variable, kernel_arguments};
-use crate::key::Bank;
+use crate::work;
 
 /// Most entries of a boot order.
 const MAX_BOOT_ORDER: usize = 128;
@@ -39,8 +40,8 @@ impl Rule {
     }
 
     /// Whether it accepts an event: its digest covers its content, and the content is of the form that the rule says.
-    pub(super) fn accepts(self, event: &Event<'_>, bank: Bank, command_line: &dyn Fn(&str) -> bool) -> bool {
-        let coverage = event.coverage(bank);
+    pub(super) fn accepts(self, event: &Event<'_>, coverage: Coverage, command_line: &dyn Fn(&str) -> bool) -> bool {
+        work::steps(event.data.len());
         match self {
             Self::BootOrder => variable(event, coverage).is_some_and(|variable| is_boot_order(&variable)),
             Self::BootOption => variable(event, coverage).is_some_and(|variable| is_boot_option(&variable)),
@@ -72,12 +73,12 @@ fn variable<'a>(event: &Event<'a>, coverage: Coverage) -> Option<Variable<'a>> {
 
 fn is_boot_order(variable: &Variable<'_>) -> bool {
     let (options, rest) = variable.data.as_chunks::<2>();
-    let once = |(index, option): (usize, &[u8; 2])| !options.iter().take(index).any(|earlier| earlier == option);
+    let mut seen = BTreeSet::new();
     variable.is(Guid::GLOBAL, "BootOrder")
         && rest.is_empty()
         && !options.is_empty()
         && options.len() <= MAX_BOOT_ORDER
-        && options.iter().enumerate().all(once)
+        && options.iter().all(|option| seen.insert(option))
 }
 
 fn is_boot_option(variable: &Variable<'_>) -> bool {
@@ -173,6 +174,7 @@ impl Pattern {
 
     /// Whether a text is of this pattern.
     pub fn matches(&self, text: &str) -> bool {
+        work::steps(self.0.len());
         let rest = self.parts().try_fold(text, |rest, part| rest.get(length(part, rest)?..));
         rest == Some("")
     }
@@ -200,11 +202,15 @@ impl Pattern {
 
 /// How much of a text a part takes, in bytes.
 fn length(part: Part<'_>, text: &str) -> Option<usize> {
-    let digits = |text: &str, is_digit: fn(char) -> bool| text.chars().take_while(|c| is_digit(*c)).count();
-    let hex = |c: char| c.is_ascii_hexdigit();
+    /// Most digits of a hole.
+    const MOST: usize = 128;
+    // Of a text that is longer one more is counted, not all.
+    let digits =
+        |text: &str, is_digit: fn(u8) -> bool| text.bytes().take(MOST + 1).take_while(|c| is_digit(*c)).count();
+    let hex = |c: u8| c.is_ascii_hexdigit();
     match part {
         Part::Literal(literal) => text.starts_with(literal).then_some(literal.len()),
-        Part::Hex => Some(digits(text, hex)).filter(|count| (1..=128).contains(count)),
+        Part::Hex => Some(digits(text, hex)).filter(|count| (1..=MOST).contains(count)),
         Part::Number => Some(digits(text, |c| c.is_ascii_digit())).filter(|count| (1..=20).contains(count)),
         Part::Uuid => [&[8, 4, 4, 4, 12][..], &[4, 4]].into_iter().find_map(|groups| {
             let mut at = 0_usize;

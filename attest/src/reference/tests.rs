@@ -19,16 +19,17 @@ fn values(log: &LogBuilder) -> ReferenceValues {
 fn differences(values: &ReferenceValues, log: &LogBuilder, pcr: u8) -> Vec<String> {
     let bytes = log.bytes();
     let log = EventLog::parse(&bytes).unwrap();
-    let events: Vec<_> = log.events().iter().filter(|event| event.pcr == u32::from(pcr)).collect();
+    let of_pcr = log.events().iter().filter(|event| event.pcr == u32::from(pcr));
+    let events: Vec<_> = of_pcr.map(|event| Measured::new(event, event.coverage(Bank::Sha256))).collect();
     let judge = Judge { bank: Bank::Sha256, command_line: &|line| line == "quiet" };
-    align(values.expected(pcr), &events, &judge)
+    align(values.expected(pcr), &events, &judge, &Effort::to_record())
         .iter()
         .filter_map(|step| match step {
             Step::Accepted(..) | Step::Absent(_) => None,
-            Step::Unexpected(event) => Some(format!("+{}", event.grub_text().unwrap_or("?"))),
+            Step::Unexpected(measured) => Some(format!("+{}", measured.event.grub_text().unwrap_or("?"))),
             Step::Missing(slot) => Some(format!("-{}", slot.expected(Bank::Sha256))),
-            Step::OtherValue(slot, event) => {
-                Some(format!("{} -> {}", slot.expected(Bank::Sha256), event.grub_text().unwrap_or("?")))
+            Step::OtherValue(slot, measured) => {
+                Some(format!("{} -> {}", slot.expected(Bank::Sha256), measured.event.grub_text().unwrap_or("?")))
             }
         })
         .collect()

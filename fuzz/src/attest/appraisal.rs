@@ -128,7 +128,7 @@ fn judge(shown: &Shown<'_>, pcrs: &PcrValues, policy: &Policy, previous: Option<
     let mut evidence = Evidence::new(BINDING.clone(), quotes, shown.log.to_vec(), shown.ima.to_vec());
     evidence.ima_from = shown.ima_from as u64;
     let (references, certificates) = (WORLD.references.as_slice(), &CertificateCache::new());
-    let context = Context { references, policy, certificates, previous, now: 0 };
+    let context = Context { references, policy, certificates, previous, now: 0, abandoned: None };
     match VerifiedQuote::verify(&evidence, &AK, &BINDING).and_then(|quote| appraise(quote, &evidence, &context)) {
         Ok(appraisal) => Some(appraisal),
         Err(denial) => {

@@ -76,8 +76,13 @@ impl CommandLine {
     /// Whether this claim's digest is that of the text, as the kernel's stub and systemd measure it: UTF-16 with its
     /// terminator.
     pub fn is_digest_of(text: &str, digest: &[u8], bank: Bank) -> bool {
+        Self::digest(text, bank) == digest
+    }
+
+    /// The digest of a text, as the kernel's stub and systemd measure it.
+    pub(in crate::appraise) fn digest(text: &str, bank: Bank) -> Vec<u8> {
         let utf16: Vec<u8> = text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
-        bank.hash(&utf16) == digest
+        bank.hash(&utf16)
     }
 }
 

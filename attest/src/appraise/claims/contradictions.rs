@@ -2,6 +2,7 @@
 
 use super::covered::CoveredLog;
 use super::placement;
+use crate::appraise::MAX_REASONS;
 use crate::appraise::separators::Separators;
 use crate::eventlog::{Coverage, Event, EventType, NO_PCR};
 use crate::reason::{Reason, ReasonCode};
@@ -17,9 +18,10 @@ const DIGEST_OF_DATA: [EventType; 7] = [
     EventType::S_CRTM_VERSION,
 ];
 
-/// Every event that contradicts itself, or that is where no firmware and no boot loader puts it.
+/// Events that contradict themselves, or that are where no firmware and no boot loader puts them: all, or as many as are
+/// told.
 pub(super) fn check(log: CoveredLog<'_, '_>, separators: &Separators) -> Vec<Reason> {
-    let about = |code, event: &Event<'_>| Reason::new(code).pcr(event.pcr).event(event.describe(log.bank).words);
+    let about = |code, event: &Event<'_>| Reason::new(code).pcr(event.pcr).event(event.words());
     let number = |event: &Event<'_>| format!("event {}", event.number);
     let mut reasons = Vec::new();
     // Renaming an event to this type would take it out of the replay while its text still reads as before. Windows ends
@@ -27,6 +29,9 @@ pub(super) fn check(log: CoveredLog<'_, '_>, separators: &Separators) -> Vec<Rea
     for event in log.all().iter().filter(|event| !event.extends() && event.pcr != NO_PCR) {
         if event.digests.iter().any(|(_, digest)| digest.iter().any(|byte| *byte != 0)) {
             reasons.push(about(ReasonCode::EventlogForgedNoAction, event).found(number(event)));
+        }
+        if reasons.len() >= MAX_REASONS {
+            return reasons;
         }
     }
     let mut version: Option<&[u8]> = None;
@@ -53,6 +58,9 @@ pub(super) fn check(log: CoveredLog<'_, '_>, separators: &Separators) -> Vec<Rea
             {
                 reasons.push(about(ReasonCode::EventlogRepeated, event).found(number(event)));
             }
+        }
+        if reasons.len() >= MAX_REASONS {
+            return reasons;
         }
     }
     reasons

@@ -1,6 +1,7 @@
 //! Events together with what was found once for each: how far its digest of the judged bank covers what it says.
 
 use super::{Claim, Ground};
+use crate::appraise::stop::Stop;
 use crate::eventlog::{Coverage, Event, EventKind, EventType, PCR_COUNT, Variable};
 use crate::key::Bank;
 
@@ -36,8 +37,8 @@ impl<'a> Found<'a> {
 }
 
 impl<'a> Coverages<'a> {
-    /// Hashes the data of every event.
-    pub fn of(events: &[Event<'a>], bank: Bank) -> Self {
+    /// Hashes the data of every event; `None` if it was stopped.
+    pub fn of(events: &[Event<'a>], bank: Bank, stop: Stop<'_>) -> Option<Self> {
         let mut counts = [0_usize; PCRS];
         let pcr = |event: &Event<'_>| usize::try_from(event.pcr).ok().filter(|_| event.extends());
         for event in events {
@@ -59,7 +60,14 @@ impl<'a> Coverages<'a> {
                 *end = end.saturating_add(1);
             }
         }
-        Self { of_event: events.iter().map(|event| Found::of(event, bank)).collect(), by_pcr, ranges }
+        let mut of_event = Vec::with_capacity(events.len());
+        for event in events {
+            if stop.asked() {
+                return None;
+            }
+            of_event.push(Found::of(event, bank));
+        }
+        Some(Self { of_event, by_pcr, ranges })
     }
 
     /// The coverage of the event at this place.

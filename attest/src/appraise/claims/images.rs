@@ -1,11 +1,13 @@
 //! What the firmware and the boot loaders started, and by what that was verified.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::covered::Covered;
 use super::{Claim, Claims, placement, shim};
 use crate::appraise::separators;
 use crate::eventlog::{EventType, Form, Guid, SignatureDatabase, Variable};
+use crate::work;
 
 /// The PCR of drivers that are not the platform's own.
 const OPTION_ROMS: u32 = 2;
@@ -59,8 +61,9 @@ pub struct Authority<'a> {
 pub struct VerifiedBy<'a> {
     /// The image.
     pub image: Claim<'a, Image>,
-    /// One of these verified it. Empty if nothing verified anything, as without Secure Boot.
-    pub authorities: Vec<Claim<'a, Authority<'a>>>,
+    /// One of these verified it. Empty if nothing verified anything, as without Secure Boot. Images share them: there may
+    /// be many of both.
+    pub authorities: Arc<[Claim<'a, Authority<'a>>]>,
 }
 
 impl<'a> Claims<'a> {
@@ -129,27 +132,29 @@ impl<'a> Claims<'a> {
     /// For each image, drivers first, by what it may have been verified.
     pub fn verified_by(&self) -> Vec<VerifiedBy<'a>> {
         let authorities = self.authorities();
+        let by_certificate = |claim: &&Claim<'a, Authority<'a>>| !claim.value.entry.certificates().is_empty();
+        let all: Arc<[_]> = authorities.iter().filter(by_certificate).cloned().collect();
+        let of_db: Arc<[_]> = all.iter().filter(|claim| claim.value.is_db).cloned().collect();
+        let mut by_digest: HashMap<&[u8], Vec<_>> = HashMap::new();
+        for claim in &authorities {
+            work::steps(1);
+            for digest in claim.value.entry.sha256() {
+                by_digest.entry(digest).or_default().push(claim.clone());
+            }
+        }
+        let by_digest: HashMap<&[u8], Arc<[_]>> =
+            by_digest.into_iter().map(|(digest, claims)| (digest, claims.into())).collect();
         let mut first_application = true;
-        let mut verified = Vec::new();
-        for image in self.option_roms().into_iter().chain(self.images()) {
-            let by_digest: Vec<_> =
-                authorities.iter().filter(|claim| claim.value.entry.has_sha256(image.ground.digest)).cloned().collect();
+        let verified = |image: Claim<'a, Image>| {
+            work::steps(1);
             let is_application = image.ground.pcr == APPLICATIONS;
             // Drivers and the first boot loader are loaded by the firmware, which knows only db. By the PCR, for the type
             // is a label.
             let only_db = !is_application || std::mem::take(&mut first_application);
-            let candidates = || {
-                let by_certificate = |claim: &&Claim<'a, Authority<'a>>| !claim.value.entry.certificates().is_empty();
-                authorities
-                    .iter()
-                    .filter(by_certificate)
-                    .filter(|claim| !only_db || claim.value.is_db)
-                    .cloned()
-                    .collect()
-            };
-            let authorities = if by_digest.is_empty() { candidates() } else { by_digest };
-            verified.push(VerifiedBy { image, authorities });
-        }
-        verified
+            let by_certificate = if only_db { &of_db } else { &all };
+            let authorities = Arc::clone(by_digest.get(image.ground.digest).unwrap_or(by_certificate));
+            VerifiedBy { image, authorities }
+        };
+        self.option_roms().into_iter().chain(self.images()).map(verified).collect()
     }
 }

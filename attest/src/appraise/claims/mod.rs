@@ -40,11 +40,13 @@ use secure_boot::SecureBoot;
 use super::policy::JUDGED_PCRS;
 use super::replayed::{ReplayedLog, bank_missing};
 use super::separators::Separators;
+use super::stop::Stop;
 use super::{RUNTIME_PCR, programs};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
 use crate::reason::{Denial, Reason, ReasonCode};
+use crate::reference::Measured;
 
 /// Something that a digest proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +95,8 @@ impl<'a> Claims<'a> {
             return Err(missing.into());
         }
         let events = replayed.log().events();
-        let coverages = Coverages::of(events, bank);
+        let stop = replayed.stop();
+        let Some(coverages) = Coverages::of(events, bank, stop) else { return Err(Stop::reason().into()) };
         let log = CoveredLog::new(events, &coverages, bank);
         let mut reasons = Vec::new();
         let separators = Separators::read(replayed.log(), bank, &mut reasons);
@@ -106,6 +109,11 @@ impl<'a> Claims<'a> {
         } else {
             Err(reasons.into())
         }
+    }
+
+    /// What was found before of keys and signatures.
+    pub(super) const fn certificates(&self) -> &'a CertificateCache {
+        self.certificates
     }
 
     fn log(&self) -> CoveredLog<'_, 'a> {
@@ -131,6 +139,11 @@ impl<'a> Claims<'a> {
     /// How far the digest of an event, given by its number, covers what it says.
     pub fn coverage(&self, event: usize) -> Coverage {
         event.checked_sub(1).map_or(Coverage::Nothing, |place| self.coverages.get(place))
+    }
+
+    /// The events that extend a PCR, in their order, to be laid beside reference values.
+    pub(super) fn measured(&self, pcr: u8) -> impl Iterator<Item = Measured<'_>> {
+        self.log().of_pcr(pcr.into()).map(|covered| Measured::new(covered.event, covered.coverage))
     }
 
     /// Whether Secure Boot was on; `None` if the firmware did not measure that.

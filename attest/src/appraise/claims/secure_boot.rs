@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Claim;
 use super::covered::{Covered, CoveredLog};
+use crate::appraise::MAX_REASONS;
 use crate::appraise::separators::Separators;
 use crate::eventlog::{CertificateCache, Coverage, EventType, Form, Guid, SignatureDatabase, Variable};
 use crate::key::Constant;
@@ -46,7 +47,7 @@ impl<'a> SecureBoot<'a> {
             match certificates.database(Form::Lists, log.bank, covered.digest, variable.data) {
                 Ok(database) => *slot = Some(covered.claim(database)),
                 Err(error) => {
-                    let words = covered.event.describe(log.bank).words;
+                    let words = covered.event.words();
                     let reason = Reason::new(ReasonCode::SecureBootMalformed).pcr(PCR).event(words);
                     reasons.push(reason.found(error.to_string()));
                 }
@@ -57,7 +58,7 @@ impl<'a> SecureBoot<'a> {
             check_authority(log, reasons);
         }
         if let Some(debug) = log.of_pcr(PCR).find(is_debug_mode(log)) {
-            let words = debug.event.describe(log.bank).words;
+            let words = debug.event.words();
             reasons.push(Reason::new(ReasonCode::SecureBootDebugMode).pcr(PCR).event(words));
         }
         found
@@ -126,8 +127,11 @@ fn variables<'l, 'a>(
     let mut seen: Vec<Measured<'l, 'a>> = Vec::with_capacity(NAMES.len());
     let is_config = |covered: &Covered<'_, '_>| covered.is(EventType::EFI_VARIABLE_DRIVER_CONFIG);
     for covered in log.of_pcr(PCR).filter(is_config).filter(|covered| covered.coverage == Coverage::Data) {
+        if reasons.len() >= MAX_REASONS {
+            break;
+        }
         let event = covered.event;
-        let about = |code| Reason::new(code).pcr(PCR).event(event.describe(log.bank).words);
+        let about = |code| Reason::new(code).pcr(PCR).event(event.words());
         if separators.is_behind(event) {
             reasons.push(about(ReasonCode::EventlogAfterSeparator).found(format!("event {}", event.number)));
             continue;

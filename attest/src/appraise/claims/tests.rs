@@ -1,5 +1,6 @@
 //! Claims from logs of real and of made-up boots, all of them through a quote.
 
+use crate::appraise::stop::Stop;
 use std::path::PathBuf;
 
 use portcullis_firmware_fixtures::recorded::{self, RecordedBoot};
@@ -359,7 +360,7 @@ fn real_logs_contradict_nothing() {
         let bytes = std::fs::read(&path).unwrap();
         let log = EventLog::parse(&bytes).unwrap();
         let bank = if log.banks().contains(&Bank::Sha256) { Bank::Sha256 } else { Bank::Sha1 };
-        let coverages = Coverages::of(log.events(), bank);
+        let coverages = Coverages::of(log.events(), bank, Stop::never()).unwrap();
         let covered = CoveredLog::new(log.events(), &coverages, bank);
         let mut reasons = Vec::new();
         let separators = Separators::read(&log, bank, &mut reasons);
@@ -405,7 +406,7 @@ fn n91_real_events_have_the_types_of_their_pcrs() {
             }
         };
         for bank in log.banks() {
-            let coverages = Coverages::of(log.events(), bank);
+            let coverages = Coverages::of(log.events(), bank, Stop::never()).unwrap();
             for covered in CoveredLog::new(log.events(), &coverages, bank).iter() {
                 assert!(placement::belongs(&covered), "{name}, {bank}: {:?}", covered.event);
             }

@@ -1,9 +1,13 @@
 //! What a policy demands of the claims, whatever the reference values accept.
 
+use std::cell::LazyCell;
+use std::collections::HashSet;
+
 use super::super::claims::{Claim, Claims, CommandLine, Ground, Measurer};
-use super::super::{RUNTIME_PCR, policy::Policy};
+use super::super::{MAX_REASONS, RUNTIME_PCR, policy::Policy};
 use crate::eventlog::{Coverage, Event, EventType, SignatureDatabase, kernel_arguments};
 use crate::reason::{Reason, ReasonCode};
+use crate::work;
 
 /// The PCR of Secure Boot.
 const SECURE_BOOT: u32 = 7;
@@ -13,6 +17,13 @@ const COMMANDS: u32 = 8;
 
 /// The PCR of files that GRUB read.
 const FILES: u32 = 9;
+
+/// Most command lines that are judged. A boot loader that starts one kernel measures some few.
+const MAX_LINES: usize = 64;
+
+/// Longest command line, with its path, of which it is asked whether the kernel's stub measured it too. The kernel reads
+/// 2047 bytes of arguments.
+const MAX_LINE: usize = 8192;
 
 /// Whether Secure Boot is not on although the policy demands it.
 pub(in super::super) fn secure_boot_denied(claims: &Claims<'_>, policy: &Policy) -> bool {
@@ -94,15 +105,16 @@ fn boot_signers(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     if authorities.is_empty() {
         return vec![reason("nothing that a digest covers".to_owned()).expected(expected())];
     }
-    let unknown = authorities.iter().filter(|claim| !is_known(&claim.value.entry, policy));
-    let mut reasons: Vec<_> = unknown.map(|claim| reason(shown(&claim.value.entry))).collect();
+    let signers: HashSet<_> = policy.boot_signers.iter().collect();
+    let unknown = authorities.iter().filter(|claim| !is_known(&claim.value.entry, &signers));
+    let unknown = unknown.map(|claim| shown(&claim.value.entry));
     // What verified something in a way that cannot be read must not be overlooked.
-    reasons.extend(claims.unread_authorities().into_iter().map(|number| {
-        reason(format!(
-            "event {number}, which is neither a certificate nor the digest of an image that a digest covers"
-        ))
-    }));
-    reasons.into_iter().map(|reason| reason.expected(expected())).collect()
+    let unread = claims.unread_authorities().into_iter().map(|number| {
+        format!("event {number}, which is neither a certificate nor the digest of an image that a digest covers")
+    });
+    let found = unknown.chain(unread).inspect(|_| work::steps(1)).take(MAX_REASONS);
+    let expected = LazyCell::new(expected);
+    found.map(|found| reason(found).expected(&*expected)).collect()
 }
 
 fn shown(entry: &SignatureDatabase) -> String {
@@ -113,20 +125,18 @@ fn shown(entry: &SignatureDatabase) -> String {
     certificates.chain(entry.sha256().iter().map(hex::encode)).collect::<Vec<_>>().join(", ")
 }
 
-fn is_known(entry: &SignatureDatabase, policy: &Policy) -> bool {
+fn is_known(entry: &SignatureDatabase, signers: &HashSet<&[u8; 32]>) -> bool {
     let certificates = entry.certificates().iter().map(|certificate| &certificate.fingerprint);
     !entry.is_empty()
         && entry.others() == 0
-        && certificates.chain(entry.sha256()).all(|digest| policy.boot_signers.contains(digest))
+        && certificates.chain(entry.sha256()).all(|digest| signers.contains(digest))
 }
 
 /// All that may be the kernel must be one of the policy's.
 fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     let kernels = claims.kernel();
-    let reason = || {
-        let expected: Vec<_> = policy.kernels.iter().map(hex::encode).collect();
-        Reason::new(ReasonCode::PolicyKernel).event("kernel").expected(expected.join(" | "))
-    };
+    let expected = LazyCell::new(|| policy.kernels.iter().map(hex::encode).collect::<Vec<_>>().join(" | "));
+    let reason = || Reason::new(ReasonCode::PolicyKernel).event("kernel").expected(&*expected);
     if kernels.is_empty() {
         return vec![reason().found("no kernel was measured")];
     }
@@ -148,8 +158,10 @@ fn kernels(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
             format!("{lines} command lines of GRUB's, and {of_grub} of the files that it read are called a kernel");
         return vec![reason().pcr(FILES).found(found)];
     }
-    let others = kernels.iter().filter(|claim| !policy.kernels.iter().any(|known| known == claim.ground.digest));
+    let known: HashSet<_> = policy.kernels.iter().map(Vec::as_slice).collect();
+    let others = kernels.iter().filter(|claim| !known.contains(claim.ground.digest));
     others
+        .take(MAX_REASONS)
         .map(|claim| {
             let label = claim.value.label.as_deref().unwrap_or("no label");
             let found = format!("{} (labelled {label})", hex::encode(claim.ground.digest));
@@ -178,7 +190,11 @@ fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<Unc
     if lines.is_empty() {
         return vec![reason("no command line was measured")];
     }
+    if lines.len() > MAX_LINES {
+        return vec![reason(&format!("{} command lines, at most {MAX_LINES} are judged", lines.len()))];
+    }
     let mut reasons = Vec::new();
+    let digests = LazyCell::new(|| digests_of(claims, &lines));
     for claim in &lines {
         let reason = match arguments_of(&claim.value) {
             Some(line) => match policy.command_line.judge(line) {
@@ -188,7 +204,7 @@ fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<Unc
                 }
                 Err(reason) => reason,
             },
-            None if is_digest_of_another(claims, &lines, claim) => continue,
+            None if digests.contains(claim.ground.digest) => continue,
             None => reason("a command line that is not a text that a digest covers, behind a plain path"),
         };
         let reason = reason.pcr(claim.ground.pcr);
@@ -219,14 +235,18 @@ fn arguments_of(line: &CommandLine) -> Option<&str> {
     }
 }
 
-/// The kernel's stub logs no text, but measures what the boot loader measured, too.
-fn is_digest_of_another(claims: &Claims<'_>, lines: &[Claim<'_, CommandLine>], claim: &Claim<'_, CommandLine>) -> bool {
+/// The digests that the kernel's stub may show of the lines that have a text: it logs none, but measures what the boot
+/// loader measured, too.
+fn digests_of(claims: &Claims<'_>, lines: &[Claim<'_, CommandLine>]) -> HashSet<Vec<u8>> {
     let texts = lines.iter().filter_map(|line| line.value.text.as_deref().zip(arguments_of(&line.value)));
-    texts.flat_map(|(whole, arguments)| [whole, arguments]).any(|text| {
+    // A longer one is refused by its text.
+    let texts = texts.filter(|(whole, _)| whole.len() <= MAX_LINE).flat_map(|(whole, arguments)| [whole, arguments]);
+    let digests = texts.flat_map(|text| {
         let with_image = text.split_once(' ').map(|(path, arguments)| format!("BOOT_IMAGE={path} {arguments}"));
-        let same = |text: &str| CommandLine::is_digest_of(text, claim.ground.digest, claims.bank());
-        same(text) || with_image.is_some_and(|text| same(&text))
-    })
+        let digest = |text: &str| CommandLine::digest(text, claims.bank());
+        [Some(digest(text)), with_image.map(|text| digest(&text))]
+    });
+    digests.flatten().collect()
 }
 
 fn dbx(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
@@ -235,9 +255,8 @@ fn dbx(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     }
     let reason = |found: &str| Reason::new(ReasonCode::PolicyDbx).pcr(SECURE_BOOT).event("dbx").found(found);
     let Some(dbx) = claims.dbx() else { return vec![reason("not measured")] };
-    let is_revoked = |digest: &&[u8; 32]| {
-        dbx.value.has_sha256(&digest[..]) || dbx.value.certificates().iter().any(|known| known.fingerprint == **digest)
-    };
+    let certificates: HashSet<_> = dbx.value.certificates().iter().map(|known| &known.fingerprint).collect();
+    let is_revoked = |digest: &&[u8; 32]| dbx.value.has_sha256(&digest[..]) || certificates.contains(*digest);
     let missing: Vec<_> = policy.dbx.minimum.iter().filter(|digest| !is_revoked(digest)).collect();
     let Some(first) = missing.first() else { return Vec::new() };
     let found = format!("{} of {} are not revoked", missing.len(), policy.dbx.minimum.len());
@@ -262,8 +281,9 @@ fn firmware(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     }
     if let Some(accepted) = &rules.option_roms {
         let roms = claims.option_roms();
-        let others = roms.iter().filter(|claim| !accepted.iter().any(|known| known == claim.ground.digest));
-        reasons.extend(others.map(|claim| {
+        let known: HashSet<_> = accepted.iter().map(Vec::as_slice).collect();
+        let others = roms.iter().filter(|claim| !known.contains(claim.ground.digest));
+        reasons.extend(others.take(MAX_REASONS).map(|claim| {
             let label = claim.value.label.as_deref().unwrap_or("no label");
             let reason = Reason::new(ReasonCode::PolicyOptionRom).pcr(claim.ground.pcr).event("option ROM");
             reason.found(format!("{} (labelled {label})", hex::encode(claim.ground.digest)))

@@ -242,7 +242,7 @@ impl Host {
     ) -> Result<Appraisal, Vec<Reason>> {
         let (references, policy) = (self.references.as_slice(), &self.policy);
         let certificates = &CertificateCache::new();
-        let context = Context { references, policy, certificates, previous, now: self.now };
+        let context = Context { references, policy, certificates, previous, now: self.now, abandoned: None };
         Ok(judge(evidence, ak, &Self::binding(), &context)?)
     }
 

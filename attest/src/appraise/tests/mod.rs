@@ -13,6 +13,7 @@ mod programs;
 mod round_the_policy;
 mod secure_boot;
 mod shim;
+mod work;
 
 use host::Host;
 use proptest::prelude::*;
