@@ -6,9 +6,10 @@ use portcullis_attest::endorsement::EndorsementKey;
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::EnrolledAk;
 use portcullis_attest::quote::VerifiedQuote;
-use portcullis_attest::reason::ReasonCode;
+use portcullis_attest::reason::{Reason as EvidenceReason, ReasonCode};
 use portcullis_attest::result::{AttestationResult, ResultContext, TYP};
 use sha2::{Digest, Sha256};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::Service;
@@ -56,6 +57,15 @@ pub fn enrolled(service: &Service, host: &str, now: u64) -> Answer<HostRow> {
     service.store.host(host, now)?.ok_or_else(|| Refusal::code(ServiceCode::HostUnknown))
 }
 
+/// Who sends evidence.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// The TLS key of the connection that it came over.
+    pub key: [u8; 32],
+    /// Becomes true when nobody waits for the answer any more.
+    pub gone: &'a AtomicBool,
+}
+
 /// What a piece of evidence must answer.
 pub struct Question<'a> {
     /// The host that it is about.
@@ -64,8 +74,8 @@ pub struct Question<'a> {
     pub purpose: Purpose,
     /// What it speaks of.
     pub body: &'a [u8],
-    /// The TLS key of the connection it came over.
-    pub key: [u8; 32],
+    /// Who sent it.
+    pub caller: Caller<'a>,
 }
 
 /// Evidence that was judged.
@@ -100,7 +110,7 @@ fn take_nonce(service: &Service, question: &Question<'_>, nonce: &[u8], now: u64
     if issued.purpose != question.purpose.as_str() {
         reasons.push(Reason::new(ServiceCode::NonceOtherPurpose).values(question.purpose.as_str(), &issued.purpose));
     }
-    if issued.tls_spki != question.key {
+    if issued.tls_spki != question.caller.key {
         reasons.push(ServiceCode::NonceOtherKey.into());
     }
     Ok(reasons)
@@ -135,8 +145,13 @@ fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
 }
 
 /// Judges evidence in full: challenge, quote, banks, logs, reference values, policy, continuity. Collects every reason.
+/// Stopped when the caller is gone: what comes of it then says nothing of the host.
 pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, now: u64) -> Answer<Judgment> {
     let host = question.host;
+    tracing::debug!(host = host.host, purpose = question.purpose.as_str(), "evidence is judged");
+    if question.caller.gone.load(Ordering::Relaxed) {
+        return Err(abandoned(question));
+    }
     let nonce = evidence.binding.nonce.clone();
     let mut reasons = take_nonce(service, question, &nonce, now)?;
     let answered = reasons.is_empty();
@@ -147,7 +162,7 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         verifier: service.id.clone(),
         host: host.host.clone(),
         nonce,
-        tls_spki_sha256: question.key,
+        tls_spki_sha256: question.caller.key,
         body_sha256: Sha256::digest(question.body).into(),
     };
     let ak = match EnrolledAk::new(&host.ak_public, &host.ek_public) {
@@ -183,10 +198,14 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         certificates: &service.certificates,
         previous: previous.as_ref(),
         now,
+        abandoned: Some(question.caller.gone),
     };
     let revoked = revoked(service, host);
     let appraisal = match appraise(quote, evidence, &context) {
         Ok(appraisal) => Some(appraisal).filter(|_| revoked.is_empty() && other_banks.is_empty()),
+        Err(denial) if denial.reasons.iter().any(|reason| reason.code == ReasonCode::EvidenceAbandoned) => {
+            return Err(abandoned(question));
+        }
         Err(denial) => {
             reasons.extend(denial.into_iter().map(Reason::from));
             None
@@ -195,6 +214,12 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
     reasons.extend(other_banks.into_iter().map(Reason::from));
     reasons.extend(revoked);
     Ok(Judgment { appraisal, previous, ak: Some(ak), binding, reasons, authentic: answered })
+}
+
+/// The answer that nobody reads.
+fn abandoned(question: &Question<'_>) -> Refusal {
+    tracing::info!(host = question.host.host, "the sender of evidence hung up; its judgement was stopped");
+    Refusal::Denied(vec![EvidenceReason::new(ReasonCode::EvidenceAbandoned).into()])
 }
 
 /// Turns a judgement with reasons into a denial. What a host's own TPM says against it closes the host at once.
@@ -222,7 +247,7 @@ pub fn deny<T>(service: &Service, question: &Question<'_>, judgment: &Judgment, 
 pub fn judgement(question: &Question<'_>, appraisal: &Appraisal) -> Answer<Judgement> {
     let json = |e: serde_json::Error| Refusal::Internal(e.to_string());
     Ok(Judgement {
-        tls_spki: question.key,
+        tls_spki: question.caller.key,
         judged: serde_json::to_string(&appraisal.judged()).map_err(json)?,
         boot: serde_json::to_string(&appraisal.boot()).map_err(json)?,
         generation: question.host.generation,
@@ -231,10 +256,10 @@ pub fn judgement(question: &Question<'_>, appraisal: &Appraisal) -> Answer<Judge
 }
 
 /// `POST /v1/attest`.
-pub fn attest(service: &Service, key: [u8; 32], request: &api::AttestRequest) -> Answer<api::AttestResponse> {
+pub fn attest(service: &Service, caller: Caller<'_>, request: &api::AttestRequest) -> Answer<api::AttestResponse> {
     let now = Service::now();
     let host = enrolled(service, &request.host, now)?;
-    let question = Question { host: &host, purpose: Purpose::Attest, body: &[], key };
+    let question = Question { host: &host, purpose: Purpose::Attest, body: &[], caller };
     let judgment = judge(service, &question, &request.evidence, now)?;
     let (Some(appraisal), true, true) = (&judgment.appraisal, judgment.reasons.is_empty(), host.admitted) else {
         return deny(service, &question, &judgment, now);

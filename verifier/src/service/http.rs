@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -270,6 +271,23 @@ pub async fn holding<T: Send + 'static>(
 ) -> Answer<T> {
     let service = Arc::clone(service);
     offload_holding(held, move || work(&service)).await
+}
+
+/// Somebody waits for an answer: until this is dropped, with the future that serves the request.
+#[derive(Debug, Default)]
+pub struct Waiting(Arc<AtomicBool>);
+
+impl Waiting {
+    /// Becomes true when nobody waits any more: work that only the caller wanted stops then.
+    pub fn gone(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// [`holding`] for what needs no service.

@@ -5,7 +5,7 @@ use portcullis_attest::binding::{Binding, Purpose, launch_body};
 use portcullis_attest::release::{CertifiedParent, ReleaseError, wrap_key};
 
 use super::Service;
-use super::appraisal::{Judgment, Question, deny, enrolled, judge, judgement};
+use super::appraisal::{Caller, Judgment, Question, deny, enrolled, judge, judgement};
 use super::http::{Answer, Refusal};
 use super::store::{HostRow, NewOrder, OrderRow, Receipted, Release};
 use crate::api::{self, OrderState};
@@ -151,7 +151,7 @@ fn order_reasons(order: &OrderRow, jws: &str, host: &str, now: u64) -> Vec<Reaso
 /// `POST /v1/orders/{id}/release`.
 pub fn release(
     service: &Service,
-    key: [u8; 32],
+    caller: Caller<'_>,
     id: &str,
     request: &api::ReleaseRequest,
 ) -> Answer<api::ReleaseResponse> {
@@ -159,11 +159,11 @@ pub fn release(
     let host = enrolled(service, &request.host, now)?;
     let order = service.store.order(id)?.ok_or_else(|| Refusal::code(ServiceCode::OrderUnknown))?;
     let body = launch_body(request.order.as_bytes(), &request.parent_public);
-    let question = Question { host: &host, purpose: Purpose::Launch, body: &body, key };
+    let question = Question { host: &host, purpose: Purpose::Launch, body: &body, caller };
     // The evidence is judged even when the order is no good: bad evidence closes the host in any case.
     let mut judgment = judge(service, &question, &request.evidence, now)?;
     judgment.reasons.extend(order_reasons(&order, &request.order, &host.host, now));
-    judgment.reasons.extend(why_not_now(&host, key, now));
+    judgment.reasons.extend(why_not_now(&host, caller.key, now));
     judgment.reasons.extend(boot_reasons(&judgment, &order)?);
     let parent = certified_parent(&mut judgment, request);
     let (Some(appraisal), Some(parent), true) = (&judgment.appraisal, parent, judgment.reasons.is_empty()) else {
@@ -231,13 +231,13 @@ fn certified_parent(judgment: &mut Judgment, request: &api::ReleaseRequest) -> O
 }
 
 /// `POST /v1/orders/{id}/receipt`.
-pub fn receipt(service: &Service, key: [u8; 32], id: &str, request: &api::ReceiptRequest) -> Answer<api::Done> {
+pub fn receipt(service: &Service, caller: Caller<'_>, id: &str, request: &api::ReceiptRequest) -> Answer<api::Done> {
     let now = Service::now();
     let host = enrolled(service, &request.host, now)?;
     let order = service.store.order(id)?.ok_or_else(|| Refusal::code(ServiceCode::OrderUnknown))?;
-    let question = Question { host: &host, purpose: Purpose::Receipt, body: request.receipt.as_bytes(), key };
+    let question = Question { host: &host, purpose: Purpose::Receipt, body: request.receipt.as_bytes(), caller };
     let mut judgment = judge(service, &question, &request.evidence, now)?;
-    if host.tls_spki != Some(key) {
+    if host.tls_spki != Some(caller.key) {
         judgment.reasons.push(ServiceCode::HostOtherKey.into());
     }
     let receipt = Receipt::parse(&request.receipt);

@@ -12,7 +12,10 @@ use axum::routing::{delete, get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use super::http::{Answer, Refusal, SMALL_BODY, blocking, holding, internal, json, peer, read_json, require_host_key};
+use super::appraisal::Caller;
+use super::http::{
+    Answer, Refusal, SMALL_BODY, Waiting, blocking, holding, internal, json, peer, read_json, require_host_key,
+};
 use super::peer::{Peer, Role};
 use super::{Service, appraisal, enrol, http, launch, people};
 use crate::api;
@@ -74,16 +77,20 @@ async fn jwks(State(service): App) -> Response {
     json(StatusCode::OK, &jsonwebtoken::jwk::JwkSet { keys })
 }
 
-/// Reads a body that may carry evidence: only from a host's key, and only so much of all of them at a time.
+/// Reads a body that may carry evidence: only from a host's key, and only so much of all of them at a time. Judging it
+/// takes long, so it is stopped when the host hangs up or its time is over.
 async fn with_evidence<B: serde::de::DeserializeOwned + Send + 'static, T: serde::Serialize + Send + 'static>(
     service: &Arc<Service>,
     request: Request,
-    work: impl FnOnce(&Service, [u8; 32], B) -> Answer<T> + Send + 'static,
+    work: impl FnOnce(&Service, Caller<'_>, B) -> Answer<T> + Send + 'static,
 ) -> Answer<Response> {
     let key = require_host_key(&peer(&request))?;
     let (parts, body) = request.into_parts();
     let (body, held): (B, _) = read_json(&parts.headers, body, api::MAX_BODY, &service.memory).await?;
-    let answer = holding(service, held, move |service| work(service, key, body)).await?;
+    let waiting = Waiting::default();
+    let gone = waiting.gone();
+    let answer = holding(service, held, move |service| work(service, Caller { key, gone: &gone }, body)).await?;
+    drop(waiting);
     Ok(json(StatusCode::OK, &answer))
 }
 
@@ -139,7 +146,7 @@ async fn challenge(State(service): App, request: Request) -> Answer<Response> {
 }
 
 async fn attest(State(service): App, request: Request) -> Answer<Response> {
-    with_evidence(&service, request, |service, key, body| appraisal::attest(service, key, &body)).await
+    with_evidence(&service, request, |service, caller, body| appraisal::attest(service, caller, &body)).await
 }
 
 async fn orders(State(service): App, Path(host): Path<String>, request: Request) -> Answer<Response> {
@@ -149,11 +156,11 @@ async fn orders(State(service): App, Path(host): Path<String>, request: Request)
 }
 
 async fn release(State(service): App, Path(id): Path<String>, request: Request) -> Answer<Response> {
-    with_evidence(&service, request, move |service, key, body| launch::release(service, key, &id, &body)).await
+    with_evidence(&service, request, move |service, caller, body| launch::release(service, caller, &id, &body)).await
 }
 
 async fn receipt(State(service): App, Path(id): Path<String>, request: Request) -> Answer<Response> {
-    with_evidence(&service, request, move |service, key, body| launch::receipt(service, key, &id, &body)).await
+    with_evidence(&service, request, move |service, caller, body| launch::receipt(service, caller, &id, &body)).await
 }
 
 async fn hosts(State(service): App, request: Request) -> Answer<Response> {

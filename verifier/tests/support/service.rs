@@ -98,7 +98,9 @@ impl Setup {
 
     /// The same with its log in a file of the caller's.
     pub fn serve_logging_to(&self, args: &[String], log: std::fs::File) -> Running {
-        let mut child = Command::new(PROGRAM).args(args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut command = Command::new(PROGRAM);
+        command.args(args).env("PORTCULLIS_LOG", "info,portcullis_verifier=debug");
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: serde_json::Value = serde_json::from_str(&line)
