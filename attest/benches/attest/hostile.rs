@@ -17,9 +17,9 @@ use crate::verdict::Rules;
 /// Size of the files.
 const SIZE: usize = 64 << 20;
 
-const EV_IPL: u32 = 13;
-const EV_EFI_VARIABLE_DRIVER_CONFIG: u32 = 0x8000_0001;
-const EV_EFI_VARIABLE_AUTHORITY: u32 = 0x8000_00e0;
+pub const EV_IPL: u32 = 13;
+pub const EV_EFI_VARIABLE_DRIVER_CONFIG: u32 = 0x8000_0001;
+pub const EV_EFI_VARIABLE_AUTHORITY: u32 = 0x8000_00e0;
 
 pub fn run(report: &mut Report) {
     report.section("hostile files of 64 MiB, until the error");
@@ -47,8 +47,11 @@ fn event_logs() -> [(&'static str, Vec<u8>); 7] {
         ("zeros", vec![0; SIZE]),
         ("an event with no end", [&good[..], &cut].concat()),
         ("smallest events", fill(&event(4, EV_IPL, b""))),
-        ("65,000 commands of 910 bytes", fill(&event(8, EV_IPL, &command(910)))),
-        ("65,000 authorities of 910 bytes", fill(&event(7, EV_EFI_VARIABLE_AUTHORITY, &variable(&vec![0x30; 874])))),
+        ("commands of 910 bytes, beyond the limit", fill(&event(8, EV_IPL, &command(910)))),
+        (
+            "authorities of 910 bytes, beyond the limit",
+            fill(&event(7, EV_EFI_VARIABLE_AUTHORITY, &variable(&vec![0x30; 874]))),
+        ),
         ("one command", fill(&event(8, EV_IPL, &command(large)))),
         ("dbx of smallest lists", {
             let mut dbx = event(7, EV_EFI_VARIABLE_DRIVER_CONFIG, &variable(&signature_list().repeat(large / 45)));
@@ -145,7 +148,7 @@ fn many_pcrs() -> Vec<u8> {
 }
 
 /// An event whose digests are of something else. That of SHA-256 is its bytes 36 to 67.
-fn event(pcr: u32, event_type: u32, data: &[u8]) -> Vec<u8> {
+pub fn event(pcr: u32, event_type: u32, data: &[u8]) -> Vec<u8> {
     let mut event = [pcr.to_le_bytes(), event_type.to_le_bytes(), 3_u32.to_le_bytes()].concat();
     for bank in [Bank::Sha1, Bank::Sha256, Bank::Sha384] {
         event.extend(bank.tpm_alg_id().to_le_bytes());
@@ -157,26 +160,26 @@ fn event(pcr: u32, event_type: u32, data: &[u8]) -> Vec<u8> {
 }
 
 /// A command of GRUB.
-fn command(size: usize) -> Vec<u8> {
+pub fn command(size: usize) -> Vec<u8> {
     let mut data = b"grub_cmd: ".to_vec();
     data.resize(size, b'x');
     data
 }
 
 /// The variable dbx with this content.
-fn variable(content: &[u8]) -> Vec<u8> {
+pub fn variable(content: &[u8]) -> Vec<u8> {
     let name: Vec<u8> = "dbx".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let size = |count: usize| u64::try_from(count).expect("64 bits").to_le_bytes();
     [&Guid::IMAGE_SECURITY.0[..], &size(3), &size(content.len()), &name, content].concat()
 }
 
 /// A list with one signature of one byte: 45 bytes.
-fn signature_list() -> Vec<u8> {
+pub fn signature_list() -> Vec<u8> {
     [&[0; 16][..], &45_u32.to_le_bytes(), &0_u32.to_le_bytes(), &17_u32.to_le_bytes(), &[0; 17]].concat()
 }
 
 /// An entry as short as it can be.
-fn small_entry(template: &[u8]) -> Vec<u8> {
+pub fn small_entry(template: &[u8]) -> Vec<u8> {
     let mut entry = [&10_u32.to_le_bytes()[..], &[1; 20], &size(template), template].concat();
     if template == b"ima" {
         entry.extend([1; 20]);
@@ -188,6 +191,6 @@ fn small_entry(template: &[u8]) -> Vec<u8> {
     entry
 }
 
-fn size(bytes: &[u8]) -> [u8; 4] {
+pub fn size(bytes: &[u8]) -> [u8; 4] {
     u32::try_from(bytes.len()).expect("short").to_le_bytes()
 }

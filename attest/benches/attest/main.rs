@@ -14,6 +14,7 @@ mod rounds;
 #[path = "../../tests/software_tpm/mod.rs"]
 mod software_tpm;
 mod verdict;
+mod worst;
 
 use std::path::PathBuf;
 
@@ -22,7 +23,7 @@ use report::Report;
 #[global_allocator]
 static COUNTED: allocations::Counted = allocations::Counted;
 
-const PARTS: [&str; 4] = ["quote", "ima", "hostile", "peers"];
+const PARTS: [&str; 5] = ["quote", "ima", "hostile", "worst", "peers"];
 
 fn main() {
     let mut json = None;
@@ -51,6 +52,7 @@ fn main() {
             "quote" => quote::run(&mut report, rounds),
             "ima" => ima::run(&mut report, rounds),
             "hostile" => hostile::run(&mut report),
+            "worst" => worst::run(&mut report, rounds.min(11)),
             "peers" => peers::run(&mut report, rounds, &programs),
             _ => panic!("no part is called {part}"),
         }

@@ -10,7 +10,7 @@ use portcullis_attest::reference::{ReferenceBuilder, ReferenceValues};
 use crate::software_tpm::binding;
 
 const POLICY: &str = "schema = \"portcullis/policy/1\"\nname = \"bench\"\nbank = \"sha256\"\nhosts = [\"*\"]\n\
-                      secure_boot = false\nima = false\nreferences = [\"bench\"]\nunsigned_references = true\n";
+                      secure_boot = false\nreferences = [\"bench\"]\nunsigned_references = true\n";
 
 /// What a boot must be like.
 pub struct Rules {
@@ -26,6 +26,11 @@ impl Rules {
         builder.recorded(&log, &[Bank::Sha256], &STATIC_PCRS);
         let references = [builder.build().expect("values of a log")];
         Self { policy: Policy::from_toml(POLICY).expect("a policy"), references }
+    }
+
+    /// The same with more in the policy.
+    pub fn with(self, more: &str) -> Self {
+        Self { policy: Policy::from_toml(&format!("{POLICY}{more}")).expect("a policy"), ..self }
     }
 
     pub fn appraise(

@@ -162,7 +162,7 @@ impl fmt::Display for PinnedBanks {
 
 /// The PCRs of [`QUOTED_PCRS`] that are missing in a quote of this bank.
 fn not_quoted(quote: &QuotedState, bank: Bank) -> Vec<Reason> {
-    let missing = QUOTED_PCRS.into_iter().filter(|pcr| quote.pcr(bank, *pcr).is_none());
+    let missing = QUOTED_PCRS.filter(|pcr| quote.pcr(bank, *pcr).is_none());
     let reason =
         |pcr: u8| Reason::new(ReasonCode::PolicyPcr).pcr(pcr.into()).expected(format!("a quoted {bank} value"));
     missing.map(reason).collect()

@@ -211,7 +211,7 @@ impl EkRoots {
 /// Whether a name says that the file is a revocation list.
 fn is_named_as_list(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    name.ends_with(".crl") || name.contains(".crl.")
+    name.split('.').skip(1).any(|part| part == "crl")
 }
 
 /// Whether these bytes begin as a revocation list in DER does: a sequence that begins with a sequence that begins with a

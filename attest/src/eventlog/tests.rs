@@ -58,8 +58,8 @@ fn n52_genuine_logs_with_digests_in_another_order_or_of_some_banks_replay() {
     let leads_to = |log: &EventLog<'_>, machine: &str, bank: Bank, left_out: &[u8]| {
         let replayed = log.replay(bank);
         for (pcr, value) in replayed.iter().filter(|(pcr, _)| !left_out.contains(pcr)) {
-            let real = &pcrs[machine][bank.name()][pcr.to_string()];
-            assert_eq!(real, &hex::encode(value), "{machine}: {bank} PCR {pcr}");
+            let held = &pcrs[machine][bank.name()][pcr.to_string()];
+            assert_eq!(held, &hex::encode(value), "{machine}: {bank} PCR {pcr}");
         }
         replayed.into_keys().collect::<Vec<_>>()
     };

@@ -297,7 +297,9 @@ fn optional_slots_that_accept_the_same_cost_no_endless_work() {
 fn values_that_prove_nothing_are_not_built() {
     let built = |slots: &[Slot]| {
         let mut builder = ReferenceBuilder::new("x", "");
-        slots.iter().for_each(|slot| _ = builder.slot(slot.clone()));
+        for slot in slots {
+            builder.slot(slot.clone());
+        }
         builder.build().is_ok()
     };
     let digest = |bank, size: usize| [Slot::digest(9, EventType::IPL, "kernel", bank, &vec![1; size])];

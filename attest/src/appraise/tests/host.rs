@@ -88,13 +88,13 @@ impl Host {
     pub fn reference(&self) -> ReferenceValues {
         let bytes = self.log.bytes();
         let log = EventLog::parse(&bytes).unwrap();
-        let mut builder = self.programs(ReferenceBuilder::new("good", ""));
+        let mut builder = Self::programs(ReferenceBuilder::new("good", ""));
         builder.recorded(&log, &[Bank::Sha256], &STATIC_PCRS);
         builder.build().unwrap()
     }
 
     /// The same with the two programs.
-    pub fn programs(&self, mut builder: ReferenceBuilder) -> ReferenceBuilder {
+    pub fn programs(mut builder: ReferenceBuilder) -> ReferenceBuilder {
         for (path, content) in [("/usr/bin/portcullis-agent", &b"agent"[..]), ("/usr/bin/portcullis-vmm", b"vmm")] {
             builder.ima(path, Bank::Sha256.hash(content).as_slice().try_into().unwrap());
         }

@@ -537,7 +537,7 @@ fn n89_a_pcr_without_reference_values_may_not_be_extended_though_it_was_quoted()
         let (bank, place) = (Bank::Sha256, u8::try_from(pcr).unwrap());
         let slot = Slot::digest(place, EventType::IPL, "addition", bank, &bank.hash(b"init=/bin/sh"));
         let bytes = host.log.bytes();
-        let mut builder = host.programs(ReferenceBuilder::new("good", ""));
+        let mut builder = Host::programs(ReferenceBuilder::new("good", ""));
         builder.recorded(&EventLog::parse(&bytes).unwrap(), &[bank], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14]).slot(slot);
         host.references = vec![builder.build().unwrap()];
         host.appraise().unwrap();

@@ -453,7 +453,7 @@ fn programs_are_judged_in_a_bank_that_the_kernel_extends_though_the_boot_is_judg
     host.padded = vec![Bank::Sha384];
     let bytes = host.log.bytes();
     let log = crate::eventlog::EventLog::parse(&bytes).unwrap();
-    let mut builder = host.programs(crate::reference::ReferenceBuilder::new("good", ""));
+    let mut builder = Host::programs(crate::reference::ReferenceBuilder::new("good", ""));
     builder.recorded(&log, &[Bank::Sha384], &crate::appraise::STATIC_PCRS);
     host.references = vec![builder.build().unwrap()];
     let appraisal = host.appraise().unwrap();

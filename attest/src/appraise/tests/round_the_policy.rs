@@ -266,7 +266,8 @@ fn n102_whatever_is_given_to_a_unified_kernel_image_is_the_references() {
     let other = utf16("lockdown=none\0");
     let more = utf16("init=/bin/sh\0");
     // The label of the event that is replaced, none for one more event; and what is logged and measured instead.
-    let cases: [(&str, u8, Option<&str>, &str, &[u8]); 7] = [
+    type Case<'a> = (&'a str, u8, Option<&'a str>, &'a str, &'a [u8]);
+    let cases: [Case<'_>; 7] = [
         ("embedded command line", 11, Some(".cmdline"), ".cmdline", b"root=/dev/vda quiet init=/bin/sh"),
         ("addon", 12, Some("lockdown=integrity"), "lockdown=none", &other),
         ("one more addon", 12, None, "init=/bin/sh", &more),

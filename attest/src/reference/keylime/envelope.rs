@@ -74,8 +74,8 @@ pub(super) fn open(json: &str, signers: &Keyring) -> Result<(Option<String>, Pol
     let signature = if signers.is_empty() {
         PolicySignature::Unchecked
     } else {
-        let signer = signatures.iter().find_map(|signature| signers.signer_of(&signed, signature));
-        PolicySignature::Good(signer.ok_or(KeylimeError::Signature)?)
+        let good = signatures.iter().find_map(|signature| signers.signer_of(&signed, signature));
+        PolicySignature::Good(good.ok_or(KeylimeError::Signature)?)
     };
     let policy =
         String::from_utf8(payload).map_err(|_| KeylimeError::Envelope("its payload is not UTF-8".to_owned()))?;

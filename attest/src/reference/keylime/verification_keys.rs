@@ -31,7 +31,7 @@ pub(super) fn keyring(value: Value) -> (Keyring, Vec<String>) {
             let mut problems = Vec::new();
             let mut good = Vec::new();
             for (key, number) in keys.into_iter().zip(1_usize..) {
-                match key.and_then(|key| key.checked()) {
+                match key.and_then(NamedKey::checked) {
                     Ok(pem) => good.push(pem),
                     Err(problem) => problems.push(format!("verification-keys: key {number}: {problem}")),
                 }
