@@ -368,6 +368,7 @@ reason_codes! {
     EkCertificateSubject = "ek.certificate-subject", "The endorsement key's certificate has an empty subject and no critical name of its TPM.";
     EkCertificateExtension = "ek.certificate-extension", "A certificate of the endorsement key's chain has a critical extension that is unknown here.";
     EkCertificateKeyMismatch = "ek.certificate-key-mismatch", "The certificate is for another endorsement key.";
+    EkNotCertified = "endorsement.not-certified", "The policy requires a TPM whose endorsement key a configured vendor certified, and nothing shows that this one is.";
     EkRootUnknown = "ek.root-unknown", "The endorsement key's certificate leads to no configured root.";
     EkChainInvalid = "ek.chain-invalid", "The endorsement key's certificate chain does not hold.";
     EkRevoked = "ek.revoked", "The endorsement key, its certificate or an authority of its chain was revoked.";

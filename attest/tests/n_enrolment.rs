@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as URL;
 use portcullis_attest::endorsement::{EnrolmentError, EnrolmentStatement, JwsError, VerifierKeys};
 use portcullis_attest::evidence::Evidence;
+use portcullis_attest::key::EnrolledAk;
 use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reason::ReasonCode as Code;
 use serde_json::{Value, json};
@@ -104,13 +105,38 @@ fn the_schema_names_what_a_statement_has() {
     let payload = URL.decode(EXAMPLE.split('.').nth(1).unwrap()).unwrap();
     let payload: Value = serde_json::from_slice(&payload).unwrap();
     let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&payload), names(&schema["properties"]));
+    // Statements from before it was said do not say whether the endorsement key was certified.
+    let mut properties = names(&schema["properties"]);
+    properties.retain(|name| name != "ek_certified");
+    assert_eq!(names(&payload), properties);
+    let made = statement_value(&SoftTpm::new());
+    assert_eq!(names(&made), names(&schema["properties"]));
     let mut required: Vec<_> =
         schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     required.sort_unstable();
     assert_eq!(required, names(&payload));
     assert_eq!(schema["additionalProperties"], false);
     assert_eq!(payload["schema"], schema["properties"]["schema"]["const"]);
+}
+
+#[test]
+fn n98_a_statement_says_whether_the_endorsement_key_was_certified() {
+    let (signer, tpm) = (Signer::new(), SoftTpm::new());
+    let certified = |change: &dyn Fn(&mut Value)| {
+        let mut value = statement_value(&tpm);
+        change(&mut value);
+        let ak =
+            EnrolmentStatement::verify(&signer.sign(&header(), &value), &signer.keys(), NOW).unwrap().ak().unwrap();
+        let quote = VerifiedQuote::verify(&tpm.evidence(&binding(), &pcrs()), &ak, &binding()).unwrap();
+        assert_eq!(quote.is_ek_certified(), ak.is_ek_certified());
+        ak.is_ek_certified()
+    };
+    assert!(certified(&|statement| statement["ek_certified"] = json!(true)));
+    assert!(!certified(&|statement| statement["ek_certified"] = json!(false)));
+    assert!(!certified(&|statement| drop(statement.as_object_mut().unwrap().remove("ek_certified"))));
+    // A key whose parent is unknown has no certified one.
+    let alone = EnrolledAk::without_parent(&tpm.ak.bytes()).unwrap();
+    assert!(!alone.with_certified_ek(true).is_ek_certified());
 }
 
 #[test]

@@ -31,7 +31,7 @@ mod appraise {
         context: &Context<'_>,
     ) -> Result<Appraisal, Denial> {
         let verdict = VerifiedQuote::verify(evidence, ak, binding).and_then(|quote| appraise(quote, evidence, context));
-        if program_can_be_asked(context) {
+        if program_can_be_asked(ak, context) {
             let expected = verdict.as_ref().err().map(|denial| &denial.reasons[..]).unwrap_or_default();
             let dir = tempfile::tempdir().unwrap();
             let answer = verify(dir.path(), evidence, (ak, binding), context, i32::from(verdict.is_err()));
@@ -49,10 +49,12 @@ mod appraise {
         verdict
     }
 
-    /// The program remembers nothing of a host, and reads a signature only beside the very bytes that were signed: that one
-    /// counts, `reference.rs` asks.
-    fn program_can_be_asked(context: &Context<'_>) -> bool {
-        context.previous.is_none() && context.references.iter().all(|values| values.signed_by().is_none())
+    /// The program remembers nothing of a host, takes from a key alone that its endorsement key is not certified, and reads a
+    /// signature only beside the very bytes that were signed: that one counts, `reference.rs` asks.
+    fn program_can_be_asked(ak: &EnrolledAk, context: &Context<'_>) -> bool {
+        !ak.is_ek_certified()
+            && context.previous.is_none()
+            && context.references.iter().all(|values| values.signed_by().is_none())
     }
 
     fn verify(

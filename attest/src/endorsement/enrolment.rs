@@ -72,6 +72,10 @@ pub struct EnrolmentStatement {
     /// The attestation key (TPMT_PUBLIC).
     #[serde_as(as = "Base64<Standard, Padded>")]
     pub ak_public: Vec<u8>,
+    /// Whether the endorsement key had a certificate that leads to a vendor's root of the verifier's when the host enrolled.
+    /// A statement that does not say so is of an earlier version, and of a TPM that counts as one without certificate.
+    #[serde(default)]
+    pub ek_certified: bool,
     /// When it was issued, in seconds since 1970.
     pub iat: u64,
     /// From when on it anchors nothing, in seconds since 1970.
@@ -79,8 +83,9 @@ pub struct EnrolmentStatement {
 }
 
 impl EnrolmentStatement {
-    /// A statement to be signed, which holds from `issued_at` (seconds since 1970) for `lifetime` seconds. Refuses ids and
-    /// keys that no enrolment has.
+    /// A statement to be signed, which holds from `issued_at` (seconds since 1970) for `lifetime` seconds, about an
+    /// endorsement key without certificate unless [`Self::ek_certified`] is set then. Refuses ids and keys that no
+    /// enrolment has.
     pub fn new(
         verifier: &str,
         host: &str,
@@ -96,6 +101,7 @@ impl EnrolmentStatement {
             ek: endorsement_fingerprint(ek_public)?,
             ek_public: ek_public.to_vec(),
             ak_public: ak_public.to_vec(),
+            ek_certified: false,
             iat: issued_at,
             exp: issued_at.saturating_add(lifetime),
         };
@@ -117,7 +123,8 @@ impl EnrolmentStatement {
 
     /// The attestation key that it anchors.
     pub fn ak(&self) -> Result<EnrolledAk, EnrolmentError> {
-        EnrolledAk::new(&self.ak_public, &self.ek_public).map_err(EnrolmentError::Keys)
+        let ak = EnrolledAk::new(&self.ak_public, &self.ek_public).map_err(EnrolmentError::Keys)?;
+        Ok(ak.with_certified_ek(self.ek_certified))
     }
 
     fn check(&self) -> Result<(), EnrolmentError> {

@@ -17,6 +17,7 @@ pub struct EnrolledAk {
     name: Vec<u8>,
     qualified_name: Option<Vec<u8>>,
     ek: Option<[u8; 32]>,
+    ek_certified: bool,
     verifying: VerifyingKey,
 }
 
@@ -40,7 +41,14 @@ impl EnrolledAk {
             (Some(public), Some(ek), Some(verifying)) if reasons.is_empty() => {
                 let name = public.name();
                 let qualified_name = public.qualified_name(&ek.qualified_name_in_hierarchy(HIERARCHY_ENDORSEMENT));
-                Ok(Self { public, name, qualified_name: Some(qualified_name), ek: fingerprint, verifying })
+                Ok(Self {
+                    public,
+                    name,
+                    qualified_name: Some(qualified_name),
+                    ek: fingerprint,
+                    ek_certified: false,
+                    verifying,
+                })
             }
             _ => Err(reasons.into()),
         }
@@ -53,10 +61,24 @@ impl EnrolledAk {
         let mut reasons = Vec::new();
         match check_attestation_key(&public, Sha1::Refused, &mut reasons) {
             Some(verifying) if reasons.is_empty() => {
-                Ok(Self { name: public.name(), public, qualified_name: None, ek: None, verifying })
+                Ok(Self { name: public.name(), public, qualified_name: None, ek: None, ek_certified: false, verifying })
             }
             _ => Err(reasons.into()),
         }
+    }
+
+    /// Says whether its endorsement key has a certificate that leads to a configured vendor's root, as
+    /// [`EndorsementKey::is_certified`](crate::endorsement::EndorsementKey::is_certified) found at enrolment. Without this,
+    /// and without a known endorsement key, it has none. A policy can require one.
+    #[must_use]
+    pub fn with_certified_ek(self, certified: bool) -> Self {
+        Self { ek_certified: certified && self.qualified_name.is_some(), ..self }
+    }
+
+    /// Whether its endorsement key has a certificate, see [`EnrolledAk::with_certified_ek`].
+    #[must_use]
+    pub const fn is_ek_certified(&self) -> bool {
+        self.ek_certified
     }
 
     /// The key's name.

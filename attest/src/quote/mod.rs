@@ -31,6 +31,7 @@ pub struct VerifiedQuote {
     binding: Binding,
     ak_name: Vec<u8>,
     ek: Option<[u8; 32]>,
+    ek_certified: bool,
 }
 
 /// One quote that held by itself.
@@ -69,7 +70,8 @@ impl VerifiedQuote {
         }
         match merge(&checked, &mut reasons) {
             Some(state) if reasons.is_empty() => {
-                Ok(Self { state, binding: expected.clone(), ak_name: ak.name().to_vec(), ek: ak.ek() })
+                let (ak_name, ek, ek_certified) = (ak.name().to_vec(), ak.ek(), ak.is_ek_certified());
+                Ok(Self { state, binding: expected.clone(), ak_name, ek, ek_certified })
             }
             _ => Err(reasons.into()),
         }
@@ -91,6 +93,12 @@ impl VerifiedQuote {
     #[must_use]
     pub const fn ek(&self) -> Option<[u8; 32]> {
         self.ek
+    }
+
+    /// Whether the endorsement key above that key has a certificate of a configured vendor.
+    #[must_use]
+    pub const fn is_ek_certified(&self) -> bool {
+        self.ek_certified
     }
 }
 

@@ -58,6 +58,9 @@ pub(in super::super) fn check<'a>(claims: &Claims<'a>, policy: &Policy) -> Judge
     if !policy.is_for(host) {
         reasons.push(Reason::new(ReasonCode::PolicyHost).expected(policy.hosts.join(" | ")).found(host));
     }
+    if policy.certified_ek && !claims.replayed().quote().is_ek_certified() {
+        reasons.push(Reason::new(ReasonCode::EkNotCertified));
+    }
     if secure_boot_denied(claims, policy) {
         let (code, event, found) = match claims.secure_boot() {
             Some(_) => (ReasonCode::SecureBootDisabled, "Secure Boot off", "off"),

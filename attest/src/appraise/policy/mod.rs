@@ -59,6 +59,10 @@ pub struct Policy {
     /// The hosts that it is for, by their ids; `*` at the end of one stands for any end, so `["*"]` is for all hosts.
     #[serde(default)]
     pub hosts: Vec<String>,
+    /// Whether the TPM's endorsement key must have had a certificate of a configured vendor when the host enrolled. Without
+    /// it an operator's admission is enough, and an operator can admit a TPM that is made in software.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub certified_ek: bool,
     /// Whether Secure Boot must be on.
     #[serde(default)]
     pub secure_boot: bool,

@@ -4,7 +4,7 @@ use super::host::Host;
 use crate::appraise::{Policy, PolicyError};
 use crate::eventlog::log_builder::{LogBuilder, signature_list, variable};
 use crate::eventlog::{EventType, Guid};
-use crate::key::Bank;
+use crate::key::{Bank, EnrolledAk};
 use crate::reason::ReasonCode as Code;
 use crate::reference::ReferenceValues;
 use crate::reference::signature::{ReferenceSigner, SignerKey};
@@ -88,6 +88,20 @@ fn n96_a_signature_of_reference_values_past_its_time() {
     let decoded = String::from_utf8(base64::Engine::decode(engine, header).unwrap()).unwrap();
     let longer = base64::Engine::encode(engine, decoded.replace("1000", "9999"));
     assert!(ReferenceValues::from_signed(&text, &format!("{longer}..{signature}"), &[key]).is_err());
+}
+
+#[test]
+fn n98_a_tpm_without_certificate_where_the_policy_requires_one() {
+    let mut host = Host::good();
+    let before = host.policy.digest();
+    demand(&mut host, "certified_ek = true");
+    assert_ne!(host.policy.digest(), before);
+    assert_eq!(host.codes(), [Code::EkNotCertified]);
+    host.ak = host.ak.with_certified_ek(true);
+    host.appraise().unwrap();
+    // A key whose endorsement key is unknown is under no certified one.
+    host.ak = EnrolledAk::without_parent(&host.ak_public()).unwrap().with_certified_ek(true);
+    assert_eq!(host.codes(), [Code::EkNotCertified]);
 }
 
 /// An older edition was good once and is signed all the same: only the policy says that it is withdrawn.
