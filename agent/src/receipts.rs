@@ -40,10 +40,14 @@ pub fn ended(prover: &mut Prover, client: &Client, party: &Party, record: &mut V
 }
 
 fn is_final(code: &Code) -> bool {
-    use ServiceCode::{OrderOtherHost, OrderUnknown, ReceiptMalformed, ReceiptMismatch, ReceiptOutOfOrder};
+    use ServiceCode::{
+        OrderOtherHost, OrderOtherTpm, OrderUnknown, ReceiptMalformed, ReceiptMismatch, ReceiptOutOfOrder,
+    };
     matches!(
         code,
-        Code::Service(OrderUnknown | OrderOtherHost | ReceiptMalformed | ReceiptMismatch | ReceiptOutOfOrder)
+        Code::Service(
+            OrderUnknown | OrderOtherHost | OrderOtherTpm | ReceiptMalformed | ReceiptMismatch | ReceiptOutOfOrder
+        )
     )
 }
 

@@ -49,6 +49,7 @@ portcullis_attest::reason_codes! {
     OrderOtherBoot = "order.other-boot", "The launch order is for another boot of this host.";
     OrderExpired = "order.expired", "The launch order has expired.";
     OrderUsed = "order.used", "The launch order was used before.";
+    OrderOtherTpm = "order.other-tpm", "The launch order is for the TPM that had this host's name before.";
     VolumeUnknown = "volume.unknown", "The tenant has no volume of this name.";
     VolumeBusy = "volume.busy", "The volume may still be open elsewhere: one volume, one host.";
     ReceiptMalformed = "receipt.malformed", "The receipt cannot be read.";

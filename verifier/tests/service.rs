@@ -100,6 +100,28 @@ fn post_as(
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[test]
+fn n103_a_host_chooses_no_nonce_and_no_kind_of_nonce() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let mut host = Host::new("h1");
+    host.enrol(&service).unwrap();
+    let nonce = "00".repeat(32);
+    for more in [
+        format!(r#", "nonce": "{nonce}""#),
+        r#", "nonce_type": "counter""#.to_owned(),
+        r#", "nonce_size": 1"#.to_owned(),
+        r#", "expires_in_s": 1000000"#.to_owned(),
+        format!(r#", "verifier": "other", "nonce": "{nonce}""#),
+    ] {
+        let body = format!(r#"{{"host": "h1", "purpose": "attest"{more}}}"#);
+        let refused = post(&service, "/v1/challenges", &[JSON], body.as_bytes());
+        assert_eq!(refused, (400, "request.malformed".to_owned()), "{body}");
+    }
+    let plain = post(&service, "/v1/challenges", &[JSON], br#"{"host": "h1", "purpose": "attest"}"#);
+    assert_eq!(plain, (200, String::new()));
+}
+
+#[test]
 fn init_makes_private_files_and_never_overwrites() {
     let setup = Setup::new(&[]);
     let state = setup.path("state");

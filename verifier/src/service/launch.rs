@@ -252,6 +252,8 @@ pub fn receipt(service: &Service, caller: Caller<'_>, id: &str, request: &api::R
     let quotes = serde_json::to_string(&request.evidence.quotes).map_err(|e| Refusal::Internal(e.to_string()))?;
     let record = Receipted {
         order: order.id.clone(),
+        host: host.host.clone(),
+        generation: host.generation,
         event: receipt.event,
         receipt: request.receipt.clone(),
         quotes,
@@ -270,6 +272,10 @@ fn receipt_reasons(receipt: &Receipt, order: &OrderRow, host: &HostRow, judgment
     let mut reasons = Vec::new();
     if receipt.order != order.id || receipt.host != host.host || receipt.vm != order.vm || order.host != host.host {
         reasons.push(ServiceCode::ReceiptMismatch.into());
+    }
+    let ordered: BootInstance = serde_json::from_str(&order.boot).map_err(|e| Refusal::Internal(e.to_string()))?;
+    if ordered.ek.as_ref() != Some(&host.ek) {
+        reasons.push(ServiceCode::OrderOtherTpm.into());
     }
     if receipt.event == Event::Started {
         reasons.extend(boot_reasons(judgment, order)?);

@@ -24,6 +24,8 @@ pub fn run(args: &[&str]) -> Output {
 /// A verifier's files: state, rules, people's certificates.
 pub struct Setup {
     pub dir: TempDir,
+    /// Variables that the service is started with.
+    pub env: Vec<(String, String)>,
     config: Vec<String>,
 }
 
@@ -31,7 +33,8 @@ impl Setup {
     /// A new verifier that trusts the lab's TPM vendor and [`boot::Boot::good`]. `config` lines go to its TOML file.
     pub fn new(config: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let setup = Self { dir, config: config.iter().map(|line| (*line).to_owned()).collect() };
+        let config = config.iter().map(|line| (*line).to_owned()).collect();
+        let setup = Self { dir, env: Vec::new(), config };
         let state = setup.path("state");
         let made = run(&["init", "--state", &state, "--name", VERIFIER, "--san", "127.0.0.1", "localhost"]);
         assert!(made.status.success(), "{made:?}");
@@ -48,6 +51,15 @@ impl Setup {
         setup.write("policy.toml", boot::POLICY);
         setup.write("config.toml", &setup.config.join("\n"));
         setup
+    }
+
+    /// A copy of all its files, the state among them. No service may run on it.
+    pub fn copy(&self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let from = format!("{}/.", self.dir.path().display());
+        let copied = Command::new("cp").args(["-a", &from, dir.path().to_str().unwrap()]).status().unwrap();
+        assert!(copied.success());
+        Self { dir, env: self.env.clone(), config: self.config.clone() }
     }
 
     /// A path inside the setup's directory.
@@ -100,6 +112,7 @@ impl Setup {
     pub fn serve_logging_to(&self, args: &[String], log: std::fs::File) -> Running {
         let mut command = Command::new(PROGRAM);
         command.args(args).env("PORTCULLIS_LOG", "info,portcullis_verifier=debug");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -196,10 +196,12 @@ impl Store {
                 make_room(transaction, new, now)?;
                 let (enrolled, at, banks) = (new.columns(), int(now), to_json("list of PCR banks", banks)?);
                 let more: [(&str, &dyn ToSql); 2] = [(":now", &at), (":banks", &banks)];
+                // A generation is of one enrolment: what was judged of a host that had this name before, even with the
+                // same keys, never counts for this one.
                 transaction.execute(
                     "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, \
-                     ek_certificate, banks) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
-                     :ek_certificate, :banks) ON CONFLICT (host) DO UPDATE SET banks = coalesce(banks, excluded.banks), \
+                     ek_certificate, banks, generation) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
+                     :ek_certificate, :banks, abs(random() >> 2)) ON CONFLICT (host) DO UPDATE SET banks = coalesce(banks, excluded.banks), \
                      certificate = CASE WHEN excluded.ek_certificate IS NULL THEN certificate \
                      ELSE excluded.certificate END, ek_certificate = coalesce(excluded.ek_certificate, ek_certificate)",
                     [&enrolled[..], &more].concat().as_slice(),

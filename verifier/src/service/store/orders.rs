@@ -62,6 +62,10 @@ pub struct Release {
 pub struct Receipted {
     /// The order.
     pub order: String,
+    /// Who sent it.
+    pub host: String,
+    /// The generation of the host row that its evidence was judged on.
+    pub generation: i64,
     /// What happened.
     pub event: Event,
     /// The receipt's JSON.
@@ -263,19 +267,46 @@ impl Store {
         })
     }
 
-    /// Records a receipt and the order's new state. The same receipt again changes nothing.
+    /// Records a receipt and the order's new state. The same receipt again changes nothing; another one of the same event,
+    /// or any after the order has ended, by a receipt or by a fence, is refused. That the sender is still the host that was
+    /// judged is checked here again, because only here nothing else can change it.
     pub fn record_receipt(&self, receipt: &Receipted, now: u64) -> Result<Option<ServiceCode>, StoreError> {
         self.transact(|transaction| {
             let Some(order) = order_in(transaction, &receipt.order)? else {
                 return Ok(Some(ServiceCode::OrderUnknown));
             };
-            let (event, next) = match (receipt.event, order.state.as_str()) {
-                (Event::Started, "released" | "running") => ("started", "running"),
-                (Event::Ended, "released" | "running" | "ended") => ("ended", "ended"),
-                _ => return Ok(Some(ServiceCode::ReceiptOutOfOrder)),
+            if order.host != receipt.host {
+                return Ok(Some(ServiceCode::ReceiptMismatch));
+            }
+            match host_in(transaction, &receipt.host, now)? {
+                None => return Ok(Some(ServiceCode::HostUnknown)),
+                Some(host) if !host.admitted => return Ok(Some(ServiceCode::NotAdmitted)),
+                Some(host) if host.generation != receipt.generation => return Ok(Some(ServiceCode::HostConcurrent)),
+                Some(_) => {}
+            }
+            let (event, next) = match receipt.event {
+                Event::Started => ("started", "running"),
+                Event::Ended => ("ended", "ended"),
             };
+            let recorded: Option<String> = transaction
+                .query_row(
+                    "SELECT receipt FROM receipts WHERE order_id = ?1 AND event = ?2",
+                    [&order.id, event],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            if order.state == next && recorded.as_ref() == Some(&receipt.receipt) {
+                return Ok(None);
+            }
+            let follows = match receipt.event {
+                Event::Started => order.state == "released",
+                Event::Ended => matches!(order.state.as_str(), "released" | "running"),
+            };
+            if !follows {
+                return Ok(Some(ServiceCode::ReceiptOutOfOrder));
+            }
             transaction.execute(
-                "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+                "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![order.id, event, receipt.receipt, receipt.quotes, int(now)],
             )?;
             transaction.execute(
