@@ -161,7 +161,8 @@ impl Agent {
             Admission::Admitted => tracing::info!(ek = fingerprint, "enrolled"),
             Admission::Pending => tracing::warn!(
                 ek = fingerprint,
-                "enrolled, but not admitted: an operator has to run `portcullis host admit {fingerprint}`"
+                "enrolled, but not admitted: an operator has to run `portcullis host admit {fingerprint} --name {}`",
+                self.session.party.host
             ),
         }
         Ok((Phase::Attesting, Duration::ZERO))

@@ -201,8 +201,8 @@ fn enrol(config: Config, json: bool) -> Result<(), AgentError> {
     let words = match enrolled.state {
         Admission::Admitted => format!("{} is enrolled and admitted", enrolled.host),
         Admission::Pending => format!(
-            "{} is enrolled; an operator has to admit it:\n  portcullis host admit {}",
-            enrolled.host, enrolled.ek_fingerprint
+            "{} is enrolled; an operator has to admit it:\n  portcullis host admit {} --name {}",
+            enrolled.host, enrolled.ek_fingerprint, enrolled.host
         ),
     };
     show(json, &json!(enrolled), &words)

@@ -210,13 +210,13 @@ fn from_enrolment_to_trust_and_back() {
     assert!(stderr.contains("host.unknown"), "{stderr}");
     let (text, _) = host.expect(&["enrol"], 0);
     let fingerprint = host.expect(&["ek"], 0).0.trim().to_owned();
-    assert!(text.contains(&format!("portcullis host admit {fingerprint}")), "{text}");
+    assert!(text.contains(&format!("portcullis host admit {fingerprint} --name honest")), "{text}");
     let (json, stderr) = host.expect(&["--json", "attest"], 1);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["trusted"], false);
     assert_eq!(json["reasons"][0]["code"], "endorsement.not-admitted", "{json}");
     assert!(stderr.starts_with("denied:\n"), "{stderr}");
-    verifier.person("olga").admit(&fingerprint, "a test").unwrap();
+    verifier.person("olga").admit(&fingerprint, "honest", "a test").unwrap();
     let (json, _) = host.expect(&["--json", "attest"], 0);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((json["trusted"].as_bool(), json["boot"]["ek"].as_str()), (Some(true), Some(&*fingerprint)));

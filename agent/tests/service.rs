@@ -39,7 +39,7 @@ impl Scene {
         let verifier = Verifier::started();
         let host = Host::new("honest", &verifier);
         let fingerprint = host.expect(&["ek"], 0).0.trim().to_owned();
-        verifier.person("olga").admit(&fingerprint, "a test").unwrap();
+        verifier.person("olga").admit(&fingerprint, "honest", "a test").unwrap();
         host.make_volume("data");
         verifier.person("alice").put_volume("data", KEY).unwrap();
         Self { verifier, host, _alone: alone }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use portcullis_verifier::api::{Admission, HostView, LaunchRequest, OrderState, Trust};
+use portcullis_verifier::api::{Admission, HostView, LaunchRequest, OrderState, Pins, Trust, VolumeView};
 use portcullis_verifier::client::Client;
 use portcullis_verifier::order::VolumeFile;
 use serde_json::json;
@@ -36,12 +36,19 @@ pub enum HostCommand {
         #[arg(long, value_name = "FILE")]
         keys_out: Option<PathBuf>,
     },
-    /// Admit a TPM: its host may get work once its evidence is good.
-    #[command(after_help = "Example:\n  portcullis host admit 3f5a… --note 'rack 4, read off its console'")]
+    /// Admit a TPM as one host: the host may get work once its evidence is good.
+    #[command(
+        after_help = "The TPM may enrol under this name and no other: policies are chosen by the name, and so no host \
+                            chooses its own.\n\nExample:\n  portcullis host admit 3f5a… --name prod-7 --note 'rack 4, \
+                            read off its console'"
+    )]
     Admit {
         /// The endorsement key's fingerprint, read off the host itself (`portcullis-agent ek`).
         #[arg(value_name = "EK_FINGERPRINT", value_parser = fingerprint)]
         ek_fingerprint: String,
+        /// The name of the host that it is in.
+        #[arg(long, value_name = "HOST", value_parser = host_name)]
+        name: String,
         /// Why, for the record.
         #[arg(long, default_value = "")]
         note: String,
@@ -103,13 +110,29 @@ pub enum VolumeCommand {
     /// List your volumes.
     Ls,
     /// Deposit the key that opens your volume. It is given to no one but a trusted host, for one order.
-    #[command(after_help = "Example:\n  portcullis volume put data --key-file data.key")]
+    #[command(
+        after_help = "With pins the key goes only to a host that was judged by such a policy and by reference values of such a \
+                      signer, so that no operator reads it with a TPM, a policy or reference values of his own. `portcullis \
+                      verify --json` prints both digests as policy_sha256 and reference_signer. Putting the same key again \
+                      replaces the pins, or keeps them if none are given.\n\nExamples:\n  portcullis volume put data \
+                      --key-file data.key\n  portcullis volume put data --key-file data.key --pin-policy 9f86… \
+                      --pin-signer 60303…"
+    )]
     Put {
         /// The volume's name.
         name: String,
         /// The key, 16 to 128 bytes, byte for byte as `cryptsetup --key-file` takes it; `-` for standard input.
         #[arg(long, value_name = "FILE")]
         key_file: PathBuf,
+        /// SHA-256 of a policy by which the host may be judged; several are alternatives.
+        #[arg(long, value_name = "SHA256", value_parser = sha256)]
+        pin_policy: Vec<String>,
+        /// The id of a key that may have signed the reference values; several are alternatives.
+        #[arg(long, value_name = "ID", value_parser = sha256)]
+        pin_signer: Vec<String>,
+        /// Take all pins of the volume away.
+        #[arg(long, conflicts_with_all = ["pin_policy", "pin_signer"])]
+        no_pins: bool,
     },
 }
 
@@ -170,6 +193,16 @@ fn sha256(text: &str) -> Result<String, String> {
     Err("64 hex digits are needed, as `sha256sum` prints them".to_owned())
 }
 
+fn host_name(text: &str) -> Result<String, String> {
+    portcullis_verifier::name::check("a host's name", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn pins_in_words(pins: &Pins) -> String {
+    let policies = pins.policies.iter().map(|pin| format!("policy {pin}"));
+    let all: Vec<String> = policies.chain(pins.signers.iter().map(|pin| format!("signer {pin}"))).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
 fn fingerprint(text: &str) -> Result<String, String> {
     sha256(text).map_err(|_| "64 hex digits are needed, as `portcullis-agent ek` prints them".to_owned())
 }
@@ -195,9 +228,10 @@ pub fn host(command: HostCommand, client: &Client, out: Output) -> Result<(), Fa
             }
             out.show(&json!({ "host": host, "enrolment": answer.enrolment }), || answer.enrolment.clone())
         }
-        HostCommand::Admit { ek_fingerprint, note } => {
-            client.admit(&ek_fingerprint, &note)?;
-            out.show(&json!({ "admitted": ek_fingerprint }), || format!("admitted {ek_fingerprint}"))
+        HostCommand::Admit { ek_fingerprint, name, note } => {
+            client.admit(&ek_fingerprint, &name, &note)?;
+            let value = json!({ "admitted": ek_fingerprint, "host": name });
+            out.show(&value, || format!("admitted {ek_fingerprint} as {}", plain(&name)))
         }
         HostCommand::Withdraw { ek_fingerprint } => {
             client.withdraw(&ek_fingerprint)?;
@@ -209,13 +243,14 @@ pub fn host(command: HostCommand, client: &Client, out: Output) -> Result<(), Fa
                 let row = |admission: &portcullis_verifier::api::AdmissionView| {
                     vec![
                         admission.ek_fingerprint.clone(),
+                        admission.host.clone().unwrap_or_else(|| "- (admit it again with --name)".to_owned()),
                         admission.by.clone(),
                         when(admission.at),
                         admission.note.clone(),
                     ]
                 };
                 let rows: Vec<Vec<String>> = answer.admissions.iter().map(row).collect();
-                table(&["EK FINGERPRINT", "BY", "WHEN", "NOTE"], &rows, "No TPM is admitted.")
+                table(&["EK FINGERPRINT", "HOST", "BY", "WHEN", "NOTE"], &rows, "No TPM is admitted.")
             })
         }
         HostCommand::Cordon { host, reason } => {
@@ -248,19 +283,23 @@ pub fn volume(command: VolumeCommand, client: &Client, out: Output) -> Result<()
         VolumeCommand::Ls => {
             let answer = client.volumes()?;
             out.show(&answer, || {
-                let held = |by: &Option<String>| by.clone().unwrap_or_else(|| "-".to_owned());
-                let rows: Vec<Vec<String>> =
-                    answer.volumes.iter().map(|volume| vec![volume.name.clone(), held(&volume.held_by)]).collect();
-                table(&["VOLUME", "HELD BY ORDER"], &rows, "You have no volume.")
+                let row = |volume: &VolumeView| {
+                    let held_by = volume.held_by.clone().unwrap_or_else(|| "-".to_owned());
+                    vec![volume.name.clone(), held_by, pins_in_words(&volume.pins)]
+                };
+                let rows: Vec<Vec<String>> = answer.volumes.iter().map(row).collect();
+                table(&["VOLUME", "HELD BY ORDER", "PINS"], &rows, "You have no volume.")
             })
         }
-        VolumeCommand::Put { name, key_file } => {
+        VolumeCommand::Put { name, key_file, pin_policy, pin_signer, no_pins } => {
             let key = files::read_secret(&key_file, MAX_KEY)?;
             if key.len() < 16 {
                 let text = format!("a key of {} bytes is too short, 16 to {MAX_KEY} are needed", key.len());
                 return Err(Failure::Content { path: key_file, text });
             }
-            client.put_volume(&name, &key)?;
+            let given = no_pins || !pin_policy.is_empty() || !pin_signer.is_empty();
+            let pins = given.then_some(Pins { policies: pin_policy, signers: pin_signer });
+            client.put_pinned_volume(&name, &key, pins)?;
             out.show(&json!({ "volume": name }), || format!("the key of {} is deposited", plain(&name)))
         }
     }

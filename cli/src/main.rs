@@ -31,7 +31,7 @@ use crate::output::Output;
 const EXAMPLES: &str = "\
 Examples:
   portcullis host ls                                     which hosts may get work, and why not
-  portcullis host admit 3f5a…                            let a TPM in (`portcullis-agent ek` prints it)
+  portcullis host admit 3f5a… --name prod-7              let a TPM in (`portcullis-agent ek` prints it)
   portcullis volume put data --key-file data.key         deposit a volume's key
   portcullis vm launch --name web --volume data --kernel boot/vmlinuz --kernel-sha256 9f86…
   portcullis verify --evidence e.json --nonce 00ff… --ak ak.tpmt --reference good.toml --policy p.toml

@@ -33,6 +33,21 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
     let value = json(dir, &launch(alice, &[]), 1);
     assert_eq!((value["placed"].as_bool(), value["why_not"].as_array().map(Vec::len)), (Some(false), Some(0)));
 
+    // Pins: given, shown, kept when none are given, taken away; not for whoever mistypes them.
+    let put = |more: &[&str], code| {
+        let fixed = ["volume", "--config", alice, "put", "pinned", "--key-file", "data.key"];
+        run(dir, &[&fixed[..], more].concat(), code)
+    };
+    let pins = || json(dir, &["volume", "--config", alice, "ls"], 0)["volumes"][1]["pins"].clone();
+    put(&["--pin-policy", KERNEL, "--pin-signer", &"ab".repeat(32)], 0);
+    put(&[], 0);
+    assert_eq!(pins(), serde_json::json!({ "policies": [KERNEL], "signers": ["ab".repeat(32)] }));
+    assert!(run(dir, &["volume", "--config", alice, "ls"], 0).0.contains(&format!("policy {KERNEL}, signer abab")));
+    put(&["--pin-policy", "9f86"], 2);
+    put(&["--pin-policy", KERNEL, "--no-pins"], 2);
+    put(&["--no-pins"], 0);
+    assert_eq!(pins(), serde_json::json!({ "policies": [], "signers": [] }));
+
     let mut host = Host::new("honest", &verifier);
     host.session.enrol().unwrap();
     host.session.attest().unwrap_err();
@@ -43,7 +58,11 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
     assert!(!value["why_not"][0]["reasons"].as_array().unwrap().is_empty());
 
     let fingerprint = host.fingerprint();
-    run(dir, &["host", "--config", olga, "admit", &fingerprint, "--note", "the test's"], 0);
+    run(dir, &["host", "--config", olga, "admit", &fingerprint], 2);
+    run(dir, &["host", "--config", olga, "admit", &fingerprint, "--name", "Not A Name"], 2);
+    run(dir, &["host", "--config", olga, "admit", &fingerprint, "--name", "honest", "--note", "the test's"], 0);
+    let (_, stderr) = run(dir, &["host", "--config", olga, "admit", &fingerprint, "--name", "other"], 1);
+    assert!(stderr.contains("admission.other-name") && stderr.contains("honest"), "{stderr}");
     host.session.attest().unwrap();
     let (text, _) = run(dir, &["host", "--config", olga, "show", "honest"], 0);
     assert!(text.contains(&fingerprint) && text.contains("trust           trusted"), "{text}");

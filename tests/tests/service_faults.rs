@@ -225,7 +225,7 @@ fn roles_do_only_what_is_theirs() {
     for (person, args) in [
         (Person::Tenant, &["host", "ls"][..]),
         (Person::Tenant, &["host", "show", "honest"]),
-        (Person::Tenant, &["host", "admit", &"ab".repeat(32)]),
+        (Person::Tenant, &["host", "admit", &"ab".repeat(32), "--name", "honest"]),
         (Person::Operator, &put),
         (Person::Operator, &["volume", "ls"]),
         (Person::Operator, &["vm", "ls"]),
@@ -239,7 +239,7 @@ fn roles_do_only_what_is_theirs() {
     assert_eq!(service.must(Person::Tenant, &["volume", "ls"]).unwrap()["volumes"].as_array().map(Vec::len), Some(0));
     service.must(Person::Tenant, &put).unwrap();
     service.must(Person::Operator, &["host", "ls"]).unwrap();
-    service.must(Person::Operator, &["host", "admit", &"ab".repeat(32)]).unwrap();
+    service.must(Person::Operator, &["host", "admit", &"ab".repeat(32), "--name", "honest"]).unwrap();
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn kill_9_loses_no_admission_and_no_volume() {
     machine.must(&["enrol"]);
     let fingerprint = machine.must(&["ek"])["ek_fingerprint"].as_str().unwrap().to_owned();
     assert_eq!(code(&machine.agent(&["attest"])), 1, "a TPM that nobody admitted");
-    service.must(Person::Operator, &["host", "admit", &fingerprint, "--note", "rack 4"]).unwrap();
+    service.must(Person::Operator, &["host", "admit", &fingerprint, "--name", "honest", "--note", "rack 4"]).unwrap();
     machine.must(&["attest"]);
     assert_eq!(scene.deposit(&service, "data", &[7; 32]).code, 0);
     let pid = service.pid();

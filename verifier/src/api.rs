@@ -20,7 +20,7 @@ use serde_with::serde_as;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::order::{VmSpec, VolumeFile};
-use crate::reason::Reason;
+use crate::reason::{Reason, ServiceCode};
 
 /// Largest request body, in bytes.
 pub const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -215,6 +215,9 @@ pub struct Done {}
 pub struct AdmissionRequest {
     /// The EK fingerprint, 64 lower-case hex digits. Nothing wider than one TPM can be admitted.
     pub ek_fingerprint: String,
+    /// The name of the host that it is in. It may enrol under no other, so that no host chooses the policy that it is
+    /// judged by.
+    pub host: String,
     /// Why, for the record; at most 1024 bytes.
     pub note: String,
 }
@@ -242,6 +245,9 @@ pub struct FenceRequest {
 pub struct AdmissionView {
     /// The EK fingerprint.
     pub ek_fingerprint: String,
+    /// The host that it was admitted as. Nothing for an admission of an earlier version whose TPM never enrolled: it
+    /// admits nothing until an operator names its host.
+    pub host: Option<String>,
     /// The operator's note.
     pub note: String,
     /// The operator.
@@ -320,6 +326,58 @@ pub struct EnrolmentResponse {
     pub enrolment: String,
 }
 
+/// Most digests of policies, and most ids of signers, that are pinned for one volume.
+pub const MAX_PINS: usize = 16;
+
+/// What a tenant pins of a volume: its key is released only to a host that was judged so. No operator can change it, so that
+/// whoever admits a TPM of his own, or writes a policy of his own, reads no key with it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Pins {
+    /// SHA-256 of the policies by which the host may have been judged, 64 lower-case hex digits each: what
+    /// `portcullis verify` and result tokens call `policy_sha256`. Empty: any policy.
+    #[serde(default)]
+    pub policies: Vec<String>,
+    /// The ids of the keys that may have signed the reference values (SHA-256 of the SubjectPublicKeyInfo), 64 lower-case
+    /// hex digits each. Empty: any, and nobody's.
+    #[serde(default)]
+    pub signers: Vec<String>,
+}
+
+impl Pins {
+    /// Whether the pins can be meant: at most [`MAX_PINS`] of each kind, all of them SHA-256 in hex.
+    pub fn is_valid(&self) -> bool {
+        let valid = |pins: &[String]| pins.len() <= MAX_PINS && pins.iter().all(|pin| crate::order::is_hex(pin, 64));
+        valid(&self.policies) && valid(&self.signers)
+    }
+
+    /// Whether nothing is pinned.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.signers.is_empty()
+    }
+
+    /// Why no key goes to a host that was judged by this policy and by reference values of this signer.
+    pub fn refuse(&self, policy_sha256: &str, reference_signer: Option<&str>) -> Vec<ServiceCode> {
+        let mut codes = Vec::new();
+        if !self.policies.is_empty() && self.policies.iter().all(|pin| pin != policy_sha256) {
+            codes.push(ServiceCode::PinnedPolicy);
+        }
+        if !self.signers.is_empty() && self.signers.iter().all(|pin| Some(pin.as_str()) != reference_signer) {
+            codes.push(ServiceCode::PinnedSigner);
+        }
+        codes
+    }
+
+    /// The same as reasons, with what was pinned and what was found.
+    pub fn reasons(&self, policy_sha256: &str, reference_signer: Option<&str>) -> Vec<Reason> {
+        let explain = |code| match code {
+            ServiceCode::PinnedPolicy => Reason::new(code).values(self.policies.join(" | "), policy_sha256),
+            _ => Reason::new(code).values(self.signers.join(" | "), reference_signer.unwrap_or("nobody's signature")),
+        };
+        self.refuse(policy_sha256, reference_signer).into_iter().map(explain).collect()
+    }
+}
+
 /// `PUT /v1/volumes/{name}`: the key that opens the tenant's volume.
 #[serde_as]
 #[derive(Serialize, Deserialize, Clone, Zeroize, ZeroizeOnDrop)]
@@ -328,6 +386,11 @@ pub struct VolumeRequest {
     /// The key, 16 to 128 bytes (what fits a TPM object).
     #[serde_as(as = "Base64")]
     pub key: Vec<u8>,
+    /// What the tenant pins. Absent: nothing of a new volume; of one that is there, what was pinned stays. Whoever changes
+    /// pins has to know the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[zeroize(skip)]
+    pub pins: Option<Pins>,
 }
 
 /// One volume, in the answer to `GET /v1/volumes`. Never its key.
@@ -338,6 +401,8 @@ pub struct VolumeView {
     pub name: String,
     /// The order that holds it, if one does.
     pub held_by: Option<String>,
+    /// What the tenant pinned.
+    pub pins: Pins,
 }
 
 /// Answer to `GET /v1/volumes`.

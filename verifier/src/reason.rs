@@ -13,6 +13,7 @@ portcullis_attest::reason_codes! {
 
     // Enrolment.
     NotAdmitted = "endorsement.not-admitted", "No operator has admitted this TPM: a genuine TPM proves itself, not the host it sits in.";
+    HostOtherName = "host.other-name", "An operator admitted this TPM under another host name: no host chooses the name, and with it the policy, that it is judged by.";
     HostConflict = "enrol.host-conflict", "A host of this name is enrolled with another endorsement or attestation key.";
     EkConflict = "enrol.ek-conflict", "This TPM is enrolled under another host name.";
     EnrolmentUnknown = "enrol.unknown", "There is no such pending enrolment: it was never begun, has expired or was used.";
@@ -55,6 +56,8 @@ portcullis_attest::reason_codes! {
     ReceiptMalformed = "receipt.malformed", "The receipt cannot be read.";
     ReceiptMismatch = "receipt.mismatch", "The receipt is about another order, host or VM.";
     ReceiptOutOfOrder = "receipt.out-of-order", "The receipt does not follow from the state of its order.";
+    PinnedPolicy = "release.pinned-policy", "The tenant releases the volume's key only to hosts that were judged by another policy.";
+    PinnedSigner = "release.pinned-signer", "The tenant releases the volume's key only to hosts that match reference values of another signer.";
     KeyNotWrapped = "release.not-wrapped", "The volume key could not be wrapped for this TPM.";
 }
 

@@ -43,7 +43,7 @@ fn from_enrolment_to_the_last_receipt() {
     assert_eq!(pending.ek_fingerprint, enrolled.ek_fingerprint);
 
     // Admitted by its fingerprint: trusted as soon as it attests.
-    operator.admit(&enrolled.ek_fingerprint, "rack 2").unwrap();
+    operator.admit(&enrolled.ek_fingerprint, &enrolled.host, "rack 2").unwrap();
     let result = host.attest(&service).unwrap();
     assert!(result.trusted && result.reasons.is_empty());
     let claims = claims(&service.client(None).jwks().unwrap(), &result.token);
@@ -100,7 +100,7 @@ fn an_enrolment_statement_anchors_evidence_for_whoever_has_the_verifiers_keys() 
     assert_eq!(refusal(operator.enrolment("h1")).0, 404);
     let enrolled = host.enrol(&service).unwrap();
     assert_eq!(codes(operator.enrolment("h1")), ["endorsement.not-admitted"]);
-    operator.admit(&enrolled.ek_fingerprint, "rack 2").unwrap();
+    operator.admit(&enrolled.ek_fingerprint, &enrolled.host, "rack 2").unwrap();
     let jws = operator.enrolment("h1").unwrap().enrolment;
     let published = serde_json::to_vec(&service.client(None).jwks().unwrap()).unwrap();
     let keys = VerifierKeys::from_jwks(&published).unwrap();
@@ -112,7 +112,7 @@ fn an_enrolment_statement_anchors_evidence_for_whoever_has_the_verifiers_keys() 
     assert_eq!((statement.verifier.as_str(), statement.host.as_str()), (VERIFIER, "h1"));
     assert_eq!((hex::encode(statement.ek), &statement.ak_public), (enrolled.ek_fingerprint, &host.ak.public));
     // Nothing else that the verifier signs is one, and it is nothing else.
-    operator.admit(&hex::encode(statement.ek), "again").unwrap();
+    operator.admit(&hex::encode(statement.ek), "h1", "again").unwrap();
     let token = host.attest(&service).unwrap().token;
     assert!(matches!(EnrolmentStatement::verify(&token, &keys, now), Err(EnrolmentError::Jws(_))));
     let order_keys = OrderKeys::from_jwks(&std::fs::read(setup.path("state/trust/order-keys.json")).unwrap()).unwrap();
@@ -136,7 +136,7 @@ fn a_tpm_without_certificate_waits_for_an_operator_like_any_other() {
     assert_eq!(enrolled.state, Admission::Pending);
     let operator = service.person("olga");
     assert_eq!(operator.host("h1").unwrap().certificate, "none");
-    operator.admit(&enrolled.ek_fingerprint, "seen on its own console").unwrap();
+    operator.admit(&enrolled.ek_fingerprint, &enrolled.host, "seen on its own console").unwrap();
     assert!(host.attest(&service).unwrap().trusted);
 }
 
@@ -183,7 +183,7 @@ fn a_host_with_secure_boot_off_or_another_command_line_gets_nothing() {
     ] {
         let mut host = Host::booted(name, boot);
         let enrolled = host.enrol(&service).unwrap();
-        operator.admit(&enrolled.ek_fingerprint, "").unwrap();
+        operator.admit(&enrolled.ek_fingerprint, &enrolled.host, "").unwrap();
         match host.attest(&service) {
             Err(ClientError::Denied { reasons }) => {
                 let reason = reasons.iter().find(|reason| reason.code.as_str() == expected);

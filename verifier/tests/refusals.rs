@@ -388,7 +388,7 @@ fn a_withdrawn_admission_ends_trust_and_release() {
     assert!(codes(host.release(&service, &placed)).contains(&"endorsement.not-admitted".into()));
     assert_eq!(codes(host.attest(&service)), ["endorsement.not-admitted"]);
     // Admitted again it is not trusted by what was judged before.
-    operator.admit(&ek, "again").unwrap();
+    operator.admit(&ek, "h1", "again").unwrap();
     assert!(!trusted(&service, "h1"));
     assert!(host.attest(&service).unwrap().trusted);
     assert_eq!(host.release(&service, &placed).unwrap(), KEY);
@@ -433,7 +433,7 @@ fn a_name_taken_by_a_stranger_does_not_keep_the_admitted_host_out() {
     let ek = honest.tpm().ek_public().unwrap();
     let spki = portcullis_attest::key::PublicArea::parse(&ek).unwrap().spki_der().unwrap();
     let fingerprint = hex::encode(portcullis_attest::key::Bank::Sha256.hash(&spki));
-    service.person("olga").admit(&fingerprint, "a test").unwrap();
+    service.person("olga").admit(&fingerprint, "h1", "a test").unwrap();
     assert_eq!(honest.enrol(&service).unwrap().state, api::Admission::Admitted);
     assert!(honest.attest(&service).unwrap().trusted);
     // What the stranger was asked before counts no more, and it cannot come back.

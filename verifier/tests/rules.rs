@@ -65,12 +65,12 @@ fn a_signer_that_the_policy_names_no_more_vouches_for_nothing() {
     assert!(Host::new("old-1").join(&service).trusted);
     let mut new = Host::new("new-1");
     let enrolled = new.enrol(&service).unwrap();
-    service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, &enrolled.host, "").unwrap();
     assert_eq!(codes(new.attest(&service)), ["reference.signer-unknown"]);
     // A host that no policy is for gets nothing.
     let mut stray = Host::new("stray");
     let enrolled = stray.enrol(&service).unwrap();
-    service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, &enrolled.host, "").unwrap();
     assert!(codes(stray.attest(&service)).contains(&"policy.host".to_owned()));
 }
 
@@ -109,7 +109,7 @@ fn the_first_policy_for_a_host_counts() {
     assert!(Host::new("h2").join(&service).trusted);
     let mut first = Host::new("h1");
     let enrolled = first.enrol(&service).unwrap();
-    service.person("olga").admit(&enrolled.ek_fingerprint, "").unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, &enrolled.host, "").unwrap();
     assert_eq!(codes(first.attest(&service)), ["reference.missing"]);
 }
 

@@ -253,7 +253,7 @@ fn each_role_has_its_calls_and_no_others() {
         ("host", |client| client.host("h1").map(drop)),
         ("remove", |client| client.remove_host("h1").map(drop)),
         ("admissions", |client| client.admissions().map(drop)),
-        ("admit", |client| client.admit(&"0".repeat(64), "").map(drop)),
+        ("admit", |client| client.admit(&"0".repeat(64), "h1", "").map(drop)),
         ("withdraw", |client| client.withdraw(&"0".repeat(64)).map(drop)),
     ];
     let of_tenants: [Call; 4] = [
@@ -285,7 +285,7 @@ fn each_role_has_its_calls_and_no_others() {
     assert!(operator.hosts().unwrap().hosts.is_empty());
     assert_eq!(refusal(operator.host("h1")).0, 404);
     for wide in ["*", "", &"0".repeat(63), &"F".repeat(64)] {
-        assert_eq!(refusal(operator.admit(wide, "")).0, 400, "{wide}");
+        assert_eq!(refusal(operator.admit(wide, "h1", "")).0, 400, "{wide}");
     }
 }
 

@@ -99,7 +99,7 @@ impl Stage {
         let service = authority.serve(&roots, &reference, &policy)?;
         for (name, tpm) in &tpms {
             let fingerprint = fingerprint(&tpm.ek_certificate_der()?)?;
-            service.must(Person::Operator, &["host", "admit", &fingerprint, "--note", name])?;
+            service.must(Person::Operator, &["host", "admit", &fingerprint, "--name", name, "--note", name])?;
         }
         let key = dir.path().join("volume.key");
         fs::write(&key, &*tenant.volume.key)?;

@@ -264,9 +264,10 @@ impl Client {
         self.call("GET", "/v1/admissions", None::<&()>)
     }
 
-    /// Admits one TPM by its EK fingerprint (operators).
-    pub fn admit(&self, ek_fingerprint: &str, note: &str) -> Result<api::Done, ClientError> {
-        let request = api::AdmissionRequest { ek_fingerprint: ek_fingerprint.to_owned(), note: note.to_owned() };
+    /// Admits one TPM by its EK fingerprint, as this host (operators).
+    pub fn admit(&self, ek_fingerprint: &str, host: &str, note: &str) -> Result<api::Done, ClientError> {
+        let (ek_fingerprint, host, note) = (ek_fingerprint.to_owned(), host.to_owned(), note.to_owned());
+        let request = api::AdmissionRequest { ek_fingerprint, host, note };
         self.call("POST", "/v1/admissions", Some(&request))
     }
 
@@ -277,7 +278,13 @@ impl Client {
 
     /// Deposits a volume's key (tenants). The same key again is fine, another key for the same name is refused.
     pub fn put_volume(&self, name: &str, key: &[u8]) -> Result<api::Done, ClientError> {
-        self.call("PUT", &format!("/v1/volumes/{}", segment(name)?), Some(&api::VolumeRequest { key: key.to_vec() }))
+        self.put_pinned_volume(name, key, None)
+    }
+
+    /// Deposits a volume's key with pins (tenants). With the key of a volume that is there, replaces its pins.
+    pub fn put_pinned_volume(&self, name: &str, key: &[u8], pins: Option<api::Pins>) -> Result<api::Done, ClientError> {
+        let request = api::VolumeRequest { key: key.to_vec(), pins };
+        self.call("PUT", &format!("/v1/volumes/{}", segment(name)?), Some(&request))
     }
 
     /// The tenant's volumes.

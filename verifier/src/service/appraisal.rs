@@ -166,7 +166,8 @@ pub fn judge(service: &Service, question: &Question<'_>, evidence: &Evidence, no
         body_sha256: Sha256::digest(question.body).into(),
     };
     let ak = match EnrolledAk::new(&host.ak_public, &host.ek_public) {
-        Ok(ak) => ak,
+        // Revocation is looked at each time; see `revoked`.
+        Ok(ak) => ak.with_certified_ek(host.is_certified()),
         Err(found) => {
             reasons.extend(found.into_iter().map(Reason::from));
             return Ok(Judgment { appraisal: None, previous: None, ak: None, binding, reasons, authentic: false });
@@ -231,9 +232,7 @@ pub fn deny<T>(service: &Service, question: &Question<'_>, judgment: &Judgment, 
         let of_evidence = if judgment.appraisal.is_none() { reasons.as_slice() } else { &[] };
         service.store.record_denied(&host.host, &host.ak_name, of_evidence, now)?;
     }
-    if !host.admitted {
-        reasons.insert(0, Reason::new(ServiceCode::NotAdmitted).values("an admitted EK fingerprint", &host.ek));
-    }
+    reasons.splice(0..0, host.why_not_admitted());
     tracing::warn!(
         host = host.host,
         purpose = question.purpose.as_str(),
@@ -252,6 +251,8 @@ pub fn judgement(question: &Question<'_>, appraisal: &Appraisal) -> Answer<Judge
         boot: serde_json::to_string(&appraisal.boot()).map_err(json)?,
         generation: question.host.generation,
         ak_name: question.host.ak_name.clone(),
+        policy_sha256: hex::encode(appraisal.policy_digest()),
+        reference_signer: appraisal.reference().signed_by.clone(),
     })
 }
 

@@ -17,8 +17,13 @@ use crate::receipt::{Event, Receipt};
 const ATTEMPTS: usize = 4;
 
 /// Why `host` does not get this VM; empty when it may.
-fn why_not(service: &Service, host: &HostRow, wanted: Option<&str>, now: u64) -> Vec<Reason> {
+fn why_not(service: &Service, host: &HostRow, wanted: Option<&str>, pins: &api::Pins, now: u64) -> Vec<Reason> {
     let mut reasons = host.why_closed_to_tenants(now);
+    if reasons.is_empty() {
+        // What the last good evidence was judged by; the release looks at its own.
+        let policy = host.judged_policy.as_deref().unwrap_or("unknown: it has to attest again");
+        reasons.extend(pins.reasons(policy, host.judged_signer.as_deref()));
+    }
     if host.vms >= service.config.max_vms {
         let most = service.config.max_vms.to_string();
         reasons.push(Reason::new(ServiceCode::HostBusy).values(format!("fewer than {most} VMs"), host.vms.to_string()));
@@ -40,9 +45,11 @@ pub fn place(service: &Service, tenant: &str, request: &api::LaunchRequest) -> A
             Some(ServiceCode::VolumeUnknown) => return Err(Refusal::not_found(ServiceCode::VolumeUnknown.sentence())),
             Some(code) => return Err(Refusal::conflict(code.as_str(), code.sentence())),
         }
+        let pins = service.store.pins(tenant, &request.volume)?.unwrap_or_default();
         let hosts = service.store.hosts_for_placement(now)?;
+        let wanted = request.host.as_deref();
         let judged: Vec<(&HostRow, Vec<Reason>)> =
-            hosts.iter().map(|host| (host, why_not(service, host, request.host.as_deref(), now))).collect();
+            hosts.iter().map(|host| (host, why_not(service, host, wanted, &pins, now))).collect();
         let free = judged.iter().filter(|(host, reasons)| reasons.is_empty() && host.boot.is_some());
         // The emptiest host; by name where two are as empty.
         let Some((host, _)) = free.min_by_key(|(host, _)| (host.vms, host.host.as_str())) else {
@@ -166,15 +173,16 @@ pub fn release(
     judgment.reasons.extend(why_not_now(&host, caller.key, now));
     judgment.reasons.extend(boot_reasons(&judgment, &order)?);
     let parent = certified_parent(&mut judgment, request);
-    let (Some(appraisal), Some(parent), true) = (&judgment.appraisal, parent, judgment.reasons.is_empty()) else {
+    let volume = service.store.volume(&order.tenant, &order.volume)?;
+    let pinned = volume.as_ref().map(|volume| pin_reasons(&judgment, &volume.pins));
+    judgment.reasons.extend(pinned.unwrap_or_else(|| vec![ServiceCode::VolumeUnknown.into()]));
+    let (Some(appraisal), Some(parent), Some(volume), true) =
+        (&judgment.appraisal, parent, volume, judgment.reasons.is_empty())
+    else {
         return deny(service, &question, &judgment, now);
     };
     let internal = |e: &dyn std::fmt::Display| Refusal::Internal(e.to_string());
-    let sealed = service
-        .store
-        .volume_key(&order.tenant, &order.volume)?
-        .ok_or_else(|| Refusal::code(ServiceCode::VolumeUnknown))?;
-    let volume_key = service.vault.open(&order.tenant, &order.volume, &sealed).map_err(|e| internal(&e))?;
+    let volume_key = service.vault.open(&order.tenant, &order.volume, &volume.sealed_key).map_err(|e| internal(&e))?;
     let wrapped = wrap_key(&volume_key, &parent, appraisal).map_err(|e| not_wrapped(&e))?;
     drop(volume_key);
     let record =
@@ -184,6 +192,12 @@ pub fn release(
     }
     tracing::info!(host = host.host, order = order.id, tenant = order.tenant, "volume key released");
     Ok(api::ReleaseResponse { wrapped })
+}
+
+/// What was judged by must be what the tenant pinned. An operator's own TPM, policy or reference values get no key so.
+fn pin_reasons(judgment: &Judgment, pins: &api::Pins) -> Vec<Reason> {
+    let Some(appraisal) = &judgment.appraisal else { return Vec::new() };
+    pins.reasons(&hex::encode(appraisal.policy_digest()), appraisal.reference().signed_by.as_deref())
 }
 
 /// What the host sent is at fault, and it is told so, unless the fault is the deposited key's or the machine's.

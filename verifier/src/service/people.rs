@@ -6,7 +6,7 @@ use subtle::ConstantTimeEq;
 
 use super::Service;
 use super::http::{Answer, Refusal};
-use super::store::{HostRow, VolumePut};
+use super::store::{Admitted, HostRow, SealedVolume, VolumePut};
 use crate::api;
 use crate::name;
 use crate::order::is_hex;
@@ -64,8 +64,9 @@ pub fn enrolment(service: &Service, who: &str, host: &str) -> Answer<api::Enrolm
         return Err(Refusal::code(ServiceCode::NotAdmitted));
     }
     let lifetime = service.config.enrolment_ttl_s;
-    let statement = EnrolmentStatement::new(&service.id, &row.host, &row.ek_public, &row.ak_public, now, lifetime)
+    let mut statement = EnrolmentStatement::new(&service.id, &row.host, &row.ek_public, &row.ak_public, now, lifetime)
         .map_err(|e| Refusal::Internal(e.to_string()))?;
+    statement.ek_certified = row.is_certified();
     let enrolment =
         service.token_signer.sign(ENROLMENT_TYP, &statement).map_err(|e| Refusal::Internal(e.to_string()))?;
     tracing::info!(operator = who, host, "enrolment statement issued");
@@ -138,15 +139,29 @@ pub fn admit(service: &Service, who: &str, request: &api::AdmissionRequest) -> A
     if !is_hex(&request.ek_fingerprint, 64) {
         return Err(Refusal::malformed("ek_fingerprint must be 64 lower-case hex digits: one TPM, nothing wider"));
     }
+    name::check("host", &request.host).map_err(|e| Refusal::malformed(e.to_string()))?;
     check_note("note", &request.note)?;
-    service.store.admit(&api::AdmissionView {
+    let admitted = service.store.admit(&api::AdmissionView {
         ek_fingerprint: request.ek_fingerprint.clone(),
+        host: Some(request.host.clone()),
         note: request.note.clone(),
         by: who.to_owned(),
         at: Service::now(),
     })?;
-    tracing::info!(operator = who, ek = request.ek_fingerprint, "TPM admitted");
-    Ok(api::Done {})
+    match admitted {
+        Admitted::Yes => {
+            tracing::info!(operator = who, ek = request.ek_fingerprint, host = request.host, "TPM admitted");
+            Ok(api::Done {})
+        }
+        Admitted::OtherName(name) => {
+            let text = format!("this TPM is admitted as {name}; withdraw that admission first");
+            Err(Refusal::conflict("admission.other-name", &text))
+        }
+        Admitted::NameTaken(ek) => {
+            let text = format!("the TPM {ek} is admitted as {}; withdraw that admission first", request.host);
+            Err(Refusal::conflict("admission.name-taken", &text))
+        }
+    }
 }
 
 /// `DELETE /v1/admissions/{ek_fingerprint}`.
@@ -173,22 +188,28 @@ pub fn put_volume(service: &Service, tenant: &str, volume: &str, request: &api::
             format!("a volume key must have 16 to {} bytes", portcullis_attest::release::MAX_KEY),
         ));
     }
+    if request.pins.as_ref().is_some_and(|pins| !pins.is_valid()) {
+        let most = api::MAX_PINS;
+        return Err(Refusal::malformed(format!("pins must be at most {most} SHA-256 of each kind, in lower-case hex")));
+    }
     let broken = |e: super::vault::VaultError| Refusal::Internal(e.to_string());
-    let sealed = service.vault.seal(tenant, volume, &request.key).map_err(broken)?;
-    match service.store.put_volume(tenant, volume, &sealed, Service::now())? {
-        VolumePut::New => {
-            tracing::info!(tenant, volume, "volume key deposited");
-            Ok(api::Done {})
-        }
+    let sealed_key = service.vault.seal(tenant, volume, &request.key).map_err(broken)?;
+    let new = SealedVolume { sealed_key, pins: request.pins.clone().unwrap_or_default() };
+    match service.store.put_volume(tenant, volume, &new, Service::now())? {
+        VolumePut::New => tracing::info!(tenant, volume, pinned = !new.pins.is_empty(), "volume key deposited"),
         VolumePut::There(sealed) => {
             let there = service.vault.open(tenant, volume, &sealed).map_err(broken)?;
-            if bool::from(there.as_slice().ct_eq(&request.key)) {
-                return Ok(api::Done {});
+            if !bool::from(there.as_slice().ct_eq(&request.key)) {
+                // Another key would lock the tenant out of what the volume holds.
+                return Err(Refusal::conflict("volume.exists", "there is a volume of this name with another key"));
             }
-            // Another key would lock the tenant out of what the volume holds.
-            Err(Refusal::conflict("volume.exists", "there is a volume of this name with another key"))
+            if let Some(pins) = &request.pins {
+                service.store.pin_volume(tenant, volume, pins)?;
+                tracing::info!(tenant, volume, pinned = !pins.is_empty(), "volume's pins replaced");
+            }
         }
     }
+    Ok(api::Done {})
 }
 
 /// `GET /v1/vms`.

@@ -245,7 +245,12 @@ pub fn references() -> String {
 
 /// Reference values that accept each of these boots, as TOML.
 pub fn references_of(boots: &[Boot]) -> String {
-    let mut builder = ReferenceBuilder::new("good", "the boot of the tests");
+    references_named("good", boots)
+}
+
+/// The same under a name.
+pub fn references_named(name: &str, boots: &[Boot]) -> String {
+    let mut builder = ReferenceBuilder::new(name, "the boot of the tests");
     for boot in boots {
         let bytes = boot.eventlog();
         let log = EventLog::parse(&bytes).unwrap();

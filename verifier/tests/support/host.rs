@@ -113,7 +113,7 @@ impl Host {
     /// Enrols, is admitted and attests.
     pub fn join(&mut self, service: &Running) -> api::AttestResponse {
         let enrolled = self.enrol(service).unwrap();
-        service.person("olga").admit(&enrolled.ek_fingerprint, "a test").unwrap();
+        service.person("olga").admit(&enrolled.ek_fingerprint, &self.name, "a test").unwrap();
         self.attest(service).unwrap()
     }
 

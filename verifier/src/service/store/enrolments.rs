@@ -3,7 +3,7 @@
 use portcullis_attest::appraise::PinnedBanks;
 use rusqlite::{OptionalExtension, ToSql, Transaction, params};
 
-use super::hosts::{LIVE, host_in, remove_in};
+use super::hosts::{ADMITTED, LIVE, host_in, remove_in};
 use super::{Store, StoreError, int, to_json};
 use crate::reason::ServiceCode;
 
@@ -66,29 +66,35 @@ impl Enrolment {
 
 /// Who stands against an enrolment: a host never changes its keys and a TPM never its host without an operator.
 ///
-/// An operator's word is for a TPM, and anybody can come first with a name: so a TPM that was admitted is not kept out by
-/// hosts that nobody admitted and that hold no orders. Those are given by name, to be forgotten.
+/// An operator admits a TPM as one host, and no TPM that is admitted enrols as another. Anybody can come first with a name:
+/// so a TPM that was admitted under it is not kept out by hosts that nobody admitted and that hold no orders, its own
+/// enrolment under another name among them. Those are given by name, to be forgotten.
 fn conflicts(
     transaction: &Transaction<'_>,
     new: &Enrolment,
     now: u64,
 ) -> Result<(Vec<ServiceCode>, Vec<String>), StoreError> {
+    let named: Option<Option<String>> =
+        transaction.query_row("SELECT host FROM admissions WHERE ek = ?1", [&new.ek], |row| row.get(0)).optional()?;
+    let named = named.flatten();
+    let admitted = named.as_ref() == Some(&new.host);
     let query = format!(
-        "SELECT host, ek, ak_name, EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek) OR {LIVE} > 0, \
-         EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = ?2) \
-         FROM hosts WHERE host = ?3 OR ek = ?2 OR ak_name = ?4",
+        "SELECT host, ek, ak_name, {ADMITTED} OR {LIVE} > 0 FROM hosts WHERE host = ?3 OR ek = ?2 OR ak_name = ?4",
     );
     let mut statement = transaction.prepare(&query)?;
     let mut rows = statement.query(params![int(now), new.ek, new.host, new.ak_name])?;
     let (mut found, mut in_the_way) = (Vec::new(), Vec::new());
+    if named.is_some() && !admitted {
+        found.push(ServiceCode::HostOtherName);
+    }
     while let Some(row) = rows.next()? {
         let (host, ek, ak_name): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
         if (&host, &ek, &ak_name) == (&new.host, &new.ek, &new.ak_name) {
             continue;
         }
-        let (firm, admitted): (bool, bool) = (row.get(3)?, row.get(4)?);
+        let firm: bool = row.get(3)?;
         let code = if host == new.host { ServiceCode::HostConflict } else { ServiceCode::EkConflict };
-        if admitted && !firm && ek != new.ek {
+        if admitted && !firm {
             in_the_way.push(host);
         } else if !found.contains(&code) {
             found.push(code);
@@ -100,7 +106,7 @@ fn conflicts(
 /// Forgets hosts that wait for an operator and hold no orders, until there is room for one more.
 fn make_room(transaction: &Transaction<'_>, new: &Enrolment, now: u64) -> Result<(), StoreError> {
     let query = format!(
-        "SELECT host FROM hosts WHERE host <> ?2 AND {LIVE} = 0 AND ek NOT IN (SELECT ek FROM admissions) \
+        "SELECT host FROM hosts WHERE host <> ?2 AND {LIVE} = 0 AND NOT {ADMITTED} \
          ORDER BY certificate = 'verified' DESC, enrolled_at DESC, rowid DESC LIMIT -1 OFFSET ?3"
     );
     let mut statement = transaction.prepare(&query)?;

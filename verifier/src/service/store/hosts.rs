@@ -19,7 +19,11 @@ pub(super) const LIVE: &str = "(SELECT count(*) FROM orders WHERE orders.host = 
                     OR (state = 'placed' AND expires_at > ?1 AND placed_at <= ?1 + 60)))";
 const COLUMNS: &str = "host, ek, ek_public, certificate, ak_public, ak_name, tls_spki, judged, boot, trusted_until, \
                        attested_at, reasons, cordon, generation, \
-                       EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek), ek_certificate, banks";
+                       (SELECT admissions.host FROM admissions WHERE admissions.ek = hosts.ek), ek_certificate, \
+                       judged_policy, judged_signer, banks";
+/// Whether an operator admitted a host's TPM under the name that the host has.
+pub(super) const ADMITTED: &str =
+    "EXISTS (SELECT 1 FROM admissions WHERE admissions.ek = hosts.ek AND admissions.host = hosts.host)";
 
 /// An enrolled host.
 #[derive(Clone, Debug)]
@@ -52,13 +56,19 @@ pub struct HostRow {
     pub cordon: Option<String>,
     /// Counts judgements, so that one made on older knowledge is not recorded.
     pub generation: i64,
-    /// Whether an operator admitted its TPM.
+    /// Whether an operator admitted its TPM, under this name.
     pub admitted: bool,
+    /// The name under which an operator admitted its TPM, if one did.
+    pub admitted_as: Option<String>,
     /// The EK certificate (DER), if it has one.
     pub ek_certificate: Option<Vec<u8>>,
     /// The PCR banks that were active when it enrolled, and into which of them its firmware measured. Nothing when that is
     /// not known yet: then it is not trusted.
     pub banks: Option<PinnedBanks>,
+    /// SHA-256 (hex) of the policy by which its last good evidence was judged.
+    pub judged_policy: Option<String>,
+    /// The id of the key that signed the reference values by which its last good evidence was judged.
+    pub judged_signer: Option<String>,
     /// VMs placed, released or running there.
     pub vms: u32,
 }
@@ -76,13 +86,30 @@ pub struct Judgement {
     pub generation: i64,
     /// Name of the AK that quoted it, hex: a host of the same name may have been enrolled anew since.
     pub ak_name: String,
+    /// SHA-256 of the policy by which it was judged, hex.
+    pub policy_sha256: String,
+    /// The id of the key that signed the reference values, if one did.
+    pub reference_signer: Option<String>,
+}
+
+/// What became of an admission.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// It is recorded, or was before.
+    Yes,
+    /// The TPM is admitted under this other name.
+    OtherName(String),
+    /// Another TPM is admitted under this name.
+    NameTaken(String),
 }
 
 impl HostRow {
     /// The row, and its columns of JSON: reasons and banks.
     fn read(row: &Row<'_>) -> rusqlite::Result<(Self, String, Option<String>)> {
+        let (host, admitted_as): (String, Option<String>) = (row.get(0)?, row.get(14)?);
         let host = Self {
-            host: row.get(0)?,
+            admitted: admitted_as.as_ref() == Some(&host),
+            host,
             ek: row.get(1)?,
             ek_public: row.get(2)?,
             certificate: row.get(3)?,
@@ -96,17 +123,24 @@ impl HostRow {
             reasons: Vec::new(),
             cordon: row.get(12)?,
             generation: row.get(13)?,
-            admitted: row.get(14)?,
+            admitted_as,
             ek_certificate: row.get(15)?,
             banks: None,
-            vms: row.get(17)?,
+            judged_policy: row.get(16)?,
+            judged_signer: row.get(17)?,
+            vms: row.get(19)?,
         };
-        Ok((host, row.get(11)?, row.get(16)?))
+        Ok((host, row.get(11)?, row.get(18)?))
     }
 
     fn parse((host, reasons, banks): (Self, String, Option<String>)) -> Result<Self, StoreError> {
         let banks = banks.map(|banks| from_json("list of PCR banks", &banks)).transpose()?;
         Ok(Self { reasons: from_json("list of reasons", &reasons)?, banks, ..host })
+    }
+
+    /// Whether its EK had a certificate of a configured vendor when it enrolled.
+    pub fn is_certified(&self) -> bool {
+        self.certificate == "verified"
     }
 
     /// Why it gets no new work, for tenants: of a host that no operator admitted only that, for whatever else is known of
@@ -115,12 +149,21 @@ impl HostRow {
         if self.admitted { self.why_closed(now) } else { vec![ServiceCode::NotAdmitted.into()] }
     }
 
+    /// Why no operator's word is for it; empty when one is. For operators and for the host itself.
+    pub fn why_not_admitted(&self) -> Vec<Reason> {
+        if self.admitted {
+            return Vec::new();
+        }
+        let mut found = vec![Reason::new(ServiceCode::NotAdmitted).values("an admitted EK fingerprint", &self.ek)];
+        if let Some(name) = &self.admitted_as {
+            found.push(Reason::new(ServiceCode::HostOtherName).values(name, &self.host));
+        }
+        found
+    }
+
     /// Why nothing in its name counts at `now`; empty when it does.
     pub fn why_untrusted(&self, now: u64) -> Vec<Reason> {
-        let mut found = Vec::new();
-        if !self.admitted {
-            found.push(ServiceCode::NotAdmitted.into());
-        }
+        let mut found = self.why_not_admitted();
         if self.banks.is_none() {
             found.push(ServiceCode::HostBanksUnknown.into());
         }
@@ -163,8 +206,19 @@ pub(super) fn record_in(
 ) -> Result<bool, StoreError> {
     let changed = transaction.execute(
         "UPDATE hosts SET tls_spki = ?2, judged = ?3, boot = ?4, attested_at = ?5, reasons = '[]', \
-         generation = generation + 1 WHERE host = ?1 AND generation = ?6 AND ak_name = ?7",
-        params![host, good.tls_spki, good.judged, good.boot, int(now), good.generation, good.ak_name],
+         generation = generation + 1, judged_policy = ?8, judged_signer = ?9 \
+         WHERE host = ?1 AND generation = ?6 AND ak_name = ?7",
+        params![
+            host,
+            good.tls_spki,
+            good.judged,
+            good.boot,
+            int(now),
+            good.generation,
+            good.ak_name,
+            good.policy_sha256,
+            good.reference_signer
+        ],
     )?;
     Ok(changed == 1)
 }
@@ -228,11 +282,11 @@ impl Store {
 
     /// Hosts that a placement looks at: every admitted one, and of those that wait for an operator the first to enrol.
     pub fn hosts_for_placement(&self, now: u64) -> Result<Vec<HostRow>, StoreError> {
-        self.hosts_where(
-            "ek IN (SELECT ek FROM admissions) OR host IN (SELECT host FROM hosts WHERE ek NOT IN \
-             (SELECT ek FROM admissions) ORDER BY enrolled_at, rowid LIMIT ?2)",
-            params![int(now), MAX_WAITING_SHOWN],
-        )
+        let condition = format!(
+            "{ADMITTED} OR host IN (SELECT host FROM hosts WHERE NOT {ADMITTED} \
+             ORDER BY enrolled_at, rowid LIMIT ?2)"
+        );
+        self.hosts_where(&condition, params![int(now), MAX_WAITING_SHOWN])
     }
 
     fn hosts_where(&self, condition: &str, values: impl rusqlite::Params) -> Result<Vec<HostRow>, StoreError> {
@@ -291,14 +345,28 @@ impl Store {
         })
     }
 
-    /// Admits one TPM.
-    pub fn admit(&self, admission: &AdmissionView) -> Result<(), StoreError> {
+    /// Admits one TPM as one host. What was admitted before is not changed: an operator withdraws it first.
+    pub fn admit(&self, admission: &AdmissionView) -> Result<Admitted, StoreError> {
+        let AdmissionView { ek_fingerprint: ek, host, note, by, at } = admission;
         self.transact(|transaction| {
+            let mut statement = transaction.prepare("SELECT ek, host FROM admissions WHERE ek = ?1 OR host = ?2")?;
+            let found = statement.query_map(params![ek, host], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            for (admitted_ek, admitted_host) in found.collect::<Result<Vec<(String, Option<String>)>, _>>()? {
+                match admitted_host {
+                    Some(other) if admitted_ek == *ek && host.as_ref() != Some(&other) => {
+                        return Ok(Admitted::OtherName(other));
+                    }
+                    Some(_) if admitted_ek != *ek => return Ok(Admitted::NameTaken(admitted_ek)),
+                    _ => {}
+                }
+            }
             transaction.execute(
-                "INSERT INTO admissions VALUES (?1, ?2, ?3, ?4) ON CONFLICT (ek) DO NOTHING",
-                params![admission.ek_fingerprint, admission.note, admission.by, int(admission.at)],
+                "INSERT INTO admissions (ek, note, admitted_by, admitted_at, host) VALUES (?1, ?2, ?3, ?4, ?5) \
+                 ON CONFLICT (ek) DO UPDATE SET note = excluded.note, admitted_by = excluded.admitted_by, \
+                 admitted_at = excluded.admitted_at, host = excluded.host WHERE host IS NULL",
+                params![ek, note, by, int(*at), host],
             )?;
-            Ok(())
+            Ok(Admitted::Yes)
         })
     }
 
@@ -316,13 +384,14 @@ impl Store {
     pub fn admissions(&self) -> Result<Vec<AdmissionView>, StoreError> {
         self.transact(|transaction| {
             let mut statement =
-                transaction.prepare("SELECT ek, note, admitted_by, admitted_at FROM admissions ORDER BY ek")?;
+                transaction.prepare("SELECT ek, note, admitted_by, admitted_at, host FROM admissions ORDER BY ek")?;
             let rows = statement.query_map([], |row| {
                 Ok(AdmissionView {
                     ek_fingerprint: row.get(0)?,
                     note: row.get(1)?,
                     by: row.get(2)?,
                     at: uint(row.get(3)?),
+                    host: row.get(4)?,
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)

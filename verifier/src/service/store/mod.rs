@@ -16,10 +16,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 pub use self::enrolments::{Enrolment, Pending};
-pub use self::hosts::{HostRow, Judgement};
+pub use self::hosts::{Admitted, HostRow, Judgement};
 pub use self::nonces::Nonce;
 pub use self::orders::{NewOrder, OrderRow, Receipted, Release};
-pub use self::volumes::VolumePut;
+pub use self::volumes::{SealedVolume, VolumePut};
 
 /// The version of the schema below. A database of another version is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 3;
@@ -30,6 +30,15 @@ const FROM_VERSION_1: &str = "ALTER TABLE hosts ADD COLUMN ek_certificate BLOB; 
 /// What version 2 lacks. Which PCR banks its hosts have comes with their next enrolment; until then they are not trusted.
 const FROM_VERSION_2: &str = "ALTER TABLE hosts ADD COLUMN banks TEXT; \
                               UPDATE hosts SET trusted_until = NULL, generation = generation + 1;";
+/// What version 2 lacks of admissions by name. A TPM that is enrolled was admitted under the name that it has; one that
+/// never enrolled waits until an operator names its host.
+const NAMES_FROM_VERSION_2: &str = "ALTER TABLE admissions ADD COLUMN host TEXT; \
+     UPDATE admissions SET host = (SELECT hosts.host FROM hosts WHERE hosts.ek = admissions.ek); \
+     CREATE UNIQUE INDEX one_tpm_a_host ON admissions (host);";
+/// What version 2 lacks of tenants' pins.
+const PINS_FROM_VERSION_2: &str = "ALTER TABLE hosts ADD COLUMN judged_policy TEXT; \
+     ALTER TABLE hosts ADD COLUMN judged_signer TEXT; \
+     ALTER TABLE volumes ADD COLUMN pins TEXT NOT NULL DEFAULT '{\"policies\":[],\"signers\":[]}';";
 
 /// Why the store cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -100,13 +109,13 @@ impl Store {
                 transaction.execute_batch(SCHEMA)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
-            1 => {
-                transaction.execute_batch(FROM_VERSION_1)?;
+            1 | 2 => {
+                if found == 1 {
+                    transaction.execute_batch(FROM_VERSION_1)?;
+                }
                 transaction.execute_batch(FROM_VERSION_2)?;
-                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            }
-            2 => {
-                transaction.execute_batch(FROM_VERSION_2)?;
+                transaction.execute_batch(NAMES_FROM_VERSION_2)?;
+                transaction.execute_batch(PINS_FROM_VERSION_2)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
             SCHEMA_VERSION => {}

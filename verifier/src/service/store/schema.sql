@@ -1,12 +1,15 @@
 -- The verifier's state, schema version 3. Times are seconds since 1970; digests are hex unless BLOB.
 
--- TPMs that an operator let in, one by one.
+-- TPMs that an operator let in, one by one, each as one host. An admission of version 2 whose TPM never enrolled has no
+-- host: it admits nothing until an operator names one.
 CREATE TABLE admissions (
     ek          TEXT PRIMARY KEY CHECK (length(ek) = 64),
     note        TEXT NOT NULL,
     admitted_by TEXT NOT NULL,
-    admitted_at INTEGER NOT NULL
+    admitted_at INTEGER NOT NULL,
+    host        TEXT
 ) STRICT;
+CREATE UNIQUE INDEX one_tpm_a_host ON admissions (host);
 
 -- Enrolled hosts. trusted_until is set by good evidence only and cleared by bad evidence at once.
 CREATE TABLE hosts (
@@ -29,7 +32,10 @@ CREATE TABLE hosts (
     ek_certificate BLOB,
     -- JSON: the PCR banks that were active at enrolment, and whether the firmware measured into them. Without it, or when
     -- an operator accepts others, the host has to enrol again.
-    banks         TEXT
+    banks         TEXT,
+    -- By what the last good evidence was judged: SHA-256 of the policy, and who signed the reference values.
+    judged_policy TEXT,
+    judged_signer TEXT
 ) STRICT;
 
 -- Credential challenges that were not answered yet. The secret itself is not kept.
@@ -61,6 +67,8 @@ CREATE TABLE volumes (
     name       TEXT NOT NULL,
     sealed_key BLOB NOT NULL,
     created_at INTEGER NOT NULL,
+    -- JSON: by what a host must have been judged to get the key.
+    pins       TEXT NOT NULL DEFAULT '{"policies":[],"signers":[]}',
     PRIMARY KEY (tenant, name)
 ) STRICT;
 

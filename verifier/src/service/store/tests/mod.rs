@@ -1,11 +1,15 @@
 //! What the database itself holds to, whatever the code above it does.
 
+mod receipts;
+mod versions;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_attest::appraise::PinnedBanks;
 use rusqlite::params;
 
 use super::*;
+use crate::api::{AdmissionView, Pins};
 use crate::reason::{Reason, ServiceCode};
 
 const EK: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
@@ -27,7 +31,7 @@ fn placed() -> (tempfile::TempDir, Store) {
     let (dir, store) = store();
     store
         .transact(|t| -> Result<(), StoreError> {
-            t.execute("INSERT INTO admissions VALUES (?1, '', 'o', 0)", [EK])?;
+            t.execute("INSERT INTO admissions VALUES (?1, '', 'o', 0, 'h1')", [EK])?;
             t.execute(
                 "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, tls_spki, boot, \
                  trusted_until, banks) VALUES ('h1', ?1, x'', 'none', x'', 'a', 0, ?2, ?3, 100, ?4)",
@@ -37,7 +41,7 @@ fn placed() -> (tempfile::TempDir, Store) {
         })
         .unwrap();
     for volume in ["v", "w"] {
-        assert_eq!(store.put_volume("t", volume, b"sealed", 0).unwrap(), VolumePut::New);
+        assert_eq!(store.put_volume("t", volume, &sealed(Pins::default()), 0).unwrap(), VolumePut::New);
         let id = volume.repeat(32);
         assert_eq!(store.place(&order(&id, volume), 0).unwrap(), None);
     }
@@ -63,9 +67,20 @@ fn order(id: &str, volume: &str) -> NewOrder {
 }
 
 fn release(id: &str, generation: i64) -> Release {
-    let judgement =
-        Judgement { tls_spki: [1; 32], judged: "{}".into(), boot: BOOT.into(), generation, ak_name: "a".into() };
+    let judgement = Judgement {
+        tls_spki: [1; 32],
+        judged: "{}".into(),
+        boot: BOOT.into(),
+        generation,
+        ak_name: "a".into(),
+        policy_sha256: "p".into(),
+        reference_signer: None,
+    };
     Release { order: id.into(), host: "h1".into(), judgement }
+}
+
+fn sealed(pins: Pins) -> SealedVolume {
+    SealedVolume { sealed_key: b"sealed".to_vec(), pins }
 }
 
 fn state(store: &Store, id: &str) -> String {
@@ -124,6 +139,43 @@ fn every_condition_of_a_release_is_checked_where_it_is_recorded() {
 }
 
 #[test]
+fn every_condition_of_a_placement_is_checked_where_it_is_recorded() {
+    let placed_with = |change: &str, new: NewOrder| {
+        let (_dir, store) = placed();
+        assert_eq!(store.put_volume("t", "x", &sealed(Pins::default()), 0).unwrap(), VolumePut::New);
+        store.transact(|t| -> Result<(), StoreError> { Ok(t.execute_batch(change)?) }).unwrap();
+        store.place(&new, 1).unwrap()
+    };
+    let new = || order(&"x".repeat(32), "x");
+    let refused = |change: &str, expected| assert_eq!(placed_with(change, new()), Some(expected), "{change}");
+    assert_eq!(placed_with("", new()), None);
+    refused("DELETE FROM hosts", ServiceCode::HostUnknown);
+    refused("DELETE FROM admissions", ServiceCode::HostUntrusted);
+    refused("UPDATE admissions SET host = 'h2'", ServiceCode::HostUntrusted);
+    refused("UPDATE hosts SET trusted_until = NULL", ServiceCode::HostUntrusted);
+    refused("UPDATE hosts SET cordon = 'closed'", ServiceCode::HostUntrusted);
+    refused("UPDATE hosts SET boot = '[]'", ServiceCode::OrderOtherBoot);
+    refused("DELETE FROM volumes WHERE name = 'x'", ServiceCode::VolumeUnknown);
+    assert_eq!(placed_with("", NewOrder { max_vms: 2, ..new() }), Some(ServiceCode::HostBusy));
+    assert_eq!(placed_with("", NewOrder { max_vms: 3, ..new() }), None);
+}
+
+#[test]
+fn one_host_has_few_enrolments_pending() {
+    let (_dir, store) = store();
+    let begin = |id: usize, tls: u8, now| {
+        let enrolment = enrolment("h", EK);
+        let pending = Pending { enrolment, secret_sha256: [0; 32], tls_spki: [tls; 32], expires_at: 100 };
+        store.begin_enrolment(&id.to_string(), &pending, now).unwrap()
+    };
+    assert!((0..8).all(|id| begin(id, 1, 1).is_empty()));
+    assert_eq!(begin(8, 1, 1), [ServiceCode::EnrolmentsFull]);
+    // Another key is not kept out, and what has expired keeps nobody out.
+    assert_eq!(begin(9, 2, 1), []);
+    assert_eq!(begin(10, 1, 100), []);
+}
+
+#[test]
 fn one_volume_is_never_open_twice_even_if_the_code_forgets_to_look() {
     let (_dir, store) = placed();
     let twice = store.transact(|t| -> Result<(), StoreError> {
@@ -151,51 +203,6 @@ fn a_denial_wins_over_a_verdict_that_was_reached_on_older_knowledge() {
 }
 
 #[test]
-fn a_database_of_the_first_version_goes_on() {
-    let (dir, store) = placed();
-    store
-        .transact(|t| -> Result<(), StoreError> {
-            t.execute_batch("ALTER TABLE hosts DROP COLUMN ek_certificate")?;
-            t.execute_batch("ALTER TABLE enrolments DROP COLUMN ek_certificate")?;
-            t.execute_batch("ALTER TABLE hosts DROP COLUMN banks")?;
-            Ok(t.pragma_update(None, "user_version", 1)?)
-        })
-        .unwrap();
-    drop(store);
-    let store = Store::open(&dir.path().join("db")).unwrap();
-    assert_eq!(store.host("h1", 1).unwrap().unwrap().ek_certificate, None);
-    // The next enrolment brings the certificate, and none takes it away.
-    let same = |ek_certificate| Enrolment { ek_certificate, ak_name: "a".into(), ..enrolment("h1", EK) };
-    for (given, kept) in [(None, None), (Some(vec![7]), Some(vec![7])), (None, Some(vec![7]))] {
-        let conflicts = store.enrol(&same(given), &banks(), 1).unwrap();
-        assert_eq!(conflicts, []);
-        assert_eq!(store.host("h1", 1).unwrap().unwrap().ek_certificate, kept);
-    }
-}
-
-#[test]
-fn n90_hosts_of_the_second_version_are_not_trusted_until_their_banks_are_known() {
-    let (dir, store) = placed();
-    assert!(store.host("h1", 1).unwrap().unwrap().why_untrusted(1).is_empty());
-    store
-        .transact(|t| -> Result<(), StoreError> {
-            t.execute_batch("ALTER TABLE hosts DROP COLUMN banks")?;
-            Ok(t.pragma_update(None, "user_version", 2)?)
-        })
-        .unwrap();
-    drop(store);
-    let store = Store::open(&dir.path().join("db")).unwrap();
-    let row = store.host("h1", 1).unwrap().unwrap();
-    let codes: Vec<_> = row.why_untrusted(1).into_iter().map(|reason| reason.code).collect();
-    assert_eq!(codes, [ServiceCode::HostBanksUnknown, ServiceCode::HostNeverAttested].map(Into::into));
-    let good = release("", row.generation).judgement;
-    let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
-    assert_eq!(store.enrol(&same, &banks(), 1).unwrap(), []);
-    assert!(store.record_trusted("h1", &good, 500, 1).unwrap());
-    assert!(store.host("h1", 1).unwrap().unwrap().why_untrusted(1).is_empty());
-}
-
-#[test]
 fn n90_banks_are_pinned_once_and_replaced_after_an_operators_word() {
     let (_dir, store) = placed();
     let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
@@ -212,17 +219,6 @@ fn n90_banks_are_pinned_once_and_replaced_after_an_operators_word() {
     assert_eq!((store.enrol(&same, &other, 1).unwrap(), pinned()), (vec![], Some(other)));
 }
 
-#[test]
-fn a_database_of_another_version_is_refused() {
-    let (dir, store) = store();
-    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 4)?) }).unwrap();
-    drop(store);
-    let opened = Store::open(&dir.path().join("db")).map(drop);
-    assert!(matches!(opened, Err(StoreError::Version { found: 4 })), "{opened:?}");
-    std::fs::write(dir.path().join("rubbish"), vec![7; 8192]).unwrap();
-    assert!(matches!(Store::open(&dir.path().join("rubbish")), Err(StoreError::Sqlite(_))));
-}
-
 fn enrolment(host: &str, ek: &str) -> Enrolment {
     Enrolment {
         host: host.into(),
@@ -235,9 +231,13 @@ fn enrolment(host: &str, ek: &str) -> Enrolment {
     }
 }
 
-fn admit(store: &Store, ek: &str) {
-    let (ek_fingerprint, by) = (ek.to_owned(), "o".to_owned());
-    store.admit(&crate::api::AdmissionView { ek_fingerprint, note: String::new(), by, at: 0 }).unwrap();
+fn admission(ek: &str, host: &str) -> AdmissionView {
+    let (ek_fingerprint, host, by) = (ek.to_owned(), Some(host.to_owned()), "o".to_owned());
+    AdmissionView { ek_fingerprint, host, note: String::new(), by, at: 0 }
+}
+
+fn admit(store: &Store, ek: &str, host: &str) {
+    assert_eq!(store.admit(&admission(ek, host)).unwrap(), Admitted::Yes);
 }
 
 #[test]
@@ -247,16 +247,82 @@ fn a_name_taken_by_a_tpm_that_nobody_admitted_does_not_keep_an_admitted_one_out(
     assert_eq!(store.enrol(&squatter, &banks(), 1).unwrap(), []);
     // As long as no operator has said which of the two it is, the first one stays.
     assert_eq!(store.enrol(&honest, &banks(), 2).unwrap(), [ServiceCode::HostConflict]);
-    admit(&store, &honest.ek);
+    admit(&store, &honest.ek, "h");
     let pending = Pending { enrolment: honest.clone(), secret_sha256: [0; 32], tls_spki: [0; 32], expires_at: 9 };
     assert_eq!(store.begin_enrolment("e", &pending, 3).unwrap(), []);
     assert_eq!(store.enrol(&honest, &banks(), 3).unwrap(), []);
     assert_eq!(store.host("h", 3).unwrap().unwrap().ek, honest.ek);
-    // And an admitted one is not driven out by another admitted one, nor by its own EK under another name.
+    // And an admitted one is not driven out by another one, nor by its own EK under another name.
     let other = enrolment("h", &"b".repeat(64));
-    admit(&store, &other.ek);
+    let taken = store.admit(&admission(&other.ek, "h")).unwrap();
+    assert_eq!(taken, Admitted::NameTaken(honest.ek.clone()));
     assert_eq!(store.enrol(&other, &banks(), 4).unwrap(), [ServiceCode::HostConflict]);
-    assert_eq!(store.enrol(&Enrolment { host: "i".into(), ..honest }, &banks(), 4).unwrap(), [ServiceCode::EkConflict]);
+    let renamed = Enrolment { host: "i".into(), ..honest };
+    assert_eq!(store.enrol(&renamed, &banks(), 4).unwrap(), [ServiceCode::HostOtherName, ServiceCode::EkConflict]);
+}
+
+#[test]
+fn n97_a_tpm_is_admitted_as_one_host_and_enrols_as_no_other() {
+    let (_dir, store) = store();
+    let ek = "a".repeat(64);
+    let (prod, lab) = (enrolment("prod-7", &ek), enrolment("lab-7", &ek));
+    // It waits under a name of its own choice; admitted under another one it is not.
+    assert_eq!(store.enrol(&lab, &banks(), 1).unwrap(), []);
+    admit(&store, &ek, "prod-7");
+    let row = store.host("lab-7", 1).unwrap().unwrap();
+    let codes: Vec<_> = row.why_untrusted(1).into_iter().map(|reason| reason.code).collect();
+    assert!(!row.admitted && codes.contains(&ServiceCode::HostOtherName.into()), "{codes:?}");
+    assert!(!store.record_trusted("lab-7", &judged(&row), 500, 1).unwrap());
+    let pending = |enrolment: &Enrolment| Pending {
+        enrolment: enrolment.clone(),
+        secret_sha256: [0; 32],
+        tls_spki: [0; 32],
+        expires_at: 9,
+    };
+    assert_eq!(store.begin_enrolment("e", &pending(&lab), 2).unwrap(), [ServiceCode::HostOtherName]);
+    assert_eq!(store.enrol(&lab, &banks(), 2).unwrap(), [ServiceCode::HostOtherName]);
+    // Under the name that the operator gave it takes the place of what waits under the other one.
+    assert_eq!(store.begin_enrolment("f", &pending(&prod), 2).unwrap(), []);
+    assert_eq!(store.enrol(&prod, &banks(), 2).unwrap(), []);
+    let row = store.host("prod-7", 2).unwrap().unwrap();
+    assert!(row.admitted && store.host("lab-7", 2).unwrap().is_none());
+    assert!(store.record_trusted("prod-7", &judged(&row), 500, 2).unwrap());
+    // The same admission again is none, another name needs the first one withdrawn.
+    admit(&store, &ek, "prod-7");
+    assert_eq!(store.admit(&admission(&ek, "lab-7")).unwrap(), Admitted::OtherName("prod-7".to_owned()));
+    assert!(store.withdraw(&ek).unwrap());
+    admit(&store, &ek, "lab-7");
+    assert!(!store.host("prod-7", 3).unwrap().unwrap().admitted);
+}
+
+/// Good evidence of an enrolled host.
+fn judged(row: &HostRow) -> Judgement {
+    Judgement { ak_name: row.ak_name.clone(), generation: row.generation, ..release("", 0).judgement }
+}
+
+#[test]
+fn n98_a_release_looks_at_the_pins_where_it_is_recorded() {
+    let id = "v".repeat(32);
+    let pins = |policy: &str, signer: &str| Pins {
+        policies: vec!["q".into(), policy.into()],
+        signers: vec!["t".into(), signer.into()],
+    };
+    let (_dir, store) = placed();
+    let mut good = release(&id, 0);
+    good.judgement.reference_signer = Some("s".into());
+    for (pins, expected) in [
+        (pins("other", "s"), ServiceCode::PinnedPolicy),
+        (pins("p", "other"), ServiceCode::PinnedSigner),
+        (pins("P", "S"), ServiceCode::PinnedPolicy),
+    ] {
+        store.pin_volume("t", "v", &pins).unwrap();
+        assert_eq!(store.release(&good, 1).unwrap(), Some(expected));
+        assert_eq!(state(&store, &id), "placed");
+    }
+    store.pin_volume("t", "v", &pins("p", "s")).unwrap();
+    // Reference values that nobody signed match no pin.
+    assert_eq!(store.release(&release(&id, 0), 1).unwrap(), Some(ServiceCode::PinnedSigner));
+    assert_eq!(store.release(&good, 1).unwrap(), None);
 }
 
 #[test]
@@ -264,7 +330,7 @@ fn a_host_that_holds_a_volume_is_not_driven_out_though_its_admission_was_withdra
     let (_dir, store) = placed();
     store.withdraw(EK).unwrap();
     let other = enrolment("h1", &"b".repeat(64));
-    admit(&store, &other.ek);
+    admit(&store, &other.ek, "h1");
     assert_eq!(store.enrol(&other, &banks(), 1).unwrap(), [ServiceCode::HostConflict]);
     assert_eq!(store.enrol(&other, &banks(), 5_000).unwrap(), [], "its orders have expired");
 }
@@ -352,12 +418,11 @@ fn a_release_that_comes_while_the_volume_is_placed_elsewhere_is_refused_with_its
 #[test]
 fn what_was_issued_before_the_clock_was_set_back_does_not_hold_longer_for_that() {
     let (_dir, store) = store();
-    let honest = enrolment("h", EK);
-    admit(&store, EK);
-    assert_eq!(store.enrol(&honest, &banks(), 1).unwrap(), []);
-    let good = Judgement { ak_name: honest.ak_name, ..release("", 0).judgement };
+    admit(&store, EK, "h");
+    assert_eq!(store.enrol(&enrolment("h", EK), &banks(), 1).unwrap(), []);
+    let good = judged(&store.host("h", 1).unwrap().unwrap());
     assert!(store.record_trusted("h", &good, 1_000_300, 1_000_000).unwrap());
-    assert_eq!(store.put_volume("t", "v", b"sealed", 0).unwrap(), VolumePut::New);
+    assert_eq!(store.put_volume("t", "v", &sealed(Pins::default()), 0).unwrap(), VolumePut::New);
     let row =
         OrderRow { host: "h".into(), placed_at: 1_000_000, expires_at: 1_000_300, ..order(&"v".repeat(32), "v").row };
     assert_eq!(store.place(&NewOrder { row, max_vms: 8 }, 1_000_000).unwrap(), None);
