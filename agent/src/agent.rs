@@ -23,7 +23,7 @@ use portcullis_verifier::reason::{Code, Reason, ServiceCode};
 
 use crate::backoff::Backoff;
 use crate::child;
-use crate::launch::{self, LaunchError, Launcher, Vm, check_boot, check_memory};
+use crate::launch::{self, LaunchError, Launcher, Vm, check_order};
 use crate::machine::{MachineEvent, Wake};
 use crate::prover::ProverError;
 use crate::receipts;
@@ -215,18 +215,7 @@ impl Agent {
             return None;
         }
         let room = usize::try_from(self.session.config.max_vms).unwrap_or(usize::MAX);
-        let checked = match &self.boot {
-            _ if order.order().verifier != party.verifier => {
-                Err(format!("it is by verifier {:?}, this host obeys {:?}", order.order().verifier, party.verifier))
-            }
-            Some(boot) => check_boot(order.order(), boot).map_err(|error| error.to_string()),
-            None => Err("this host has not attested".to_owned()),
-        };
-        let checked = checked.and_then(|()| {
-            if self.vms.len() < room { Ok(()) } else { Err(LaunchError::Full(self.vms.len()).to_string()) }
-        });
-        let checked = checked.and_then(|()| check_memory(order.order().vm.mem_mib).map_err(|error| error.to_string()));
-        match checked {
+        match check_order(order.order(), &party.verifier, self.boot.as_ref(), self.vms.len(), room) {
             Ok(()) => Some(order),
             Err(error) => {
                 tracing::error!(order = id, error, "refused an order");

@@ -338,6 +338,25 @@ pub fn check_boot(order: &Order, this: &BootInstance) -> Result<(), LaunchError>
     Err(LaunchError::OtherBoot { ordered: order.boot.to_string(), this: this.to_string() })
 }
 
+/// Whether this host, which obeys `verifier`, is in `boot` and has `running` VMs of at most `most`, may carry an order out.
+pub fn check_order(
+    order: &Order,
+    verifier: &str,
+    boot: Option<&BootInstance>,
+    running: usize,
+    most: usize,
+) -> Result<(), String> {
+    if order.verifier != verifier {
+        return Err(format!("it is by verifier {:?}, this host obeys {verifier:?}", order.verifier));
+    }
+    let boot = boot.ok_or_else(|| "this host has not attested".to_owned())?;
+    check_boot(order, boot).map_err(|error| error.to_string())?;
+    if running >= most {
+        return Err(LaunchError::Full(running).to_string());
+    }
+    check_memory(order.vm.mem_mib).map_err(|error| error.to_string())
+}
+
 fn first_status(plan: &Order) -> VmStatus {
     VmStatus {
         order: plan.id.clone(),
@@ -381,5 +400,32 @@ mod tests {
         assert_eq!(available_mib("MemTotal: 10 kB\n"), None);
         assert!(check_memory(16).is_ok());
         assert!(matches!(check_memory(u64::MAX), Err(LaunchError::Memory { .. })));
+    }
+
+    #[test]
+    fn n85_an_order_is_carried_out_in_its_boot_for_the_one_verifier() {
+        let example: serde_json::Value =
+            serde_json::from_str(include_str!("../../verifier/schemas/order-1.json")).unwrap();
+        let mut order: Order = serde_json::from_value(example["examples"][0].clone()).unwrap();
+        order.vm.mem_mib = 16;
+        let (verifier, boot) = (order.verifier.clone(), order.boot.clone());
+        assert_eq!(check_order(&order, &verifier, Some(&boot), 1, 2), Ok(()));
+        let refused = |verifier: &str, boot: Option<&BootInstance>, running, expected: &str| {
+            let error = check_order(&order, verifier, boot, running, 2).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        refused("other.verifier", Some(&boot), 1, "other.verifier");
+        refused(&verifier, None, 1, "has not attested");
+        for other in [
+            BootInstance { reset_count: boot.reset_count + 1, ..boot.clone() },
+            BootInstance { restart_count: boot.restart_count + 1, ..boot.clone() },
+            BootInstance { ek: Some("00".repeat(32)), ..boot.clone() },
+            BootInstance { ek: None, ..boot.clone() },
+        ] {
+            refused(&verifier, Some(&other), 1, &other.to_string());
+        }
+        refused(&verifier, Some(&boot), 2, &LaunchError::Full(2).to_string());
+        let large = Order { vm: VmSpec { mem_mib: u64::MAX, ..order.vm.clone() }, ..order.clone() };
+        assert!(check_order(&large, &verifier, Some(&boot), 1, 2).is_err());
     }
 }

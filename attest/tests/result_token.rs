@@ -41,6 +41,7 @@ fn appraisal() -> Appraisal {
         certificates: &CertificateCache::new(),
         previous: None,
         now: 0,
+        abandoned: None,
     };
     appraise(quote, &evidence, &context).unwrap()
 }

@@ -104,6 +104,7 @@ impl Host {
             certificates: &CertificateCache::new(),
             previous: None,
             now: 0,
+            abandoned: None,
         };
         let quote = VerifiedQuote::verify(&evidence, &self.ak, &asked).expect("a good quote");
         appraise(quote, &evidence, &context).expect("a good boot")

@@ -318,6 +318,28 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_person_is_of_one_role_and_as_long_as_the_certificate() {
+        let person = Peer::Person { role: Role::Tenant, name: "alice".into(), until: 10 };
+        assert_eq!(require_person(&person, Role::Tenant, 9).unwrap(), "alice");
+        let refused = |peer: &Peer, role, now| match require_person(peer, role, now).unwrap_err() {
+            Refusal::Call(_, code, _) => code,
+            other => panic!("{other:?}"),
+        };
+        for now in [10, 11] {
+            assert_eq!(refused(&person, Role::Tenant, now), "peer.role");
+        }
+        assert_eq!(refused(&person, Role::Operator, 9), "peer.role");
+        let host = Peer::HostKey { spki_sha256: [1; 32] };
+        for peer in [&host, &Peer::Anonymous] {
+            assert_eq!(refused(peer, Role::Tenant, 9), "peer.role");
+        }
+        assert_eq!(require_host_key(&host).unwrap(), [1; 32]);
+        for peer in [&person, &Peer::Anonymous] {
+            assert!(require_host_key(peer).is_err());
+        }
+    }
+
     #[tokio::test]
     async fn memory_of_a_body_is_held_until_the_work_on_it_is_done_also_when_its_sender_went_away() {
         let memory = Arc::new(Semaphore::new(1));
