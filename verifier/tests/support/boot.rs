@@ -120,6 +120,8 @@ impl Boot {
         self.event(7, EventType::EFI_VARIABLE_AUTHORITY, &generations);
         self.measure(4, EventType::EFI_BOOT_SERVICES_APPLICATION, &image("\\EFI\\BOOT\\BOOTX64.EFI"), b"shim");
         self.measure(14, EventType::IPL, b"MokList\0", b"mok list");
+        let generation = variable(SHIM_LOCK, "SbatLevel", b"sbat,1,2022111500\n");
+        self.event(7, EventType::EFI_VARIABLE_AUTHORITY, &generation);
         self.measure(4, EventType::EFI_BOOT_SERVICES_APPLICATION, &image("\\EFI\\BOOT\\grubx64.efi"), b"grub");
         self.measure(9, EventType::IPL, b"(hd0)/EFI/debian/grub.cfg\0", b"grub.cfg");
         for (prefix, text) in [
