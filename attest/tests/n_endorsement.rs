@@ -354,11 +354,12 @@ fn n30_an_intermediate_is_an_anchor_if_the_operator_says_so() {
     let by_other = Certificate { issuer: name("other"), ..vendor.leaf.clone() }.signed_by(&other);
     assert_eq!(check(&anchored, &by_other), Err(vec![Code::EkRootUnknown]));
     // It must be an authority all the same, and be valid.
-    let changes: [(&dyn Fn(&mut Certificate), Code); 2] = [
-        (&|issuing: &mut Certificate| issuing.remove(BASIC_CONSTRAINTS), Code::EkChainInvalid),
-        (&|issuing: &mut Certificate| issuing.not_after = "210101000000Z", Code::EkCertificateExpired),
+    let no_authority: fn(&mut Certificate) = |issuing| issuing.remove(BASIC_CONSTRAINTS);
+    let cases = [
+        (no_authority, Code::EkChainInvalid),
+        (|issuing: &mut Certificate| issuing.not_after = "210101000000Z", Code::EkCertificateExpired),
     ];
-    for (change, code) in changes {
+    for (change, code) in cases {
         let mut changed = vendor.issuing.certificate.clone();
         change(&mut changed);
         let roots = EkRoots::from_files([], [file("issuing.der", &changed.signed_by(&vendor.root))]).unwrap();

@@ -195,7 +195,7 @@ fn n96_a_statement_past_its_time_anchors_nothing() {
         let expected = (ISSUED, ISSUED + LIFETIME, now);
         match at(now).unwrap_err() {
             EnrolmentError::Expired { issued_at, expires_at, now } => {
-                assert_eq!((issued_at, expires_at, now), expected)
+                assert_eq!((issued_at, expires_at, now), expected);
             }
             other => panic!("{other}"),
         }

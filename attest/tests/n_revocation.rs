@@ -214,8 +214,8 @@ fn n96_what_is_no_successor_takes_no_lists_place() {
     assert_eq!(refused(&by_authority(RevocationList::new("issuing")), &later().signed_by(&forger)), []);
     assert_eq!(vendor.refused(listed(&[&later().signed_by(&forger)])), [Code::EkCrlInvalid]);
     let list = RevocationList::new("root").signed_by(&vendor.root);
-    let forged = RevocationList::new("root").signed_by(&Authority::new("root", "root"));
-    let files = [("good.crl", list), ("forged.crl", forged)];
+    let impostors = RevocationList::new("root").signed_by(&Authority::new("root", "root"));
+    let files = [("good.crl", list), ("forged.crl", impostors)];
     let roots = vendor.roots().with_revocations(Revocations::from_dir_files(files).unwrap());
     let [warning] = roots.warnings().try_into().unwrap();
     assert!(warning.starts_with("forged.crl: ") && warning.contains("signature does not verify"), "{warning}");

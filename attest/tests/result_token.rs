@@ -58,10 +58,10 @@ fn keys(jwk: &impl serde::Serialize) -> VerifierKeys {
 #[test]
 fn n77_a_token_holds_for_its_key_and_its_time() {
     let signer = TokenSigner::generate().unwrap();
-    let signed = result(EXPIRES);
-    let token = signer.sign(&signed).unwrap();
+    let issued = result(EXPIRES);
+    let token = signer.sign(&issued).unwrap();
     let read = ResultClaims::from_token(&format!("{token}\n"), &keys(signer.jwk())).unwrap();
-    assert_eq!(read, *signed);
+    assert_eq!(read, *issued);
     for now in [ISSUED, EXPIRES - 1] {
         read.holds_at(now).unwrap();
     }

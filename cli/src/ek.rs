@@ -72,7 +72,9 @@ pub fn ek(command: EkCommand, out: Output) -> Result<(), Failure> {
     let warnings = roots.warnings();
     let checked = EkCertificate::check(&certificate, &intermediates, &roots, SystemTime::now()).map_err(|reasons| {
         // A root that was skipped may be the one that is missing.
-        warnings.iter().for_each(|warning| crate::output::warn(warning));
+        for warning in &warnings {
+            crate::output::warn(warning);
+        }
         denied(reasons)
     })?;
     let [manufacturer, model, version] = checked.tpm();

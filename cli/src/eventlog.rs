@@ -117,7 +117,7 @@ fn not_replayed(log: &EventLog<'_>, bank: Bank) -> String {
             "{name}: event {} (PCR {}) has no digest of this bank, so it cannot be replayed",
             event.number, event.pcr
         ),
-        None => format!("the log has no digests of bank {name}"),
+        None => format!("the log has no digests of bank {bank}"),
     }
 }
 

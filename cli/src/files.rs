@@ -43,8 +43,11 @@ pub fn read_dir(dir: &Path, limit: u64) -> Result<Vec<(String, Vec<u8>)>, Failur
         .collect()
 }
 
+/// A file's name with its content, or with the reason why that cannot be read.
+pub type NamedFile = (String, Result<Vec<u8>, String>);
+
 /// Reads the files of a directory, each of at most `limit` bytes; what cannot be read has the reason in the content's place.
-pub fn read_each(dir: &Path, limit: u64) -> Result<Vec<(String, Result<Vec<u8>, String>)>, Failure> {
+pub fn read_each(dir: &Path, limit: u64) -> Result<Vec<NamedFile>, Failure> {
     let files = paths(dir)?.into_iter().filter(|path| !path.is_dir());
     Ok(files.map(|path| (path.display().to_string(), read(&path, limit).map_err(|error| error.to_string()))).collect())
 }

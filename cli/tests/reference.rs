@@ -111,8 +111,8 @@ fn only_signed_values_count_where_the_policy_says_so() {
     verify(dir, "reference.toml", 0);
     run(dir, &["reference", "sign", "reference.toml", "--key", "key.pem", "--valid-for", "0"], 2);
     let text = std::fs::read_to_string(dir.join("reference.toml")).unwrap();
-    let signer = portcullis_attest::reference::signature::ReferenceSigner::from_pem(KEY).unwrap();
-    std::fs::write(dir.join("reference.toml.sig"), signer.sign_until(text.as_bytes(), 1).unwrap()).unwrap();
+    let key = portcullis_attest::reference::signature::ReferenceSigner::from_pem(KEY).unwrap();
+    std::fs::write(dir.join("reference.toml.sig"), key.sign_until(text.as_bytes(), 1).unwrap()).unwrap();
     assert_eq!(codes(&verify(dir, "reference.toml", 1)), ["reference.signature-expired"]);
     let checked = json(dir, &["reference", "check", "reference.toml", "--key", "key.pub"], 1);
     assert_eq!(codes(&checked), ["reference.signature-expired"]);
@@ -157,6 +157,11 @@ fn a_keylime_policy_is_imported_by_content_and_the_rest_is_named() {
     assert!(written.contains("path = \"/usr/bin/ls\"") && written.contains(digest), "{written}");
 }
 
+/// The arguments of an import.
+fn make<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["reference", "make", "--name", "imported", "--keylime-policy"], more].concat()
+}
+
 #[test]
 fn a_signed_keylime_policy_opens_and_its_keys_become_a_keyring() {
     let dir = tempfile::tempdir().unwrap();
@@ -168,9 +173,6 @@ fn a_signed_keylime_policy_opens_and_its_keys_become_a_keyring() {
         ("plain.json", "{\"meta\": {\"version\": 1}}"),
     ] {
         std::fs::write(dir.join(name), content).unwrap();
-    }
-    fn make<'a>(more: &[&'a str]) -> Vec<&'a str> {
-        [&["reference", "make", "--name", "imported", "--keylime-policy"], more].concat()
     }
     // Its keys are no reference values: they are named, or written for a policy.
     let (_, stderr) = run(dir, &make(&["signed.json"]), 2);

@@ -199,16 +199,16 @@ fn lists(boot: &Boot) -> Vec<Worst> {
     let judged = |rules: &str| format!("ima = true\n{rules}");
     let any = judged(&rule("/srv/**", "\"any\""));
     let sixteen: String = (0..16).map(|number| rule(&format!("/srv/**b**c**{number:02}"), "\"listed\"")).collect();
-    let signer = Signer::new();
-    let signed = judged(&signer.rules(&rule("/srv/**", "\"any\"")));
+    let key = Signer::new();
+    let signed = judged(&key.rules(&rule("/srv/**", "\"any\"")));
     let content = |number: usize| Bank::Sha256.hash(&number.to_le_bytes());
     let good = numbered(&|number| {
-        let attribute = signer.attribute(&signer.sign(&number.to_le_bytes()));
+        let attribute = key.attribute(&key.sign(&number.to_le_bytes()));
         entry(format!("/srv/{number}").as_bytes(), &content(number), &attribute)
     });
     let bad = numbered(&|number| {
         let signature = [&[0x30, 70, 2, 33, 0][..], &[7; 67]].concat();
-        entry(format!("/srv/{number}").as_bytes(), &content(number), &signer.attribute(&signature))
+        entry(format!("/srv/{number}").as_bytes(), &content(number), &key.attribute(&signature))
     });
     let usual = numbered(&|number| {
         entry(format!("/srv/lib/x86_64-linux-gnu/lib{number}.so").as_bytes(), &content(number), b"")

@@ -344,3 +344,5 @@ pub(crate) fn judge(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod work_tests;

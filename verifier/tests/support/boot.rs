@@ -116,8 +116,6 @@ impl Boot {
 
     fn loader(&mut self, command_line: &str) {
         self.event(7, EventType::EFI_VARIABLE_AUTHORITY, &variable(IMAGE_SECURITY, "db", b"vendor CA"));
-        let generations = variable(SHIM_LOCK, "SbatLevel", b"sbat,1,2022111500\nshim,2\n");
-        self.event(7, EventType::EFI_VARIABLE_AUTHORITY, &generations);
         self.measure(4, EventType::EFI_BOOT_SERVICES_APPLICATION, &image("\\EFI\\BOOT\\BOOTX64.EFI"), b"shim");
         self.measure(14, EventType::IPL, b"MokList\0", b"mok list");
         let generation = variable(SHIM_LOCK, "SbatLevel", b"sbat,1,2022111500\n");

@@ -30,7 +30,7 @@ fn by_pattern(host: &Host, text: &str, pattern: &str) -> ReferenceValues {
                 slot.texts.clear();
                 slot.digests.clear();
                 slot.patterns = vec![Pattern::new(pattern).unwrap()];
-                slot.reason = "it differs from boot to boot".to_owned();
+                "it differs from boot to boot".clone_into(&mut slot.reason);
             }
             builder.slot(slot);
         }

@@ -13,7 +13,6 @@ mod programs;
 mod round_the_policy;
 mod secure_boot;
 mod shim;
-mod work;
 
 use host::Host;
 use proptest::prelude::*;

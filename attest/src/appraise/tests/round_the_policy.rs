@@ -260,13 +260,15 @@ fn reference(host: &Host) -> crate::reference::ReferenceValues {
     builder.build().unwrap()
 }
 
+/// What is changed, in which PCR, at the place of which label, under which label, to what.
+type Case<'a> = (&'a str, u8, Option<&'a str>, &'a str, &'a [u8]);
+
 #[test]
 fn n102_whatever_is_given_to_a_unified_kernel_image_is_the_references() {
     unified().appraise().unwrap();
     let other = utf16("lockdown=none\0");
     let more = utf16("init=/bin/sh\0");
     // The label of the event that is replaced, none for one more event; and what is logged and measured instead.
-    type Case<'a> = (&'a str, u8, Option<&'a str>, &'a str, &'a [u8]);
     let cases: [Case<'_>; 7] = [
         ("embedded command line", 11, Some(".cmdline"), ".cmdline", b"root=/dev/vda quiet init=/bin/sh"),
         ("addon", 12, Some("lockdown=integrity"), "lockdown=none", &other),

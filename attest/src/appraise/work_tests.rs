@@ -7,7 +7,7 @@
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 
-use super::host::{Host, codes};
+use super::tests::host::{Host, codes};
 use crate::appraise::{Claims, Policy, ReplayedLog};
 use crate::eventlog::log_builder::{LogBuilder, signature_list, utf16, variable};
 use crate::eventlog::{CertificateCache, EventType, Guid};
@@ -47,7 +47,7 @@ fn is_linear_with(most: usize, size: usize, evidence: impl Fn(usize) -> (usize, 
 }
 
 fn policy(more: &str) -> Policy {
-    Policy::from_toml(&format!("{}{more}\n", super::host::POLICY)).unwrap()
+    Policy::from_toml(&format!("{}{more}\n", super::tests::host::POLICY)).unwrap()
 }
 
 /// A kernel's load options, of which the log has no text: their digest is that of this text.
@@ -184,7 +184,7 @@ fn n95_many_revoked_certificates_and_many_that_the_policy_wants_revoked() {
         let mut host = Host::good();
         let at = host.log.position(&variable(Guid::IMAGE_SECURITY, "dbx", &[]));
         let lists: Vec<u8> = (0..count).flat_map(|number| signature_list(&certificate(number))).collect();
-        let mut log = LogBuilder::new(&super::host::BANKS);
+        let mut log = LogBuilder::new(&super::tests::host::BANKS);
         log.event(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::IMAGE_SECURITY, "dbx", &lists));
         host.log.events[at] = log.events.remove(0);
         let wanted = |number: usize| Bank::Sha256.hash(&certificate(number + other)).try_into().unwrap();
