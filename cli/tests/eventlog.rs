@@ -54,10 +54,9 @@ fn real_logs_replay_as_an_independent_program_computed() {
     let expected: serde_json::Map<String, Value> = serde_json::from_str(&expected).unwrap();
     for (name, expected) in expected {
         let replayed = json(&corpus.join("eventlogs"), &["eventlog", "replay", &name], 0);
-        let expected = object!({
-            "banks": expected["pcrs"], "events": expected["events"], "trailing_bytes": expected["trailing_bytes"],
-        });
-        assert_eq!(replayed, expected, "{name}");
+        assert_eq!(replayed["banks"], expected["pcrs"], "{name}");
+        assert_eq!(replayed["events"], expected["events"], "{name}");
+        assert_eq!(replayed["trailing_bytes"], expected["trailing_bytes"], "{name}");
     }
 }
 
