@@ -131,6 +131,15 @@ fn n31_a_revoked_endorsement_key() {
     assert_eq!(vendor.refused(listed(&[fingerprint(&vendor.leaf).as_bytes()])), [Code::EkRevoked]);
     let by_key = listed(&[fingerprint(&spki(&vendor.ek)).as_bytes()]);
     assert_eq!(vendor.refused(by_key.clone()), [Code::EkRevoked]);
+    // Some vendors write what the key is for (id-RSAES-OAEP) in its certificate: it is the same key.
+    let mut spelled = Vendor::new();
+    let (rsa, oaep) = (oid("1.2.840.113549.1.1.1"), oid("1.2.840.113549.1.1.7"));
+    let key = spki(&spelled.ek);
+    let at = key.windows(rsa.len()).position(|bytes| bytes == rsa).unwrap();
+    let key = [&key[..at], &oaep, &key[at + rsa.len()..]].concat();
+    spelled.leaf = ek_certificate("issuing", key, KEY_ENCIPHERMENT).signed_by(&spelled.issuing);
+    assert_eq!(spelled.refused(Revocations::default()), []);
+    assert_eq!(spelled.refused(listed(&[fingerprint(&spki(&spelled.ek)).as_bytes()])), [Code::EkRevoked]);
     // Without a certificate the key's own fingerprint is all that there is.
     let check = |roots: EkRoots| EndorsementKey::check(&vendor.ek.bytes(), None, &[], &roots, now());
     check(EkRoots::default()).unwrap();

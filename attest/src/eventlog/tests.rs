@@ -130,6 +130,18 @@ fn the_good_log_reads_and_says_in_words_what_was_measured() {
     assert_eq!(find(EventKind::Separator).len(), 8);
 }
 
+/// Whatever digest it carries: nothing was extended with it.
+#[test]
+fn n45_an_event_that_extends_nothing_is_covered_by_nothing() {
+    let coverage = |event_type| {
+        let mut log = good();
+        log.event(0, event_type, b"text");
+        let bytes = log.bytes();
+        EventLog::parse(&bytes).unwrap().events().last().unwrap().coverage(Bank::Sha256)
+    };
+    assert_eq!((coverage(EventType::ACTION), coverage(EventType::NO_ACTION)), (Coverage::Data, Coverage::Nothing));
+}
+
 #[test]
 fn n51_a_command_line_that_its_digest_does_not_cover_is_said_to_be_a_label() {
     let mut log = good();
@@ -148,6 +160,16 @@ fn n52_a_spec_id_header_that_contradicts_itself_is_refused() {
     // No algorithms, and more than a TPM has.
     assert!(matches!(error_of(|b| b[BODY + 24] = 0), EventLogError::SpecId(_)));
     assert!(matches!(error_of(|b| b[BODY + 24..BODY + 28].fill(0xff)), EventLogError::SpecId(_)));
+    // As many as are read, and one more.
+    let of_algorithms = |count: u8| {
+        let mut bytes = good().bytes();
+        (bytes[28], bytes[BODY + 24]) = (bytes[28] + (count - 3) * 4, count);
+        let unknown: Vec<u8> = (3..count).flat_map(|number| [number, 1, 32, 0]).collect();
+        bytes.splice(BODY + 40..BODY + 40, unknown);
+        EventLog::parse(&bytes).map(|log| log.events().len()).map_err(|error| error.to_string())
+    };
+    assert!(of_algorithms(16).is_ok(), "{:?}", of_algorithms(16));
+    assert!(of_algorithms(17).is_err_and(|error| error.contains("declares 17 digest algorithms")));
     // A digest size that SHA-1 does not have.
     assert!(matches!(error_of(|b| b[BODY + 30] = 32), EventLogError::SpecId(_)));
     // The same algorithm twice, with the size that it has: one that is known here, and one that is not.
@@ -448,12 +470,15 @@ fn n60_signature_lists_with_sizes_that_contradict_each_other_are_refused() {
     for size in [0, 15, 16, 28, u32::MAX] {
         assert!(matches!(with(24, size), SignatureListError::SignatureSize { .. }), "{size}");
     }
+    // Signatures of an owner and nothing else.
+    let size = |size: u32| size.to_le_bytes();
+    let of_owners = [&good[..16], &size(28 + 32), &size(0), &size(16), &[0; 32]].concat();
+    assert!(matches!(signature_lists(&of_owners), Err(SignatureListError::SignatureSize { .. })));
     for cut in 1..good.len() {
         assert!(signature_lists(&good[..cut]).is_err(), "{cut}");
     }
     // As many as are read, one byte each, and one more.
     let many = |count: u32| {
-        let size = |size: u32| size.to_le_bytes();
         let header = [&good[..16], &size(28 + 17 * count), &size(0), &size(17)].concat();
         signature_lists(&[header, vec![0; 17 * count as usize]].concat()).map(|signatures| signatures.len())
     };

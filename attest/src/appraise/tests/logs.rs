@@ -556,3 +556,19 @@ fn reference_values_of_every_pcr_are_compared() {
     let reasons = host.denied();
     assert_eq!((codes(&reasons), reasons[0].pcr), (vec![Code::EventlogEventMissing], Some(12)));
 }
+
+/// A type that nobody knows stands for content that its digest covers, such as a vendor's text, and never for an image.
+#[test]
+fn n91_an_unknown_type_hides_no_image() {
+    let unknown = EventType(0x8000_00f0);
+    let with = |data: &[u8], measured: &[u8]| {
+        let mut host = Host::good();
+        host.log.measure(4, unknown, data, measured);
+        host.accept_log().appraise().map(|_| ()).map_err(|reasons| codes(&reasons))
+    };
+    assert_eq!(with(b"a vendor's text", b"a vendor's text"), Ok(()));
+    assert_eq!(with(b"a vendor's text", b"an image"), Err(vec![Code::EventlogUnexpectedType]));
+    for image in [&b"MZ image"[..], b"PE\0\0 image", b"VZ image"] {
+        assert_eq!(with(image, image), Err(vec![Code::EventlogUnexpectedType]), "{image:?}");
+    }
+}
