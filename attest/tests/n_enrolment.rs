@@ -50,7 +50,8 @@ fn header() -> Value {
     json!({ "alg": "ES256", "typ": "portcullis-enrolment+jwt", "kid": "one" })
 }
 
-/// When statements are issued here, the example's among them: 2026-12-01, for 30 days.
+/// When statements are issued here, the example's among them (`examples/enrolment_statement.rs` writes it): 2026-12-01, for 30
+/// days.
 const ISSUED: u64 = 1_796_083_200;
 const LIFETIME: u64 = 30 * 86_400;
 /// When they are read.
@@ -59,24 +60,6 @@ const NOW: u64 = ISSUED + 86_400;
 fn statement(tpm: &SoftTpm) -> EnrolmentStatement {
     let (ek, ak) = (tpm.ek.bytes(), tpm.ak.bytes());
     EnrolmentStatement::new("verifier.example", "honest", &ek, &ak, ISSUED, LIFETIME).unwrap()
-}
-
-/// Writes the example anew, by a key that is made for it: `cargo test -p portcullis-attest --test n_enrolment -- --ignored`.
-#[test]
-#[ignore = "writes schemas/examples/enrolment-1.jws and .jwks.json"]
-fn write_the_example() {
-    let evidence = Evidence::from_json(include_bytes!("../schemas/examples/evidence-1.json")).unwrap();
-    let public: Value = serde_json::from_slice(include_bytes!("../schemas/examples/evidence-1.keys.json")).unwrap();
-    let public = |name: &str| hex::decode(public[name].as_str().unwrap()).unwrap();
-    let binding = &evidence.binding;
-    let (ek, ak) = (public("ek_public"), public("ak_public"));
-    let made = EnrolmentStatement::new(&binding.verifier, &binding.host, &ek, &ak, ISSUED, LIFETIME).unwrap();
-    let signer = Signer::new();
-    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/examples");
-    let jws = signer.sign(&header(), &serde_json::to_value(made).unwrap());
-    std::fs::write(examples.join("enrolment-1.jws"), format!("{jws}\n")).unwrap();
-    let keys = json!({ "keys": [signer.jwk("one")] });
-    std::fs::write(examples.join("enrolment-1.jwks.json"), format!("{keys:#}\n")).unwrap();
 }
 
 #[test]
