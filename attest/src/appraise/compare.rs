@@ -115,7 +115,13 @@ struct Events<'a>(Vec<(u8, Vec<Measured<'a>>)>);
 impl<'a> Events<'a> {
     fn of(claims: &'a Claims<'_>) -> Self {
         let pcrs = (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR);
-        Self(pcrs.map(|pcr| (pcr, claims.measured(pcr).collect())).collect())
+        let of_pcr = |pcr| {
+            let measured = claims.measured(pcr);
+            let mut events = Vec::with_capacity(measured.size_hint().1.unwrap_or_default());
+            events.extend(measured);
+            (pcr, events)
+        };
+        Self(pcrs.map(of_pcr).collect())
     }
 
     /// What was accepted by a rule, if all of it matches; else about how far it is from that.

@@ -14,8 +14,9 @@ const MAX_BAD: usize = 128;
 /// measures all that root reads has some thousands.
 const MAX_CHECKED: usize = 16_384;
 
-/// How many good signatures are kept before the older half of them is forgotten.
-const MAX_KEPT: usize = 65_536;
+/// How many good signatures are kept at most, those of some servers at once. When there are more, the half is forgotten
+/// that was not asked for as lately as the other.
+const MAX_KEPT: usize = 1 << 18;
 
 /// SHA-256 of key, digest and signature.
 type Identity = [u8; 32];
@@ -32,16 +33,25 @@ struct Kept {
 
 impl GoodSignatures {
     fn knows(&self, identity: &Identity) -> bool {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.new.contains(identity) || kept.old.contains(identity)
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = kept.old.contains(identity);
+        if is_old {
+            kept.keep(*identity);
+        }
+        is_old || kept.new.contains(identity)
     }
 
     fn keep(&self, identity: Identity) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.new.len() >= MAX_KEPT / 2 {
-            kept.old = std::mem::take(&mut kept.new);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keep(identity);
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, identity: Identity) {
+        if self.new.len() >= MAX_KEPT / 2 {
+            self.old = std::mem::take(&mut self.new);
         }
-        kept.new.insert(identity);
+        self.new.insert(identity);
     }
 }
 

@@ -101,16 +101,26 @@ impl<'a> Claims<'a> {
 
     /// What verified images, in the order in which it did so first.
     pub fn authorities(&self) -> Vec<Claim<'a, Authority<'a>>> {
-        self.of_authorities().filter_map(|covered| self.authority(&covered)).collect()
+        self.authorities_and_unread().0
+    }
+
+    /// The authorities, and the numbers that [`Claims::unread_authorities`] gives: each event is read once.
+    pub(in crate::appraise) fn authorities_and_unread(&self) -> (Vec<Claim<'a, Authority<'a>>>, Vec<usize>) {
+        let (mut authorities, mut unread) = (Vec::new(), Vec::new());
+        for covered in self.of_authorities() {
+            match self.authority(&covered) {
+                Some(authority) => authorities.push(authority),
+                None if self.verifies_nothing(&covered) => {}
+                None => unread.push(covered.event.number),
+            }
+        }
+        (authorities, unread)
     }
 
     /// Numbers of the events of PCR 7 by which something may have been verified that cannot be told: no digest covers what
     /// they say, or they are neither a certificate nor the digest of an image.
     pub fn unread_authorities(&self) -> Vec<usize> {
-        let unread = self
-            .of_authorities()
-            .filter(|covered| !self.verifies_nothing(covered) && self.authority(covered).is_none());
-        unread.map(|covered| covered.event.number).collect()
+        self.authorities_and_unread().1
     }
 
     /// What has the type of an authority, and all that is behind the separator: there the firmware and shim measure nothing

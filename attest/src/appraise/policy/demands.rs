@@ -104,7 +104,7 @@ fn boot_signers(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     if claims.secure_boot().is_none_or(|claim| !claim.value) {
         return vec![reason("Secure Boot is not on: nothing was verified".to_owned()).expected(expected())];
     }
-    let authorities = claims.authorities();
+    let (authorities, unread) = claims.authorities_and_unread();
     if authorities.is_empty() {
         return vec![reason("nothing that a digest covers".to_owned()).expected(expected())];
     }
@@ -112,7 +112,7 @@ fn boot_signers(claims: &Claims<'_>, policy: &Policy) -> Vec<Reason> {
     let unknown = authorities.iter().filter(|claim| !is_known(&claim.value.entry, &signers));
     let unknown = unknown.map(|claim| shown(&claim.value.entry));
     // What verified something in a way that cannot be read must not be overlooked.
-    let unread = claims.unread_authorities().into_iter().map(|number| {
+    let unread = unread.into_iter().map(|number| {
         format!("event {number}, which is neither a certificate nor the digest of an image that a digest covers")
     });
     let found = unknown.chain(unread).inspect(|_| work::steps(1)).take(MAX_REASONS);
