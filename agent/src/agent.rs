@@ -289,9 +289,7 @@ impl Agent {
 
     fn after_denial(&mut self, reasons: &[Reason], wait: Duration) -> (Phase, Duration) {
         let is = |wanted: ServiceCode| reasons.iter().any(|reason| reason.code == Code::Service(wanted));
-        if is(ServiceCode::HostUnknown) || is(ServiceCode::HostBanksUnknown) {
-            return (Phase::Enrolling, wait);
-        }
+        let enrols = is(ServiceCode::HostUnknown) || is(ServiceCode::HostBanksUnknown);
         for reason in reasons {
             tracing::error!(code = reason.code.as_str(), "denied: {reason}");
         }
@@ -299,7 +297,7 @@ impl Agent {
             self.end_all("fenced: the verifier does not trust this host any more");
             self.send_owed();
         }
-        (Phase::Attesting, wait)
+        (if enrols { Phase::Enrolling } else { Phase::Attesting }, wait)
     }
 
     fn machine_event(&mut self, order: &str, event: MachineEvent) {

@@ -112,9 +112,10 @@ pub enum VolumeCommand {
     /// Deposit the key that opens your volume. It is given to no one but a trusted host, for one order.
     #[command(
         after_help = "With pins the key goes only to a host that was judged by such a policy and by reference values of such a \
-                      signer, so that no operator reads it with a TPM, a policy or reference values of his own. `portcullis \
-                      verify --json` prints both digests as policy_sha256 and reference_signer. Putting the same key again \
-                      replaces the pins, or keeps them if none are given.\n\nExamples:\n  portcullis volume put data \
+                      signer, so that no operator reads it with a policy or reference values of their own; `portcullis verify \
+                      --json` prints both as policy_sha256 and reference_signer. With pinned TPMs it goes to these hosts only: \
+                      without, an operator can admit a TPM of their own that imitates a good host. Putting the same key again \
+                      replaces the pins of the kinds that are given, and keeps the others.\n\nExamples:\n  portcullis volume put data \
                       --key-file data.key\n  portcullis volume put data --key-file data.key --pin-policy 9f86… \
                       --pin-signer 60303…"
     )]
@@ -130,8 +131,11 @@ pub enum VolumeCommand {
         /// The id of a key that may have signed the reference values; several are alternatives.
         #[arg(long, value_name = "ID", value_parser = sha256)]
         pin_signer: Vec<String>,
+        /// The fingerprint of a TPM's endorsement key, as `portcullis-agent ek` prints it; several are alternatives.
+        #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint)]
+        pin_tpm: Vec<String>,
         /// Take all pins of the volume away.
-        #[arg(long, conflicts_with_all = ["pin_policy", "pin_signer"])]
+        #[arg(long, conflicts_with_all = ["pin_policy", "pin_signer", "pin_tpm"])]
         no_pins: bool,
     },
 }
@@ -197,9 +201,22 @@ fn host_name(text: &str) -> Result<String, String> {
     portcullis_verifier::name::check("a host's name", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// The given pins, with those of the other kinds that the volume has: who pins a new policy means to keep the signers.
+fn with_other_kinds(given: Pins, volume: &str, client: &Client) -> Result<Pins, Failure> {
+    let there = client.volumes()?.volumes.into_iter().find(|view| view.name == volume);
+    let there = there.map(|view| view.pins).unwrap_or_default();
+    let kept = |given: Vec<String>, there: Vec<String>| if given.is_empty() { there } else { given };
+    Ok(Pins {
+        policies: kept(given.policies, there.policies),
+        signers: kept(given.signers, there.signers),
+        tpms: kept(given.tpms, there.tpms),
+    })
+}
+
 fn pins_in_words(pins: &Pins) -> String {
     let policies = pins.policies.iter().map(|pin| format!("policy {pin}"));
-    let all: Vec<String> = policies.chain(pins.signers.iter().map(|pin| format!("signer {pin}"))).collect();
+    let signers = pins.signers.iter().map(|pin| format!("signer {pin}"));
+    let all: Vec<String> = policies.chain(signers).chain(pins.tpms.iter().map(|pin| format!("TPM {pin}"))).collect();
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
@@ -291,14 +308,18 @@ pub fn volume(command: VolumeCommand, client: &Client, out: Output) -> Result<()
                 table(&["VOLUME", "HELD BY ORDER", "PINS"], &rows, "You have no volume.")
             })
         }
-        VolumeCommand::Put { name, key_file, pin_policy, pin_signer, no_pins } => {
+        VolumeCommand::Put { name, key_file, pin_policy, pin_signer, pin_tpm, no_pins } => {
             let key = files::read_secret(&key_file, MAX_KEY)?;
             if key.len() < 16 {
                 let text = format!("a key of {} bytes is too short, 16 to {MAX_KEY} are needed", key.len());
                 return Err(Failure::Content { path: key_file, text });
             }
-            let given = no_pins || !pin_policy.is_empty() || !pin_signer.is_empty();
-            let pins = given.then_some(Pins { policies: pin_policy, signers: pin_signer });
+            let given = Pins { policies: pin_policy, signers: pin_signer, tpms: pin_tpm };
+            let pins = match (no_pins, given.is_empty()) {
+                (true, _) => Some(given),
+                (false, true) => None,
+                (false, false) => Some(with_other_kinds(given, &name, client)?),
+            };
             client.put_pinned_volume(&name, &key, pins)?;
             out.show(&json!({ "volume": name }), || format!("the key of {} is deposited", plain(&name)))
         }

@@ -57,6 +57,7 @@ portcullis_attest::reason_codes! {
     ReceiptMismatch = "receipt.mismatch", "The receipt is about another order, host or VM.";
     ReceiptOutOfOrder = "receipt.out-of-order", "The receipt does not follow from the state of its order.";
     PinnedPolicy = "release.pinned-policy", "The tenant releases the volume's key only to hosts that were judged by another policy.";
+    PinnedTpm = "release.pinned-tpm", "The tenant releases the volume's key only to hosts with other TPMs.";
     PinnedSigner = "release.pinned-signer", "The tenant releases the volume's key only to hosts that match reference values of another signer.";
     KeyNotWrapped = "release.not-wrapped", "The volume key could not be wrapped for this TPM.";
 }

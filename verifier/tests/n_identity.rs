@@ -142,6 +142,7 @@ fn n98_an_operators_own_tpm_and_policy_get_no_key_that_a_tenant_pinned() {
     let pins = Pins {
         policies: vec![hex::encode(Policy::from_toml(&policy).unwrap().digest())],
         signers: vec![signer.id().to_owned()],
+        tpms: Vec::new(),
     };
     // The operator's own: a policy that believes reference values of nobody, about whatever his host does.
     let own = POLICY.replace("[\"*\"]", "[\"own-*\"]").replace("[\"good\"]", "[\"own\"]");
@@ -178,7 +179,7 @@ fn n98_an_operators_own_tpm_and_policy_get_no_key_that_a_tenant_pinned() {
     tenant.put_volume("pinned", KEY).unwrap();
     assert_eq!(codes(evil.release(&service, &placed)), expected);
     for bad in ["", "zz", &"A".repeat(64)] {
-        let bad = Pins { policies: vec![bad.to_owned()], signers: Vec::new() };
+        let bad = Pins { policies: vec![bad.to_owned()], ..Pins::default() };
         assert_eq!(refusal(tenant.put_pinned_volume("pinned", KEY, Some(bad))).0, 400);
     }
     // A placement says so beforehand.
@@ -191,6 +192,12 @@ fn n98_an_operators_own_tpm_and_policy_get_no_key_that_a_tenant_pinned() {
     let mut good = Host::new("prod-1");
     good.join(&service);
     let more = tenant.launch(&launch_request("more")).unwrap();
+    // An operator's own TPM that shows an honest host's state looks like any good host. Only a pin of TPMs tells it apart.
+    let bench = operator.host("prod-1").unwrap().ek_fingerprint;
+    let another = if bench.starts_with('0') { "1".repeat(64) } else { "0".repeat(64) };
+    tenant.put_pinned_volume("more", KEY, Some(Pins { tpms: vec![another], ..pins.clone() })).unwrap();
+    assert_eq!(codes(good.release(&service, &more)), ["release.pinned-tpm"]);
+    tenant.put_pinned_volume("more", KEY, Some(Pins { tpms: vec![bench], ..pins.clone() })).unwrap();
     assert_eq!((more.host.as_str(), good.release(&service, &more).unwrap().as_slice()), ("prod-1", KEY));
     tenant.put_pinned_volume("pinned", KEY, none).unwrap();
     assert_eq!(evil.release(&service, &placed).unwrap(), KEY);

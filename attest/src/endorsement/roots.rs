@@ -208,10 +208,9 @@ impl EkRoots {
     }
 }
 
-/// Whether a name says that the file is a revocation list.
+/// Whether a name says that the file may be a revocation list: `vendor.crl`, `vendor-crl.pem`.
 fn is_named_as_list(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    name.split('.').skip(1).any(|part| part == "crl")
+    name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase().contains("crl")
 }
 
 /// Whether these bytes begin as a revocation list in DER does: a sequence that begins with a sequence that begins with a

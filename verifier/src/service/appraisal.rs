@@ -133,15 +133,17 @@ fn history_moved(
         .then(|| Reason::new(ServiceCode::HistoryMoved).values(expected(), left_out.to_string()))
 }
 
-/// What was revoked since the host enrolled: its endorsement key, its certificate, an authority of its chain. Whatever else
-/// the chain would not pass today (a certificate that has expired since, a list that should have been replaced) was good
-/// when it enrolled, and an operator admitted it.
+/// What was revoked since the host enrolled: its endorsement key, its certificate, an authority of its chain. Without the
+/// authorities nobody can tell, so a certificate that no longer leads to a configured one counts as revoked, too. Whatever
+/// else the chain would not pass today (a certificate that has expired since, a list that should have been replaced) was
+/// good when it enrolled, and an operator admitted it.
 fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
     let certificate = host.ek_certificate.as_deref();
     let now = SystemTime::now();
     let checked = EndorsementKey::check(&host.ek_public, certificate, &[], service.rules.roots(), now);
     let reasons = checked.err().into_iter().flatten();
-    reasons.filter(|reason| reason.code == ReasonCode::EkRevoked).map(Reason::from).collect()
+    let counts = |reason: &EvidenceReason| matches!(reason.code, ReasonCode::EkRevoked | ReasonCode::EkRootUnknown);
+    reasons.filter(counts).map(Reason::from).collect()
 }
 
 /// Judges evidence in full: challenge, quote, banks, logs, reference values, policy, continuity. Collects every reason.

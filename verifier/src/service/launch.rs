@@ -1,5 +1,7 @@
 //! From a tenant's request to a running VM: placement, key release, receipt.
 
+use std::sync::atomic::Ordering;
+
 use portcullis_attest::appraise::BootInstance;
 use portcullis_attest::binding::{Binding, Purpose, launch_body};
 use portcullis_attest::release::{CertifiedParent, ReleaseError, wrap_key};
@@ -22,7 +24,8 @@ fn why_not(service: &Service, host: &HostRow, wanted: Option<&str>, pins: &api::
     if reasons.is_empty() {
         // What the last good evidence was judged by; the release looks at its own.
         let policy = host.judged_policy.as_deref().unwrap_or("unknown: it has to attest again");
-        reasons.extend(pins.reasons(policy, host.judged_signer.as_deref()));
+        let reference_signer = host.judged_signer.as_deref();
+        reasons.extend(pins.reasons(&api::JudgedHost { ek: &host.ek, policy_sha256: policy, reference_signer }));
     }
     if host.vms >= service.config.max_vms {
         let most = service.config.max_vms.to_string();
@@ -174,7 +177,7 @@ pub fn release(
     judgment.reasons.extend(boot_reasons(&judgment, &order)?);
     let parent = certified_parent(&mut judgment, request);
     let volume = service.store.volume(&order.tenant, &order.volume)?;
-    let pinned = volume.as_ref().map(|volume| pin_reasons(&judgment, &volume.pins));
+    let pinned = volume.as_ref().map(|volume| pin_reasons(&judgment, &host.ek, &volume.pins));
     judgment.reasons.extend(pinned.unwrap_or_else(|| vec![ServiceCode::VolumeUnknown.into()]));
     let (Some(appraisal), Some(parent), Some(volume), true) =
         (&judgment.appraisal, parent, volume, judgment.reasons.is_empty())
@@ -187,6 +190,10 @@ pub fn release(
     drop(volume_key);
     let record =
         Release { order: order.id.clone(), host: host.host.clone(), judgement: judgement(&question, appraisal)? };
+    // Nobody would get the key that the order is used up for.
+    if caller.gone.load(Ordering::Relaxed) {
+        return Err(Refusal::Internal("the caller hung up before the key was released".to_owned()));
+    }
     if let Some(code) = service.store.release(&record, now)? {
         return Err(Refusal::code(code));
     }
@@ -194,10 +201,12 @@ pub fn release(
     Ok(api::ReleaseResponse { wrapped })
 }
 
-/// What was judged by must be what the tenant pinned. An operator's own TPM, policy or reference values get no key so.
-fn pin_reasons(judgment: &Judgment, pins: &api::Pins) -> Vec<Reason> {
+/// Who was judged, and by what, must be as the tenant pinned.
+fn pin_reasons(judgment: &Judgment, ek: &str, pins: &api::Pins) -> Vec<Reason> {
     let Some(appraisal) = &judgment.appraisal else { return Vec::new() };
-    pins.reasons(&hex::encode(appraisal.policy_digest()), appraisal.reference().signed_by.as_deref())
+    let policy_sha256 = hex::encode(appraisal.policy_digest());
+    let reference_signer = appraisal.reference().signed_by.as_deref();
+    pins.reasons(&api::JudgedHost { ek, policy_sha256: &policy_sha256, reference_signer })
 }
 
 /// What the host sent is at fault, and it is told so, unless the fault is the deposited key's or the machine's.

@@ -28,7 +28,9 @@ const SCHEMA: &str = include_str!("schema.sql");
 const FROM_VERSION_1: &str = "ALTER TABLE hosts ADD COLUMN ek_certificate BLOB; \
                               ALTER TABLE enrolments ADD COLUMN ek_certificate BLOB;";
 /// What version 2 lacks. Which PCR banks its hosts have comes with their next enrolment; until then they are not trusted.
+/// Nor is a certificate vouched for that nobody kept: version 1 kept none.
 const FROM_VERSION_2: &str = "ALTER TABLE hosts ADD COLUMN banks TEXT; \
+                              UPDATE hosts SET certificate = 'none' WHERE ek_certificate IS NULL; \
                               UPDATE hosts SET trusted_until = NULL, generation = generation + 1;";
 /// What version 2 lacks of admissions by name. A TPM that is enrolled was admitted under the name that it has; one that
 /// never enrolled waits until an operator names its host.

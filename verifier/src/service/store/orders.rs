@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use super::hosts::{host_in, record_in};
 use super::volumes::pins_in;
 use super::{CLOCK_SLACK, Judgement, Store, StoreError, int, is_of_the_future, uint};
-use crate::api::{OrderState, VmView};
+use crate::api::{JudgedHost, OrderState, VmView};
 use crate::reason::ServiceCode;
 use crate::receipt::Event;
 
@@ -237,12 +237,13 @@ impl Store {
             let Some(pins) = pins_in(transaction, &order.tenant, &order.volume)? else {
                 return Ok(Some(ServiceCode::VolumeUnknown));
             };
-            let Judgement { policy_sha256, reference_signer, .. } = &release.judgement;
-            if let Some(code) = pins.refuse(policy_sha256, reference_signer.as_deref()).first() {
-                return Ok(Some(*code));
-            }
             let host = host_in(transaction, &release.host, now)?;
             let Some(host) = host else { return Ok(Some(ServiceCode::HostUnknown)) };
+            let Judgement { policy_sha256, reference_signer, .. } = &release.judgement;
+            let judged = JudgedHost { ek: &host.ek, policy_sha256, reference_signer: reference_signer.as_deref() };
+            if let Some(code) = pins.refuse(&judged).first() {
+                return Ok(Some(*code));
+            }
             if !host.why_untrusted(now).is_empty() {
                 return Ok(Some(ServiceCode::HostUntrusted));
             }

@@ -306,6 +306,7 @@ fn n98_a_release_looks_at_the_pins_where_it_is_recorded() {
     let pins = |policy: &str, signer: &str| Pins {
         policies: vec!["q".into(), policy.into()],
         signers: vec!["t".into(), signer.into()],
+        tpms: Vec::new(),
     };
     let (_dir, store) = placed();
     let mut good = release(&id, 0);
@@ -319,7 +320,11 @@ fn n98_a_release_looks_at_the_pins_where_it_is_recorded() {
         assert_eq!(store.release(&good, 1).unwrap(), Some(expected));
         assert_eq!(state(&store, &id), "placed");
     }
-    store.pin_volume("t", "v", &pins("p", "s")).unwrap();
+    let ek = store.host("h", 1).unwrap().unwrap().ek;
+    let tpms = |tpm: &str| Pins { tpms: vec!["other".into(), tpm.into()], ..pins("p", "s") };
+    store.pin_volume("t", "v", &tpms("another")).unwrap();
+    assert_eq!(store.release(&good, 1).unwrap(), Some(ServiceCode::PinnedTpm));
+    store.pin_volume("t", "v", &tpms(&ek)).unwrap();
     // Reference values that nobody signed match no pin.
     assert_eq!(store.release(&release(&id, 0), 1).unwrap(), Some(ServiceCode::PinnedSigner));
     assert_eq!(store.release(&good, 1).unwrap(), None);
