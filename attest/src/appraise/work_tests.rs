@@ -224,7 +224,7 @@ fn n95_a_log_that_has_nothing_in_common_with_the_reference_values() {
         host.boot_aggregate(10);
         host
     };
-    is_linear(1000, |count| cost(&make(count, "evil")));
+    is_linear(500, |count| cost(&make(count, "evil")));
     // The whole boot with these commands in it is accepted.
     let mut host = make(250, "good");
     host.accept_log();
