@@ -151,6 +151,24 @@ fn n31_what_is_revoked_is_refused_also_when_it_is_enrolled_already() {
     assert!(said.contains("revoked/list.txt") && said.contains("line 1"), "{said}");
 }
 
+/// Without the authority's certificate nobody can tell whether it revoked the host's, or was revoked itself.
+#[test]
+fn n31_a_host_whose_certificate_leads_to_no_root_any_more_is_denied() {
+    let setup = Setup::new(&[]);
+    let service = setup.serve();
+    let mut host = Host::new("h1");
+    host.join(&service);
+    assert!(service.terminate().success());
+    // Torn, as by a copy that broke off: it is skipped with a warning.
+    let issuer = std::fs::read_to_string(setup.path("roots/issuer.pem")).unwrap();
+    setup.write("roots/issuer.pem", &issuer[..200]);
+    let service = setup.serve();
+    assert_eq!(codes(host.attest(&service)), ["ek.root-unknown"]);
+    assert!(service.terminate().success());
+    setup.write("roots/issuer.pem", &issuer);
+    assert!(host.attest(&setup.serve()).unwrap().trusted);
+}
+
 /// A list of a vendor whose certificates are not among the roots: made with `openssl ca -gencrl`.
 const STRANGERS_LIST: &str = "\
 -----BEGIN X509 CRL-----

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use portcullis_vmm::config::VmConfig;
 use portcullis_vmm::log::{EndReason, Event, LogLine, Mark};
@@ -120,10 +121,21 @@ impl Vmm {
         let limit = Instant::now() + LIMIT;
         while !self.output_text().contains(text) {
             assert!(Instant::now() < limit, "the guest did not print {text:?} but {:?}", self.output_text());
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "ended with {ended:?}: {}", String::from_utf8_lossy(&self.errors.lock().unwrap()));
+            if self.has_ended() {
+                // What it printed last may still be on its way through the pipe.
+                let errors = String::from_utf8_lossy(&self.errors.lock().unwrap()).into_owned();
+                assert!(self.output_text().contains(text), "it ended and did not print {text:?}: {errors}");
+                return;
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Whether the program has ended and all that it printed was read. It is not reaped: it can still be sent signals.
+    fn has_ended(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(self.pid()), flags).unwrap();
+        status != WaitStatus::StillAlive && self.readers.iter().all(std::thread::JoinHandle::is_finished)
     }
 
     /// Waits until the guest has printed `len` bytes beyond the first `before`, and gives them.

@@ -320,11 +320,10 @@ fn n98_a_release_looks_at_the_pins_where_it_is_recorded() {
         assert_eq!(store.release(&good, 1).unwrap(), Some(expected));
         assert_eq!(state(&store, &id), "placed");
     }
-    let ek = store.host("h", 1).unwrap().unwrap().ek;
     let tpms = |tpm: &str| Pins { tpms: vec!["other".into(), tpm.into()], ..pins("p", "s") };
     store.pin_volume("t", "v", &tpms("another")).unwrap();
     assert_eq!(store.release(&good, 1).unwrap(), Some(ServiceCode::PinnedTpm));
-    store.pin_volume("t", "v", &tpms(&ek)).unwrap();
+    store.pin_volume("t", "v", &tpms(EK)).unwrap();
     // Reference values that nobody signed match no pin.
     assert_eq!(store.release(&release(&id, 0), 1).unwrap(), Some(ServiceCode::PinnedSigner));
     assert_eq!(store.release(&good, 1).unwrap(), None);
