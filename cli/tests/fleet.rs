@@ -41,12 +41,19 @@ fn an_operator_admits_a_host_and_a_tenant_gets_a_vm() {
     let pins = || json(dir, &["volume", "--config", alice, "ls"], 0)["volumes"][1]["pins"].clone();
     put(&["--pin-policy", KERNEL, "--pin-signer", &"ab".repeat(32)], 0);
     put(&[], 0);
-    assert_eq!(pins(), serde_json::json!({ "policies": [KERNEL], "signers": ["ab".repeat(32)] }));
+    let given = serde_json::json!({ "policies": [KERNEL], "signers": ["ab".repeat(32)], "tpms": [] });
+    assert_eq!(pins(), given);
+    // One kind is replaced, the others stay.
+    put(&["--pin-tpm", &"cd".repeat(32)], 0);
+    put(&["--pin-signer", &"ef".repeat(32)], 0);
+    let changed = serde_json::json!({ "policies": [KERNEL], "signers": ["ef".repeat(32)], "tpms": ["cd".repeat(32)] });
+    assert_eq!(pins(), changed);
+    put(&["--pin-signer", &"ab".repeat(32)], 0);
     assert!(run(dir, &["volume", "--config", alice, "ls"], 0).0.contains(&format!("policy {KERNEL}, signer abab")));
     put(&["--pin-policy", "9f86"], 2);
     put(&["--pin-policy", KERNEL, "--no-pins"], 2);
     put(&["--no-pins"], 0);
-    assert_eq!(pins(), serde_json::json!({ "policies": [], "signers": [] }));
+    assert_eq!(pins(), serde_json::json!({ "policies": [], "signers": [], "tpms": [] }));
 
     let mut host = Host::new("honest", &verifier);
     host.session.enrol().unwrap();
