@@ -54,7 +54,8 @@ pub(crate) type Block = Result<Vec<u8>, BadBlock>;
 
 /// The content of every block of type `label`, in their order; empty if there is none.
 pub(crate) fn blocks(content: &[u8], label: &str) -> Vec<Block> {
-    std::str::from_utf8(content).map_or_else(|_| Vec::new(), |text| split(text, label).0)
+    // What stands around the blocks may be in any encoding: it must not hide them.
+    split(&String::from_utf8_lossy(content), label).0
 }
 
 /// The content of every block of type `label`, and the text around them, in which each line has the number that it has in
@@ -92,6 +93,12 @@ mod tests {
         let body = STANDARD.encode(LONG);
         let lines: Vec<_> = body.as_bytes().chunks(columns).map(|line| std::str::from_utf8(line).unwrap()).collect();
         format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn text_in_another_encoding_does_not_hide_a_block() {
+        let file = [&b"# M\xfcller\n"[..], block(64).as_bytes()].concat();
+        assert_eq!(blocks(&file, "PUBLIC KEY"), [Ok(LONG.to_vec())]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use core::fmt;
 use core::str::FromStr;
 use std::collections::BTreeSet;
 
-use crate::eventlog::{Coverage, Event, EventType, Guid, Variable, kernel_arguments};
+use crate::eventlog::{Coverage, Event, EventType, Guid, Variable, kernel_arguments, text_of};
 use crate::work;
 
 /// Most entries of a boot order.
@@ -137,7 +137,7 @@ fn arguments(event: &Event<'_>, coverage: Coverage) -> Option<String> {
     match event.grub_text_of_kind() {
         Some((EventKind::KernelCommandLine, line)) => kernel_arguments(line).map(str::to_owned),
         Some(_) => None,
-        None => event.label(),
+        None => text_of(event.covered_data(coverage)),
     }
 }
 
