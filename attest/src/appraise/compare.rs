@@ -96,6 +96,12 @@ fn best<'r>(
         Some((_, values, _)) => {
             let mut reasons = events.differences(&judge, values);
             reasons.extend(programs.accepted_by(values).err().into_iter().flatten());
+            // Optional events that accept the same can be there in endless ways, of which only some are tried.
+            if reasons.is_empty() {
+                let text = "The reference values have too many optional events that accept the same: whether the boot \
+                            matches them cannot be told in bounded work.";
+                reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).event(values.name()).text(text));
+            }
             reasons
         }
         None => {

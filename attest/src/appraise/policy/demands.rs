@@ -203,6 +203,10 @@ fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<Unc
             Some(line) => match policy.command_line.judge(line) {
                 Ok(found) => {
                     reasons.extend(found.into_iter().map(|reason| reason.pcr(claim.ground.pcr)));
+                    // It is denied, and nobody reads more.
+                    if reasons.len() >= MAX_REASONS {
+                        break;
+                    }
                     continue;
                 }
                 Err(reason) => reason,

@@ -1,12 +1,14 @@
 //! Rules on shim, the boot loader that verifies the next one by keys of its own.
 
-use std::collections::BTreeMap;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_with::{hex::Hex, serde_as};
 
 use super::super::claims::Claims;
 use super::Policy;
+use crate::appraise::MAX_REASONS;
 use crate::reason::{Reason, ReasonCode};
 
 /// The PCR of Secure Boot.
@@ -117,12 +119,14 @@ fn mok_lists(claims: &Claims<'_>, accepted: &[Vec<u8>]) -> Vec<Reason> {
     if lists.is_empty() {
         return vec![about().found("not measured")];
     }
+    let known: HashSet<&[u8]> = accepted.iter().map(Vec::as_slice).collect();
     let is_list = |(place, label): (usize, &str)| place == 0 || label == "MokList";
     let others = lists
         .iter()
         .enumerate()
         .filter(|(place, claim)| is_list((*place, &claim.value.label)))
-        .filter(|(_, claim)| !accepted.iter().any(|known| known == claim.ground.digest));
-    let expected = || accepted.iter().map(hex::encode).collect::<Vec<_>>().join(" | ");
-    others.map(|(_, claim)| about().expected(expected()).found(hex::encode(claim.ground.digest))).collect()
+        .filter(|(_, claim)| !known.contains(claim.ground.digest));
+    let expected = LazyCell::new(|| accepted.iter().map(hex::encode).collect::<Vec<_>>().join(" | "));
+    let reason = |digest: &[u8]| about().expected(&*expected).found(hex::encode(digest));
+    others.map(|(_, claim)| reason(claim.ground.digest)).take(MAX_REASONS).collect()
 }
