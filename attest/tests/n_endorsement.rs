@@ -418,7 +418,9 @@ fn endorsement_keys_must_be_what_they_say() {
         assert_eq!(check(&Public { attributes, ..ek() }), [Code::EkAttributes], "bit {bit} clear");
     }
     assert_eq!(check(&Public { attributes: ek().attributes | 1 << 18, ..ek() }), [Code::EkAttributes]);
-    assert_eq!(check(&Public { exponent: 3, ..ek() }), [Code::EkWeakKey]);
+    for exponent in [3, 65_536, 65_538] {
+        assert_eq!(check(&Public { exponent, ..ek() }), [Code::EkWeakKey], "exponent {exponent}");
+    }
     assert_eq!(check(&Public { name_alg: 0x0010, ..ek() }), [Code::EkMalformed]);
     assert_eq!(check(&Public { name_alg: 0x0004, policy: vec![], ..ek() }), [Code::EkWeakKey]);
     let unprotected = Public { symmetric: software_tpm::NULL.to_be_bytes().to_vec(), ..ek() };

@@ -9,7 +9,7 @@ use aws_lc_rs::signature::{self as aws, EcdsaKeyPair, EcdsaSigningAlgorithm, Key
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use der::pem::LineEnding;
-use portcullis_attest::ima::{ImaList, Keyring, SignatureProblem as Problem};
+use portcullis_attest::ima::{ImaList, Keyring, KeyringError, SignatureProblem as Problem};
 use portcullis_attest::key::Bank;
 use software_ca::{Authority, Certificate, Extension, name, oid, pem, seq, subject_key, tlv, two_in_one_part};
 
@@ -372,6 +372,12 @@ fn n71_attributes_of_an_appended_signature_must_tell_the_digest_once() {
         assert!(matches!(result(&cms(&signer, "any", Some(&wrong))), Err(Problem::Malformed(_))), "{wrong:?}");
     }
     assert!(matches!(result(&cms(&signer, "other", None)), Err(Problem::UnknownKey(_))));
+    // It says that it is of another hash than the one that was measured.
+    let [sha256, sha512] = ["2.16.840.1.101.3.4.2.1", "2.16.840.1.101.3.4.2.3"].map(oid);
+    let mut of_sha512 = cms(&signer, "any", None);
+    let at = of_sha512.windows(sha256.len()).rposition(|bytes| bytes == sha256).unwrap();
+    of_sha512[at..at + sha512.len()].copy_from_slice(&sha512);
+    assert!(matches!(result(&of_sha512), Err(Problem::Malformed(_))));
     // What stands in the structure itself, or is no data, is not the file.
     let info = signer_info(&signer, "any", None);
     let (data, signed_data_oid) = (oid("1.2.840.113549.1.7.1"), oid("1.2.840.113549.1.7.2"));
@@ -384,8 +390,17 @@ fn n71_attributes_of_an_appended_signature_must_tell_the_digest_once() {
     assert_eq!(result(&signed_data(&[&other, &info])), Ok(()));
     assert!(matches!(result(&signed_data(&[&other, &other])), Err(Problem::UnknownKey(_))));
     assert!(matches!(result(&signed_data(&[])), Err(Problem::Malformed(_))));
-    let many = vec![&[0x30, 0][..]; 9];
-    assert!(matches!(result(&signed_data(&many)), Err(Problem::Malformed(_))));
+    assert_eq!(result(&signed_data(&[&info[..]; 8])), Ok(()));
+    assert!(matches!(result(&signed_data(&[&info[..]; 9])), Err(Problem::Malformed(_))));
+    // Another structure, and one that goes on.
+    let sha256 = tlv(0x31, &[&seq(&[&oid("2.16.840.1.101.3.4.2.1")])]);
+    let structure = |kind: &[u8], more: &[u8]| {
+        let parts = seq(&[&tlv(2, &[&[1]]), &sha256, &seq(&[&data]), &tlv(0x31, &[&info]), more]);
+        result(&seq(&[kind, &tlv(0xA0, &[&parts])]))
+    };
+    assert_eq!(structure(&signed_data_oid, &[]), Ok(()));
+    assert!(matches!(structure(&data, &[]), Err(Problem::Malformed(_))));
+    assert!(matches!(structure(&signed_data_oid, &[5, 0]), Err(Problem::Malformed(_))));
     assert!(matches!(result(&vec![0x30; 1 << 17]), Err(Problem::Malformed(_))));
 }
 
@@ -466,4 +481,7 @@ fn keyrings_take_certificates_and_keys_and_nothing_else() {
         assert!(Keyring::from_pems([&wrong]).is_err(), "{wrong}");
     }
     assert!(Keyring::from_pems(std::iter::repeat_n(signer.pem(), 257)).is_err());
+    let long = "a".repeat((32 << 10) + 1);
+    assert!(matches!(Keyring::from_pems([long.as_str()]), Err(KeyringError::TooLong(1))));
+    assert!(matches!(Keyring::from_pems([&long[1..]]), Err(KeyringError::Pem { number: 1, .. })));
 }

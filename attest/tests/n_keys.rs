@@ -5,7 +5,8 @@ mod software_tpm;
 
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, ECDSA_P521_SHA512_FIXED_SIGNING};
-use portcullis_attest::key::{Bank, EnrolledAk, KeyError, PublicArea};
+use der::{Decode as _, Encode as _};
+use portcullis_attest::key::{Bank, EnrolledAk, KeyError, PublicArea, QuotingKey};
 use portcullis_attest::reason::ReasonCode as Code;
 use portcullis_attest::release::CertifiedParent;
 use software_tpm::*;
@@ -169,11 +170,34 @@ fn n25_public_areas_must_end_where_they_end() {
     }
     let huge = Public { size: 9000, unique: vec![vec![0xFF; 1125]], ..ek() }.bytes();
     assert_eq!(PublicArea::parse(&huge), Err(KeyError::TooLong(huge.len())));
+    // A key that is no key pair, and a key derivation function, which no key that signs or wraps has.
+    let kind = Public { kind: 0x0008, ..SoftTpm::new().ak }.bytes();
+    assert_eq!(PublicArea::parse(&kind), Err(KeyError::Kind(8)));
+    let mut kdf = SoftTpm::new().ak.bytes();
+    assert_eq!(kdf[18..20], NULL.to_be_bytes());
+    kdf[18..20].copy_from_slice(&[0, 0x20]);
+    assert_eq!(PublicArea::parse(&kdf), Err(KeyError::Scheme { what: "kdf", id: 0x20 }));
     let (ak, ek) = (SoftTpm::new().ak.bytes(), ek().bytes());
     let longer = [ak.as_slice(), &[0]].concat();
     assert_eq!(codes(&EnrolledAk::new(&longer, &ek).unwrap_err()), [Code::AkMalformed]);
     let longer = [ek.as_slice(), &[0]].concat();
     assert_eq!(codes(&EnrolledAk::new(&ak, &longer).unwrap_err()), [Code::EkMalformed]);
+}
+
+/// A key in PEM is in the one form that DER has for it, so that its fingerprint is that of the key.
+#[test]
+fn n25_a_pem_in_another_form() {
+    let ak = SoftTpm::rsa(KeySize::Rsa2048, RSASSA, Bank::Sha256).ak.bytes();
+    let der = PublicArea::parse(&ak).unwrap().spki_der().unwrap();
+    let read = |der: &[u8]| {
+        let pem = der::pem::encode_string("PUBLIC KEY", der::pem::LineEnding::LF, der).unwrap();
+        QuotingKey::from_pem(&pem).map(|_| ()).map_err(|reasons| codes(&reasons))
+    };
+    assert_eq!(read(&der), Ok(()));
+    // Without the NULL that RSA's algorithm has for parameters.
+    let mut info = spki::SubjectPublicKeyInfoRef::from_der(&der).unwrap();
+    info.algorithm.parameters = None;
+    assert_eq!(read(&info.to_der().unwrap()), Err(vec![Code::AkMalformed]));
 }
 
 #[test]
@@ -241,5 +265,14 @@ fn n83_storage_parents_that_could_leave_or_outlive_the_boot() {
     let another_curve = Public { size: 0x0010, ..parent() };
     assert_eq!(certified(&tpm, &another_curve, TPM_RH_NULL), [Code::ParentWeakKey]);
     assert_eq!(certified(&tpm, &ek(), TPM_RH_NULL), [], "RSA");
+    // Bytes after the certification, which its signature covers, too.
+    let parent = parent();
+    let mut attest = tpm.attest(&binding(), &pcrs());
+    attest.kind = 0x8017;
+    attest.body = [sized(&parent.name()), sized(&parent.qualified_name(&TPM_RH_NULL.to_be_bytes())), vec![0]].concat();
+    let message = attest.bytes();
+    let verified =
+        CertifiedParent::verify(&parent.bytes(), &message, &tpm.sign(&message), &tpm.enrolled().unwrap(), &binding());
+    assert_eq!(codes(&verified.err().unwrap()), [Code::ParentMalformed]);
     assert_eq!(certified(&tpm, &Public { exponent: 3, ..ek() }, TPM_RH_NULL), [Code::ParentWeakKey]);
 }

@@ -431,6 +431,19 @@ fn lists_that_are_only_large_end_in_an_error() {
     assert!(matches!(error, ImaError::Truncated { entry: 1, needed: 0xffff_ffff, .. }), "{error:?}");
 }
 
+/// Names of the oldest template are padded to 256 bytes, of which one is the terminator.
+#[test]
+fn n66_a_name_of_the_oldest_template_fits_its_place() {
+    let list = |length: usize| {
+        let sizes = [3_u32, u32::try_from(length).unwrap()].map(u32::to_le_bytes);
+        let bytes =
+            [&10_u32.to_le_bytes()[..], &[7; 20], &sizes[0], b"ima", &[8; 20], &sizes[1], &vec![b'a'; length]].concat();
+        ImaList::parse_binary(&bytes).map(|list| list.len())
+    };
+    assert_eq!(list(255), Ok(1));
+    assert!(matches!(list(256), Err(ImaError::Field { entry: 1, .. })));
+}
+
 proptest! {
     /// Wherever a list is cut in two, its end goes on from its beginning: to the same PCR as the whole.
     #[test]

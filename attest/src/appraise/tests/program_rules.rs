@@ -110,8 +110,12 @@ fn digests_are_accepted_under_the_names_of_their_rule() {
     let mut host = with_rules(&rule("/init", &format!("{{ digests = {{ sha384 = [\"{digest}\"] }} }}"), "image 7"));
     host.ima.entry("ima-sig", Bank::Sha384, &Bank::Sha384.hash(b"init"), b"/init", &[b""]);
     assert_eq!(verdict(&host), Ok(by("image 7", 1)));
-    host.ima.entry("ima-sig", Bank::Sha384, &Bank::Sha384.hash(b"init"), b"/sbin/init", &[b""]);
-    assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]));
+    for (name, content) in [("/sbin/init", &b"init"[..]), ("/init", b"trojan")] {
+        let entries = host.ima.entries.len();
+        host.ima.entry("ima-sig", Bank::Sha384, &Bank::Sha384.hash(content), name.as_bytes(), &[b""]);
+        assert_eq!(verdict(&host), Err(vec![Code::ImaUnlisted]), "{name}");
+        host.ima.entries.truncate(entries);
+    }
 }
 
 #[test]
@@ -151,6 +155,16 @@ fn n70_a_place_that_is_left_out_leaves_out_no_listed_file_and_no_way_around_it()
     assert_eq!(with("/usr/bin/x\n", b"x"), Err(vec![Code::ImaBadName]));
     assert_eq!(with("/usr/binx", b"x"), Err(vec![Code::ImaUnlisted]));
     assert_eq!(with("usr/bin/x", b"x"), Err(vec![Code::ImaUnlisted]));
+    // A star in the middle: what begins alike is not meant.
+    let of_place = |name: &str| {
+        let mut host = with_rules(&rule("/opt/*/run", "\"any\"", "one for each"));
+        host.ima.file(name, b"x");
+        verdict(&host)
+    };
+    assert_eq!(of_place("/opt/a/run"), Ok(by("one for each", 1)));
+    for name in ["/opt/a/run2", "/opt/a/b/run", "/opt/a"] {
+        assert_eq!(of_place(name), Err(vec![Code::ImaUnlisted]), "{name}");
+    }
 }
 
 fn violations(names: &str, reason: &str) -> String {

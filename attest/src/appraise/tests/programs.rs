@@ -69,6 +69,14 @@ fn n67_the_list_begins_with_the_boot_that_was_quoted() {
     let mut host = Host::good();
     host.ima.entries.remove(0);
     assert_eq!(host.codes(), [Code::ImaBootAggregate]);
+    // Under another name: an entry that a program caused could have any digest.
+    let mut host = Host::good();
+    let bytes = host.ima.bytes();
+    let digest = ImaList::parse_binary(&bytes).unwrap().entries().next().unwrap().digest().digest.to_vec();
+    let mut renamed = ListBuilder::default();
+    renamed.entry("ima-sig", Bank::Sha256, &digest, b"boot_aggregate2", &[b""]);
+    host.ima.entries[0] = renamed.entries.remove(0);
+    assert_eq!(host.codes(), [Code::ImaBootAggregate]);
     // As a violation: then no digest covers what it says.
     let mut host = Host::good();
     host.ima.entries[0][4..24].fill(0);
