@@ -1,6 +1,7 @@
 //! Compares claims with what the policy and the reference values say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::RUNTIME_PCR;
 use super::claims::Claims;
@@ -116,28 +117,36 @@ fn best<'r>(
 
 /// The events of a boot by PCR. Every PCR but the one that changes while the system runs: one without reference values
 /// must not be extended.
-struct Events<'a>(Vec<(u8, Vec<Measured<'a>>)>);
+struct Events<'a> {
+    all: Vec<Measured<'a>>,
+    /// Where those of each PCR are.
+    of_pcr: Vec<(u8, Range<usize>)>,
+}
 
 impl<'a> Events<'a> {
     fn of(claims: &'a Claims<'_>) -> Self {
-        let pcrs = (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR);
-        let of_pcr = |pcr| {
-            let measured = claims.measured(pcr);
-            let mut events = Vec::with_capacity(measured.size_hint().1.unwrap_or_default());
-            events.extend(measured);
-            (pcr, events)
-        };
-        Self(pcrs.map(of_pcr).collect())
+        let mut all = Vec::with_capacity(claims.replayed().log().events().len());
+        let mut of_pcr = Vec::with_capacity(PCR_COUNT.into());
+        for pcr in (0..PCR_COUNT).filter(|pcr| *pcr != RUNTIME_PCR) {
+            let begin = all.len();
+            all.extend(claims.measured(pcr));
+            of_pcr.push((pcr, begin..all.len()));
+        }
+        Self { all, of_pcr }
+    }
+
+    fn by_pcr(&self) -> impl Iterator<Item = (u8, &[Measured<'a>])> {
+        self.of_pcr.iter().map(|(pcr, range)| (*pcr, self.all.get(range.clone()).unwrap_or_default()))
     }
 
     /// What was accepted by a rule, if all of it matches; else about how far it is from that.
     fn matches(&self, judge: &Judge<'_>, values: &ReferenceValues) -> Result<BTreeSet<ByRule>, usize> {
         let mut by_rule = BTreeSet::new();
         let mut far = 0_usize;
-        for (pcr, events) in &self.0 {
-            match straight(values.expected(*pcr), events, judge) {
+        for (pcr, events) in self.by_pcr() {
+            match straight(values.expected(pcr), events, judge) {
                 Some(steps) => by_rule.extend(steps.iter().filter_map(accepted_by_rule)),
-                None => far = far.saturating_add(distance(values.expected(*pcr), events, judge)),
+                None => far = far.saturating_add(distance(values.expected(pcr), events, judge)),
             }
         }
         if far == 0 { Ok(by_rule) } else { Err(far) }
@@ -145,16 +154,16 @@ impl<'a> Events<'a> {
 
     /// Every difference.
     fn differences(&self, judge: &Judge<'_>, values: &ReferenceValues) -> Vec<Reason> {
-        let effort = Effort::to_explain(self.0.iter().map(|(_, events)| events.len()).sum());
+        let effort = Effort::to_explain(self.all.len());
         let mut reasons = Vec::new();
-        for (pcr, events) in &self.0 {
-            let steps = align(values.expected(*pcr), events, judge, &effort);
+        for (pcr, events) in self.by_pcr() {
+            let steps = align(values.expected(pcr), events, judge, &effort);
             let mut differences = steps.iter().filter(|step| step.is_difference());
             reasons.extend(differences.by_ref().take(MAX_PER_PCR).filter_map(|step| explain(step, judge.bank)));
             let more = differences.count();
             if more > 0 {
                 let text = format!("PCR {pcr} differs in {more} more events.");
-                reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr((*pcr).into()).text(text));
+                reasons.push(Reason::new(ReasonCode::EventlogEventMismatch).pcr(pcr.into()).text(text));
             }
         }
         reasons

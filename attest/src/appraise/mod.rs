@@ -139,9 +139,9 @@ impl MatchedReference {
 /// # Errors
 /// Every reason of the stage that was reached, the gravest first.
 pub fn appraise(quote: VerifiedQuote, evidence: &Evidence, context: &Context<'_>) -> Result<Appraisal, Denial> {
-    let boot = BootInstance::of(&quote);
-    let fresh = context.previous.map_or_else(Vec::new, |previous| boot::freshness(&quote, &boot, previous));
-    let same_boot = context.previous.filter(|previous| previous.boot.is_same_boot(&boot));
+    let previous = context.previous.map(|previous| (previous, BootInstance::of(&quote)));
+    let fresh = previous.as_ref().map_or_else(Vec::new, |(then, boot)| boot::freshness(&quote, boot, then));
+    let same_boot = previous.filter(|(then, boot)| then.boot.is_same_boot(boot)).map(|(then, _)| then);
     let ima = same_boot.and_then(|previous| previous.ima.as_ref());
     let replayed = match ReplayedLog::replay_until(quote, evidence, ima, Stop::when(context.abandoned)) {
         Ok(replayed) if fresh.is_empty() => replayed,
@@ -167,17 +167,14 @@ impl Claims<'_> {
     /// Every difference.
     pub fn appraise(self, policy: &Policy, references: &[ReferenceValues], now: u64) -> Result<Appraisal, Denial> {
         let matched = compare::policy(&self, policy, references, now)?;
-        let replayed = self.replayed();
-        let bank = self.bank();
         let policy_digest = policy.digest();
-        let rules = programs::rules_of(&policy_digest, matched.values);
-        let ima = replayed.ima_state(rules, matched.programs_by_rule);
+        let rules = || programs::rules_of(&policy_digest, matched.values);
+        let ima = self.replayed().ima_state(rules, matched.programs_by_rule);
         let mut rules_used = ima.iter().flat_map(|ima| ima.by_rule.keys());
         let programs_known = policy.ima && !rules_used.any(|reason| policy.programs.accept_any_content(reason));
         Ok(Appraisal {
-            quote: replayed.quote().clone(),
-            boot: BootInstance::of(replayed.quote()),
-            bank,
+            boot: BootInstance::of(self.replayed().quote()),
+            bank: self.bank(),
             policy: policy.name.clone(),
             policy_digest,
             reference: MatchedReference::new(matched.values),
@@ -189,8 +186,9 @@ impl Claims<'_> {
             ima,
             ima_judged: policy.ima,
             programs_known,
-            continued: replayed.continued().cloned(),
-            bank_caveats: replayed.bank_caveats().to_vec(),
+            continued: self.replayed().continued().cloned(),
+            bank_caveats: self.replayed().bank_caveats().to_vec(),
+            quote: self.into_quote(),
         })
     }
 }

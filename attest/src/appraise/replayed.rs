@@ -110,6 +110,10 @@ impl<'a> ReplayedLog<'a> {
         &self.quote
     }
 
+    pub(super) fn into_quote(self) -> VerifiedQuote {
+        self.quote
+    }
+
     /// The firmware event log.
     pub const fn log(&self) -> &EventLog<'a> {
         &self.log
@@ -137,7 +141,11 @@ impl<'a> ReplayedLog<'a> {
 
     /// How far the IMA list is judged once the rest of it is found acceptable by these rules; `None` if no PCR 10 that
     /// proves anything was quoted.
-    pub(super) fn ima_state(&self, rules: [u8; 32], mut by_rule: BTreeMap<String, u64>) -> Option<ImaState> {
+    pub(super) fn ima_state(
+        &self,
+        rules: impl FnOnce() -> [u8; 32],
+        mut by_rule: BTreeMap<String, u64>,
+    ) -> Option<ImaState> {
         self.ima_bank()?;
         let entries = self.ima_from.saturating_add(u64::try_from(self.ima_covered.entries).unwrap_or(u64::MAX));
         let left_out = self.continued.iter().filter(|_| self.ima_from > 0);
@@ -147,7 +155,7 @@ impl<'a> ReplayedLog<'a> {
         }
         let pcr = |bank| Some((bank, self.quote.pcr(bank, RUNTIME_PCR)?.to_vec()));
         let pcrs = self.quote.banks().filter_map(pcr).collect();
-        Some(ImaState { entries, pcrs, padded: self.ima_covered.padded.clone(), rules, by_rule })
+        Some(ImaState { entries, pcrs, padded: self.ima_covered.padded.clone(), rules: rules(), by_rule })
     }
 
     /// The strongest bank whose quoted PCR 10 covers the list; not SHA-1, which proves nothing, nor one of padded SHA-1. It
@@ -224,8 +232,8 @@ pub(super) fn bank_missing(log: &EventLog<'_>, bank: Bank) -> Reason {
 /// Compares the quoted values of a bank with those to which the log leads, but for PCRs of which an event has no digest.
 fn check_bank(quote: &QuotedState, log: &EventLog<'_>, bank: Bank) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    let passes = OnceCell::new();
-    for (pcr, value) in (0..).zip(log.values(bank)) {
+    let (values, passes) = (log.values(bank), OnceCell::new());
+    for (pcr, value) in (0..).zip(&values) {
         let Some(quoted) = quote.pcr(bank, pcr).filter(|_| log.replays_pcr(bank, pcr)) else { continue };
         let found = || format!("{bank} {}", hex::encode(quoted));
         match (log.extends_pcr(pcr), value.is(quoted)) {

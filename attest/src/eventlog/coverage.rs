@@ -44,24 +44,27 @@ impl<'a> Event<'a> {
     /// Hashes the data once, or a few times where the type allows more than one rule. The data of an image that was loaded
     /// only say where it came from, so they are not hashed at all.
     pub fn coverage(&self, bank: Bank) -> Coverage {
-        self.coverage_and_text(bank).0
+        self.coverage_beside(bank, self.text_of_grub().map(|(_, text)| text))
     }
 
-    /// The same with the text that GRUB measured and its kind, where the digest covers that ([`Coverage::Text`]).
-    pub(crate) fn coverage_and_text(&self, bank: Bank) -> (Coverage, Option<(EventKind, &'a [u8])>) {
-        let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return (Coverage::Nothing, None) };
-        let is = |data: &[u8]| bank.is_digest_of(data, digest);
-        if self.event_type == EventType::IPL
-            && let Some((kind, text)) = grub_text(self.data)
-        {
-            // Red Hat's GRUB hashes the terminator too.
-            return if bank.tail_of(text, &[b"", b"\0"], digest).is_some() {
-                (Coverage::Text, Some((kind, text)))
-            } else {
-                (if is(self.data) { Coverage::Data } else { Coverage::Nothing }, None)
-            };
+    /// The text that GRUB logs in this event and its kind, if it is one of GRUB's. The digest covers it where
+    /// [`Event::coverage_beside`] says [`Coverage::Text`].
+    pub(crate) fn text_of_grub(&self) -> Option<(EventKind, &'a [u8])> {
+        if self.event_type == EventType::IPL { grub_text(self.data) } else { None }
+    }
+
+    /// How far the digest of one bank covers an event of which is known what [`Event::text_of_grub`] is.
+    pub(crate) fn coverage_beside(&self, bank: Bank, text: Option<&[u8]>) -> Coverage {
+        let Some(digest) = self.digests.get(bank).filter(|_| self.extends()) else { return Coverage::Nothing };
+        let Some(text) = text else { return self.coverage_of_data(bank, digest) };
+        // Red Hat's GRUB hashes the terminator too.
+        if bank.tail_of(text, &[b"", b"\0"], digest).is_some() {
+            Coverage::Text
+        } else if bank.is_digest_of(self.data, digest) {
+            Coverage::Data
+        } else {
+            Coverage::Nothing
         }
-        (self.coverage_of_data(bank, digest), None)
     }
 
     /// The coverage of what is no text of GRUB's.

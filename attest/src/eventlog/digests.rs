@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::parse::MAX_DIGEST;
 use super::{Cursor, Short};
 use crate::key::Bank;
 
@@ -16,10 +17,26 @@ pub struct Digests<'a> {
 /// Where in the bytes of an event's digests that of each bank begins. The header says which digests there can be; each
 /// event has its own order of them, and may lack some. As small as it can be, for each event has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layout([u16; Bank::ALL.len()]);
+pub(super) struct Layout {
+    /// [`PLACE_BITS`] for each bank. One number, for it is made and copied for every event of a log.
+    begins: u64,
+    /// One bit for each bank of which there is a digest.
+    banks: u8,
+}
 
-/// Where a bank's digest begins of which there is none.
-const NOWHERE: u16 = u16::MAX;
+/// Bits in which a place within an event's digests is written.
+const PLACE_BITS: u32 = 12;
+
+/// The bit that stands for a bank.
+pub(super) const fn bank_bit(bank: Bank) -> u8 {
+    1 << bank as u8
+}
+
+const _: () = assert!(Bank::ALL.len() * PLACE_BITS as usize <= u64::BITS as usize, "there is room for each bank");
+const _: () = assert!(
+    MAX_ALGORITHMS as usize * (ID as usize + MAX_DIGEST as usize) < 1 << PLACE_BITS,
+    "every place can be written"
+);
 
 /// Size of the algorithm id in front of each digest.
 const ID: u16 = 2;
@@ -29,13 +46,7 @@ const MAX_ALGORITHMS: u32 = u16::BITS;
 
 impl Layout {
     /// That of events in the old form, with their one digest.
-    pub const SHA1: Self = {
-        let mut begins = [NOWHERE; Bank::ALL.len()];
-        if let Some((first, _)) = begins.split_first_mut() {
-            *first = 0;
-        }
-        Self(begins)
-    };
+    pub const SHA1: Self = Self { begins: 0, banks: bank_bit(Bank::Sha1) };
 }
 
 /// Why an event's digests are not what the header allows.
@@ -57,7 +68,7 @@ pub(super) fn take<'a>(
     algorithms: &[(u16, u16)],
 ) -> Result<Digests<'a>, DigestsError> {
     let begin = *cursor;
-    let (mut begins, mut seen, mut at) = ([NOWHERE; Bank::ALL.len()], 0_u16, ID);
+    let (mut begins, mut banks, mut seen, mut at) = (0, 0, 0_u16, ID);
     for number in 0..count.min(MAX_ALGORITHMS) {
         let id = cursor.u16().map_err(DigestsError::Short)?;
         // Nearly always at the same place as in the header.
@@ -74,12 +85,13 @@ pub(super) fn take<'a>(
         }
         seen |= bit;
         cursor.take(u64::from(size)).map_err(DigestsError::Short)?;
-        if let Some(place) = Bank::from_tpm_alg_id(id).and_then(|bank| begins.get_mut(bank as usize)) {
-            *place = at;
+        if let Some(bank) = Bank::from_tpm_alg_id(id) {
+            begins |= u64::from(at) << (bank as u32 * PLACE_BITS);
+            banks |= bank_bit(bank);
         }
         at = at.saturating_add(size).saturating_add(ID);
     }
-    Ok(Digests { bytes: cursor.since(&begin), layout: Layout(begins) })
+    Ok(Digests { bytes: cursor.since(&begin), layout: Layout { begins, banks } })
 }
 
 impl<'a> Digests<'a> {
@@ -88,15 +100,16 @@ impl<'a> Digests<'a> {
         Self { bytes, layout: Layout::SHA1 }
     }
 
-    /// The banks of which there is no digest, by place in [`Bank::ALL`].
-    pub(super) fn lacking(&self) -> [bool; Bank::ALL.len()] {
-        self.layout.0.map(|begin| begin == NOWHERE)
+    /// One bit for each bank of which there is a digest, see [`bank_bit`].
+    pub(super) const fn banks(&self) -> u8 {
+        self.layout.banks
     }
 
     /// The digest of one bank, as long as the bank's digests are.
     pub fn get(&self, bank: Bank) -> Option<&'a [u8]> {
-        let begin = self.layout.0.get(bank as usize).filter(|begin| **begin != NOWHERE)?;
-        self.bytes.get(usize::from(*begin)..)?.get(..bank.digest_size())
+        let begin = (self.layout.begins >> (bank as u32 * PLACE_BITS)) & ((1 << PLACE_BITS) - 1);
+        let has = self.layout.banks & bank_bit(bank) != 0;
+        has.then(|| self.bytes.get(usize::try_from(begin).ok()?..)?.get(..bank.digest_size()))?
     }
 
     /// All digests, by algorithm id.

@@ -14,26 +14,29 @@
 //!
 //! So a text is a command only if it begins as one, and does not repeat the words of a loader's command just before it.
 
-/// Commands after which GRUB measures their words once more, as a command line.
-const LOADERS: [&str; 17] = [
-    "linux",
-    "linux16",
-    "linuxefi",
-    "multiboot",
-    "multiboot2",
-    "module",
-    "module2",
-    "xen_hypervisor",
-    "xen_linux",
-    "xen_module",
-    "plan9",
-    "xnu_kernel",
-    "xnu_kernel64",
-    "kfreebsd",
-    "knetbsd",
-    "kopenbsd",
-    "knetbsd_module",
-];
+/// Whether GRUB measures a command's words once more behind it, as a command line.
+fn is_loader(command: &str) -> bool {
+    matches!(
+        command,
+        "linux"
+            | "linux16"
+            | "linuxefi"
+            | "multiboot"
+            | "multiboot2"
+            | "module"
+            | "module2"
+            | "xen_hypervisor"
+            | "xen_linux"
+            | "xen_module"
+            | "plan9"
+            | "xnu_kernel"
+            | "xnu_kernel64"
+            | "kfreebsd"
+            | "knetbsd"
+            | "kopenbsd"
+            | "knetbsd_module"
+    )
+}
 
 /// What the kernel reads of a command line as GRUB measures it, behind the kernel's path. `None` if no path stands there, or
 /// one in which the kernel could see arguments, the end of a word or a quote: GRUB passes some of these on.
@@ -45,17 +48,22 @@ pub(crate) fn kernel_arguments(line: &str) -> Option<&str> {
 
 /// Whether a text begins as a command of GRUB's does: with a name, an assignment, or `[`, `!` and `.`.
 pub(crate) fn is_command(text: &str) -> bool {
-    let word = first_word(text);
-    let name = word.split_once('=').map_or(word, |(name, _)| name);
-    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
-    is_name || matches!(word, "[" | "!" | ".")
+    let text = text.as_bytes();
+    let is_of_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let begins = text.first().is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_');
+    let end = text.iter().find(|byte| !is_of_name(byte));
+    begins && matches!(end, None | Some(b' ' | b'='))
+        || matches!(text, [b'[' | b'!' | b'.'] | [b'[' | b'!' | b'.', b' ', ..])
 }
 
 /// The words that a loader's command is given: what GRUB then measures as a command line.
 pub(crate) fn loader_arguments(command: &str) -> Option<&str> {
-    let (name, arguments) = without_negation(command).split_once(' ')?;
-    LOADERS.contains(&name).then_some(arguments)
+    let command = without_negation(command);
+    // Most commands begin with another letter. Names are short: a search by words of memory costs more.
+    let begins = matches!(command.as_bytes().first(), Some(b'l' | b'm' | b'x' | b'p' | b'k'));
+    let blank = command.bytes().take_while(|_| begins).position(|byte| byte == b' ')?;
+    let (name, arguments) = command.split_at_checked(blank)?;
+    is_loader(name).then(|| arguments.strip_prefix(' '))?
 }
 
 /// The load options that the command `chainloader` gives an image: its words behind the file's name. GRUB measures them
@@ -67,16 +75,12 @@ pub(crate) fn load_options(command: &str) -> Option<&str> {
 }
 
 /// A text without what GRUB adds when it makes a command line of words.
-pub(crate) fn without_quoting(text: &str) -> String {
-    text.chars().filter(|c| !matches!(c, '"' | '\'' | '\\')).collect()
+pub(crate) fn without_quoting(text: &str) -> impl Iterator<Item = char> {
+    text.chars().filter(|c| !matches!(c, '"' | '\'' | '\\'))
 }
 
 fn without_negation(command: &str) -> &str {
     command.strip_prefix("! ").unwrap_or(command)
-}
-
-fn first_word(text: &str) -> &str {
-    text.split(' ').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -121,7 +125,7 @@ mod tests {
         assert_eq!(loader_arguments("! linuxefi echo x"), Some("echo x"));
         assert_eq!(loader_arguments("echo linux x"), None);
         assert_eq!(loader_arguments("linux"), None);
-        assert_eq!(without_quoting("\"a b\" c\\\"d"), "a b cd");
+        assert!(without_quoting("\"a b\" c\\\"d").eq("a b cd".chars()));
         assert_eq!(load_options("chainloader /EFI/x.efi"), None);
         assert_eq!(load_options("chainloader /EFI/x.efi init=/bin/sh quiet"), Some("init=/bin/sh quiet"));
     }

@@ -56,8 +56,8 @@ pub struct EventLog<'a> {
     startup_locality: Option<u8>,
     /// One bit for each PCR that an event extends.
     extended: u32,
-    /// For each bank, one bit for each PCR of which an event has no digest of that bank.
-    incomplete: [u32; Bank::ALL.len()],
+    /// For each PCR, one bit for each bank of which all its events have digests, by the bank's place in [`Bank::ALL`].
+    banks_of_pcr: [u8; PCR_COUNT as usize],
 }
 
 /// In which of the two forms a log is written.
@@ -165,17 +165,18 @@ impl<'a> EventLog<'a> {
 
     /// Whether every event that extends a PCR has a digest of this bank.
     pub(crate) fn replays(&self, bank: Bank) -> bool {
-        self.declares(bank) && self.incomplete_pcrs(bank) == 0
+        self.declares(bank) && self.banks_of_pcr.iter().all(|banks| has(*banks, bank))
     }
 
     /// Whether every event that extends this PCR has a digest of this bank.
     pub(crate) fn replays_pcr(&self, bank: Bank, pcr: u8) -> bool {
-        self.incomplete_pcrs(bank).checked_shr(pcr.into()).is_some_and(|from_it| from_it & 1 == 0)
+        self.banks_of_pcr.get(usize::from(pcr)).is_some_and(|banks| has(*banks, bank))
     }
+}
 
-    fn incomplete_pcrs(&self, bank: Bank) -> u32 {
-        self.incomplete.get(bank as usize).copied().unwrap_or(u32::MAX)
-    }
+/// Whether a bank's bit is among these.
+const fn has(banks: u8, bank: Bank) -> bool {
+    banks & digests::bank_bit(bank) != 0
 }
 
 impl Event<'_> {

@@ -20,7 +20,7 @@ const LIKELY_EVENT_SIZE: usize = 192;
 const MAX_ALGORITHMS: u32 = 16;
 
 /// Largest digest of an algorithm that only its header knows: 512 bits.
-const MAX_DIGEST: u16 = 64;
+pub(super) const MAX_DIGEST: u16 = 64;
 
 const SPEC_ID: &[u8; 13] = b"Spec ID Event";
 const SPEC_ID_AGILE: &[u8; 16] = b"Spec ID Event03\0";
@@ -111,8 +111,8 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
     let mut cursor = Cursor::new(bytes);
     let format = header(&mut cursor)?;
     let events = Vec::with_capacity(bytes.len().div_ceil(LIKELY_EVENT_SIZE).min(MAX_EVENTS));
-    let (extended, incomplete) = (0, [0; Bank::ALL.len()]);
-    let mut log = EventLog { format, events, trailing: &[], startup_locality: None, extended, incomplete };
+    let banks_of_pcr = [u8::MAX; PCR_COUNT as usize];
+    let mut log = EventLog { format, events, trailing: &[], startup_locality: None, extended: 0, banks_of_pcr };
     let padding = padding_start(bytes);
     while !cursor.is_empty() {
         if cursor.offset() >= padding || is_no_event(cursor.rest(), &log.format) {
@@ -125,18 +125,16 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, EventLogError> {
             return Err(EventLogError::TooManyEvents);
         }
         let first = cursor.offset() == 0;
-        let event =
-            event(&mut cursor, number, &log.format).map_err(|error| if first { foreign(bytes) } else { error })?;
+        event(&mut cursor, number, &log.format, &mut log.events)
+            .map_err(|error| if first { foreign(bytes) } else { error })?;
+        let Some(event) = log.events.last() else { break };
         if event.event_type == EventType::NO_ACTION {
+            let event = *event;
             no_action(&event, &mut log)?;
-        } else {
-            let pcr = 1_u32.checked_shl(event.pcr).unwrap_or(0);
-            log.extended |= pcr;
-            for (incomplete, _) in log.incomplete.iter_mut().zip(event.digests.lacking()).filter(|(_, lacks)| *lacks) {
-                *incomplete |= pcr;
-            }
+        } else if let Some(banks) = usize::try_from(event.pcr).ok().and_then(|pcr| log.banks_of_pcr.get_mut(pcr)) {
+            *banks &= event.digests.banks();
+            log.extended |= 1_u32.checked_shl(event.pcr).unwrap_or(0);
         }
-        log.events.push(event);
     }
     if log.events.is_empty() {
         // Behind a header there may be nothing; without one, nothing says that this is a log at all.
@@ -156,10 +154,11 @@ fn foreign(bytes: &[u8]) -> EventLogError {
 /// Reads the header event if there is one, and says which form follows. The header itself always has the old form.
 fn header<'a>(cursor: &mut Cursor<'a>) -> Result<Format<'a>, EventLogError> {
     let mut ahead = *cursor;
-    let first = match event(&mut ahead, 0, &Format::Sha1) {
-        Ok(first) if first.data.starts_with(SPEC_ID) => first,
-        // Without a header the log has the old form; if it is unreadable, its first event will say why.
-        _ => return Ok(Format::Sha1),
+    let mut first = Vec::new();
+    // Without a header the log has the old form; if it is unreadable, its first event will say why.
+    let is_read = event(&mut ahead, 0, &Format::Sha1, &mut first).is_ok();
+    let Some(first) = first.pop().filter(|first| is_read && first.data.starts_with(SPEC_ID)) else {
+        return Ok(Format::Sha1);
     };
     let wrong = |what: &str| EventLogError::SpecId(what.to_owned());
     // Its PCR is not looked at: it extends none, and there is firmware that writes 1.
@@ -218,7 +217,13 @@ fn spec_id(body: &[u8]) -> Result<SpecId<'_>, EventLogError> {
     Ok(SpecId { platform_class, spec_version: (major, minor, errata), uintn_size, algorithms, vendor_info })
 }
 
-fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Result<Event<'a>, EventLogError> {
+/// Reads one event and puts it behind the others, where it is made in place: copying each costs more than reading it.
+fn event<'a>(
+    cursor: &mut Cursor<'a>,
+    number: usize,
+    format: &Format<'_>,
+    events: &mut Vec<Event<'a>>,
+) -> Result<(), EventLogError> {
     let offset = cursor.offset();
     let short = |field: &'static str| {
         move |short: Short| EventLogError::Truncated {
@@ -254,7 +259,8 @@ fn event<'a>(cursor: &mut Cursor<'a>, number: usize, format: &Format<'_>) -> Res
     };
     let size = cursor.u32().map_err(short("the size of the event"))?;
     let data = cursor.take(u64::from(size)).map_err(short("the event"))?;
-    Ok(Event { number, pcr, event_type, digests, data })
+    events.push(Event { number, pcr, event_type, digests, data });
+    Ok(())
 }
 
 /// Whether an event can have so many digests: firmware and boot loaders may measure into some of the banks only.

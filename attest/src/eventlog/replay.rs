@@ -25,7 +25,7 @@ impl EventLog<'_> {
         for event in &self.events {
             let Some((pcr, digest)) = extended_by(event, bank) else { continue };
             let Some(value) = values.get_mut(pcr) else { continue };
-            *value = value.extend(bank, &digest);
+            value.extend_by(bank, digest);
         }
         values
     }
@@ -54,7 +54,7 @@ impl EventLog<'_> {
             if let Some(Pass { next }) = pass {
                 next.get_or_insert(event);
             } else {
-                *value = value.extend(bank, &digest);
+                value.extend_by(bank, digest);
                 *pass = is(value, *wanted).then_some(Pass { next: None });
             }
         }
@@ -73,11 +73,11 @@ pub(crate) struct Pass<'l> {
 }
 
 /// The PCR that an event extends, and with what.
-fn extended_by(event: &Event<'_>, bank: Bank) -> Option<(usize, Digest)> {
+fn extended_by<'a>(event: &Event<'a>, bank: Bank) -> Option<(usize, &'a [u8])> {
     if !event.extends() {
         return None;
     }
-    Some((usize::try_from(event.pcr).ok()?, Digest::new(bank, event.digests.get(bank)?)?))
+    Some((usize::try_from(event.pcr).ok()?, event.digests.get(bank)?))
 }
 
 /// The value of a PCR after a reset of the TPM (TCG PC Client Platform TPM Profile, section 4.6): zeros; for PCR 0

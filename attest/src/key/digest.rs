@@ -58,14 +58,18 @@ impl Digest {
 
     /// The digest of `data`.
     pub fn hash(bank: Bank, data: &[u8]) -> Self {
-        work::hashed(data.len());
         let mut digest = Self::filled(bank, 0);
+        digest.set_hash(bank, data);
+        digest
+    }
+
+    fn set_hash(&mut self, bank: Bank, data: &[u8]) {
+        work::hashed(data.len());
         match bank.aws_lc() {
             // In one call: a context costs as much as hashing a hundred bytes.
-            Some(algorithm) => digest.set(digest::digest(algorithm, data).as_ref()),
-            None => digest.set(&sm3::Sm3::digest(data)),
+            Some(algorithm) => self.set(digest::digest(algorithm, data).as_ref()),
+            None => self.set(&sm3::Sm3::digest(data)),
         }
-        digest
     }
 
     /// Its beginning, filled with zeros to the length of another bank's digests.
@@ -78,14 +82,23 @@ impl Digest {
     /// A PCR's next value: the digest of its value and then the event's digest.
     #[must_use]
     pub fn extend(&self, bank: Bank, event: &Self) -> Self {
+        let mut next = *self;
+        next.extend_by(bank, event.as_slice());
+        next
+    }
+
+    /// Becomes a PCR's next value. In place, for copies of digests are what a replay does beside hashing.
+    pub fn extend_by(&mut self, bank: Bank, event: &[u8]) {
         let mut both = [0; 2 * MAX_DIGEST];
-        // Whole arrays are copied faster than so many bytes; what is too much of the first the second covers.
-        for (start, digest) in [(0, self), (self.size, event)] {
-            if let Some(place) = both.get_mut(start..).and_then(<[u8]>::first_chunk_mut) {
-                *place = digest.bytes;
-            }
+        // A whole array is copied faster than so many bytes of it; what is too much the event's digest covers.
+        if let Some(place) = both.first_chunk_mut() {
+            *place = self.bytes;
         }
-        Self::hash(bank, both.get(..self.size.saturating_add(event.size)).unwrap_or_default())
+        let end = self.size.saturating_add(event.len());
+        if let Some(place) = both.get_mut(self.size..end) {
+            place.copy_from_slice(event);
+        }
+        self.set_hash(bank, both.get(..end).unwrap_or_default());
     }
 
     pub fn as_slice(&self) -> &[u8] {

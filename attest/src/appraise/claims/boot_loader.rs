@@ -109,7 +109,7 @@ impl<'a> Claims<'a> {
     /// In PCRs 8 and 12, anything of which no digest covers the text counts: a label could hide a command line. So does a
     /// unified kernel image's `.cmdline`, of which the log has the digest alone.
     pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
-        let mut lines = self.grub_lines();
+        let mut lines: Vec<_> = self.grub_lines().collect();
         lines.extend(self.log().of_pcr(FILES).filter_map(|covered| stub_line(&covered)));
         let sections = self.uki().into_iter().filter(|claim| claim.value.name == ".cmdline");
         lines.extend(sections.map(|claim| Claim {
@@ -122,27 +122,25 @@ impl<'a> Claims<'a> {
     }
 
     /// The command lines among what was measured into PCR 8.
-    fn grub_lines(&self) -> Vec<Claim<'a, CommandLine>> {
-        let mut lines = Vec::new();
+    fn grub_lines(&self) -> impl DoubleEndedIterator<Item = Claim<'a, CommandLine>> {
+        (0..self.log().count_of_pcr(COMMANDS)).filter_map(|place| self.grub_line(place))
+    }
+
+    /// What was measured into PCR 8 at this place, if it is a command line or may be one.
+    fn grub_line(&self, place: usize) -> Option<Claim<'a, CommandLine>> {
+        let at = |place| self.log().at_of_pcr(COMMANDS, place);
+        let covered = &at(place)?;
+        let text_of = |covered: &Covered<'_, 'a>| covered.grub_text.filter(|_| covered.coverage == Coverage::Text);
+        let Some((kind, text)) = text_of(covered) else { return self.other_line(covered) };
         // What the loader's command just before was given.
-        let mut given: Option<String> = None;
-        for covered in self.log().of_pcr(COMMANDS) {
-            let before = given.take();
-            let Some((kind, text)) = covered.grub_text.filter(|_| covered.coverage == Coverage::Text) else {
-                lines.extend(self.other_line(&covered));
-                continue;
-            };
-            given = loader_arguments(text).map(without_quoting);
-            let repeats = before.is_some_and(|before| before == without_quoting(text));
-            if kind == EventKind::KernelCommandLine || repeats || !is_command(text) {
-                let text = kernel_arguments(text).is_some().then(|| text.to_owned());
-                lines.push(covered.claim(CommandLine { measurer: Measurer::Grub, text }));
-            } else if let Some(options) = load_options(text) {
-                let text = Some(options.to_owned());
-                lines.push(covered.claim(CommandLine { measurer: Measurer::Firmware, text }));
-            }
+        let given = || text_of(&at(place.checked_sub(1)?)?).and_then(|(_, text)| loader_arguments(text));
+        let repeats = || given().is_some_and(|given| without_quoting(given).eq(without_quoting(text)));
+        if kind == EventKind::KernelCommandLine || !is_command(text) || repeats() {
+            let text = kernel_arguments(text).is_some().then(|| text.to_owned());
+            return Some(covered.claim(CommandLine { measurer: Measurer::Grub, text }));
         }
-        lines
+        let text = load_options(text)?.to_owned();
+        Some(covered.claim(CommandLine { measurer: Measurer::Firmware, text: Some(text) }))
     }
 
     /// What is not certainly something else than a command line: a separator, or Windows' own events, which a digest covers.
@@ -156,9 +154,12 @@ impl<'a> Claims<'a> {
 
     /// The command line of the kernel that was started: the last whose text a digest covers; without any, the last.
     pub fn command_line(&self) -> Option<Claim<'a, CommandLine>> {
-        let all = self.command_lines();
-        let with_text = all.iter().rposition(|claim| claim.value.text.is_some());
-        with_text.or(all.len().checked_sub(1)).and_then(|index| all.into_iter().nth(index))
+        // Only what GRUB and systemd measured has a text; of each the last is looked for from the end.
+        let of_systemd = || self.log().of_pcr(UKI_PARAMETERS).filter_map(|covered| self.other_line(&covered));
+        let has_text = |claim: &Claim<'_, CommandLine>| claim.value.text.is_some();
+        let last = [self.grub_lines().rfind(has_text), of_systemd().rfind(has_text)];
+        let last = last.into_iter().flatten().max_by_key(|claim| claim.ground.event);
+        last.or_else(|| self.command_lines().pop())
     }
 
     /// What may be the kernel: files that GRUB read under a kernel's name, the last image that was loaded, and a unified

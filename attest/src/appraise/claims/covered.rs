@@ -30,8 +30,10 @@ impl<'a> Found<'a> {
 
     /// Hashes the event's data.
     fn of(event: &Event<'a>, bank: Bank) -> Self {
-        let (coverage, text) = event.coverage_and_text(bank);
-        let grub_text = text.and_then(|(kind, text)| Some((kind, core::str::from_utf8(text).ok()?)));
+        let text = event.text_of_grub();
+        let coverage = event.coverage_beside(bank, text.map(|(_, text)| text));
+        let covered = text.filter(|_| coverage == Coverage::Text);
+        let grub_text = covered.and_then(|(kind, text)| Some((kind, core::str::from_utf8(text).ok()?)));
         Self { coverage, grub_text }
     }
 }
@@ -119,8 +121,18 @@ impl<'l, 'a> CoveredLog<'l, 'a> {
     }
 
     /// Those that extend this PCR, in their order.
-    pub fn of_pcr(self, pcr: u32) -> impl Iterator<Item = Covered<'l, 'a>> {
+    pub fn of_pcr(self, pcr: u32) -> impl DoubleEndedIterator<Item = Covered<'l, 'a>> {
         self.coverages.of_pcr(pcr).iter().filter_map(move |place| self.at(*place))
+    }
+
+    /// How many extend this PCR.
+    pub fn count_of_pcr(self, pcr: u32) -> usize {
+        self.coverages.of_pcr(pcr).len()
+    }
+
+    /// The one at this place among those that extend this PCR.
+    pub fn at_of_pcr(self, pcr: u32, place: usize) -> Option<Covered<'l, 'a>> {
+        self.at(*self.coverages.of_pcr(pcr).get(place)?)
     }
 
     fn at(self, place: usize) -> Option<Covered<'l, 'a>> {

@@ -36,6 +36,7 @@ pub use shim::{SbatLevel, ShimList};
 
 use covered::{Coverages, Covered, CoveredLog};
 use secure_boot::SecureBoot;
+use shim::Settings;
 
 use super::policy::JUDGED_PCRS;
 use super::replayed::{ReplayedLog, bank_missing};
@@ -45,6 +46,7 @@ use super::{RUNTIME_PCR, programs};
 use crate::eventlog::{CertificateCache, Coverage, SignatureDatabase};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
+use crate::quote::VerifiedQuote;
 use crate::reason::{Denial, Reason, ReasonCode};
 use crate::reference::Measured;
 
@@ -80,6 +82,7 @@ pub struct Claims<'a> {
     coverages: Coverages<'a>,
     separators: Separators,
     certificates: &'a CertificateCache,
+    shim: Settings<'a>,
     secure_boot: SecureBoot<'a>,
 }
 
@@ -101,11 +104,11 @@ impl<'a> Claims<'a> {
         let mut reasons = Vec::new();
         let separators = Separators::read(replayed.log(), bank, &mut reasons);
         reasons.extend(contradictions::check(log, &separators));
-        reasons.extend(shim::check(log, &separators));
+        let shim = Settings::read(log, &separators, &mut reasons);
         let secure_boot = SecureBoot::read(log, &separators, certificates, &mut reasons);
         reasons.extend(programs::check(&replayed, bank));
         if reasons.is_empty() {
-            Ok(Self { replayed, bank, coverages, separators, certificates, secure_boot })
+            Ok(Self { replayed, bank, coverages, separators, certificates, shim, secure_boot })
         } else {
             Err(reasons.into())
         }
@@ -129,6 +132,10 @@ impl<'a> Claims<'a> {
     /// The replayed logs.
     pub const fn replayed(&self) -> &ReplayedLog<'a> {
         &self.replayed
+    }
+
+    pub(super) fn into_quote(self) -> VerifiedQuote {
+        self.replayed.into_quote()
     }
 
     /// The bank on whose digests the claims rest.

@@ -30,8 +30,15 @@ const PCR: u32 = 14;
 /// The PCR of Secure Boot, into which shim measures what it verifies by.
 const SECURE_BOOT: u32 = 7;
 
-/// Variables that shim measures as authorities though nothing is verified by them.
+/// Variables that shim measures as authorities though nothing is verified by them, by their place in [`Setting`].
 const SETTINGS: [&str; 3] = ["SbatLevel", "MokListTrusted", "MokSBState"];
+
+#[derive(Clone, Copy, Debug)]
+enum Setting {
+    SbatLevel,
+    MokListTrusted,
+    MokSbState,
+}
 
 /// One of shim's lists, of which the log has only the digest: [`Ground::digest`](super::Ground::digest) is that of its
 /// content.
@@ -64,27 +71,38 @@ impl SbatLevel<'_> {
     }
 }
 
-/// Settings that were measured twice with different content, or when shim had verified something already.
-pub(super) fn check(log: CoveredLog<'_, '_>, separators: &Separators) -> Vec<Reason> {
-    let mut first: [Option<&[u8]>; SETTINGS.len()] = [None; SETTINGS.len()];
-    let mut verified = false;
-    let mut reasons = Vec::new();
-    for covered in log.of_pcr(SECURE_BOOT).filter(|covered| separators.is_behind(covered.event)) {
-        let Some(variable) = covered.variable().filter(|variable| variable.guid == Guid::SHIM_LOCK) else { continue };
-        let Some(place) = SETTINGS.iter().position(|name| variable.is(Guid::SHIM_LOCK, name)) else {
-            verified = true;
-            continue;
-        };
-        let known = first.get(place).copied().flatten();
-        if known.map_or(verified, |known| known != variable.data) {
-            let name = SETTINGS.get(place).copied().unwrap_or_default();
-            let found = format!("event {}", covered.event.number);
-            reasons.push(Reason::new(ReasonCode::ShimAmbiguous).pcr(SECURE_BOOT).event(name).found(found));
-        } else if let Some(slot) = first.get_mut(place) {
-            *slot = Some(variable.data);
+/// What shim measured of its settings into PCR 7: each with its content, by its place in [`SETTINGS`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings<'a>([Option<Claim<'a, &'a [u8]>>; SETTINGS.len()]);
+
+impl<'a> Settings<'a> {
+    /// Settings that were measured twice with different content, or when shim had verified something already, are reasons.
+    pub fn read(log: CoveredLog<'_, 'a>, separators: &Separators, reasons: &mut Vec<Reason>) -> Self {
+        let mut found = Self::default();
+        let mut verified = false;
+        for covered in log.of_pcr(SECURE_BOOT).filter(|covered| separators.is_behind(covered.event)) {
+            let Some(variable) = covered.variable().filter(|variable| variable.guid == Guid::SHIM_LOCK) else {
+                continue;
+            };
+            let place = SETTINGS.iter().position(|name| variable.is(Guid::SHIM_LOCK, name));
+            let Some(first) = place.and_then(|place| found.0.get_mut(place)) else {
+                verified = true;
+                continue;
+            };
+            if first.as_ref().map_or(verified, |first| first.value != variable.data) {
+                let name = place.and_then(|place| SETTINGS.get(place)).copied().unwrap_or_default();
+                let number = format!("event {}", covered.event.number);
+                reasons.push(Reason::new(ReasonCode::ShimAmbiguous).pcr(SECURE_BOOT).event(name).found(number));
+            } else if first.is_none() {
+                *first = Some(covered.claim(variable.data));
+            }
         }
+        found
     }
-    reasons
+
+    fn get(&self, setting: Setting) -> Option<&Claim<'a, &'a [u8]>> {
+        self.0.get(setting as usize)?.as_ref()
+    }
 }
 
 /// Whether a variable is one of shim's settings, by which nothing is verified.
@@ -109,15 +127,15 @@ impl<'a> Claims<'a> {
 
     /// What shim says of SBAT.
     pub fn sbat_level(&self) -> Option<Claim<'a, SbatLevel<'a>>> {
-        let (covered, content) = self.shim_variable("SbatLevel")?;
-        let text = core::str::from_utf8(content).ok()?.trim_end_matches('\0');
-        Some(covered.claim(SbatLevel { text }))
+        let level = self.shim.get(Setting::SbatLevel)?;
+        let text = core::str::from_utf8(level.value).ok()?.trim_end_matches('\0');
+        Some(Claim { value: SbatLevel { text }, ground: level.ground })
     }
 
     /// Whether the kernel is asked to trust the keys in shim's lists.
     pub fn mok_list_trusted(&self) -> Option<Claim<'a, bool>> {
-        let (covered, content) = self.shim_variable("MokListTrusted")?;
-        Some(covered.claim(content == [1]))
+        let trusted = self.shim.get(Setting::MokListTrusted)?;
+        Some(Claim { value: trusted.value == [1], ground: trusted.ground })
     }
 
     /// Whether shim verifies what it starts: `false` if somebody disabled that (`MokSBState`), for then it starts anything
@@ -126,8 +144,8 @@ impl<'a> Claims<'a> {
     /// Rests on the setting where shim measured it, else on the first event of shim's, for it measures the setting only
     /// where it is set.
     pub fn shim_validation(&self) -> Option<Claim<'a, bool>> {
-        if let Some((covered, content)) = self.shim_variable("MokSBState") {
-            return Some(covered.claim(content == [0]));
+        if let Some(state) = self.shim.get(Setting::MokSbState) {
+            return Some(Claim { value: state.value == [0], ground: state.ground });
         }
         let sbat = self.sbat_level();
         let disabled = |covered: &Covered<'_, '_>| {
@@ -157,14 +175,6 @@ impl<'a> Claims<'a> {
             .of_pcr(SECURE_BOOT)
             .filter(|covered| self.is_behind_separator(covered) && !covers_data(covered.coverage))
             .map(|covered| covered.event.number)
-    }
-
-    /// A variable that shim measured with its content: the first behind the separator, whatever its type.
-    fn shim_variable(&self, name: &str) -> Option<(Covered<'_, 'a>, &'a [u8])> {
-        self.log().of_pcr(SECURE_BOOT).filter(|covered| self.is_behind_separator(covered)).find_map(|covered| {
-            let variable = covered.variable()?;
-            variable.is(Guid::SHIM_LOCK, name).then_some((covered, variable.data))
-        })
     }
 
     /// Whether an event of PCR 7 is nothing by which anything could have been verified: a setting of shim's, or a text such

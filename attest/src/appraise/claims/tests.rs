@@ -365,7 +365,7 @@ fn real_logs_contradict_nothing() {
         let mut reasons = Vec::new();
         let separators = Separators::read(&log, bank, &mut reasons);
         reasons.extend(contradictions::check(covered, &separators));
-        reasons.extend(shim::check(covered, &separators));
+        Settings::read(covered, &separators, &mut reasons);
         let state = SecureBoot::read(covered, &separators, &cache, &mut reasons).state().map(|claim| claim.value);
         states.push((name.clone(), state));
         assert_eq!(reasons, [], "{name}");
