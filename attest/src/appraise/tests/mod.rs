@@ -3,8 +3,10 @@
 //!
 //! Only by what the library offers to anyone: `cli/tests/appraisal.rs` asks the program of the same cases.
 
+mod banks;
 mod boot;
 mod command_line;
+mod editions;
 pub(super) mod host;
 mod logs;
 mod policy;
