@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use portcullis_attest::endorsement::{ANCHORS, EkCertificate, EkRoots, Revocations, pem_certificates};
+use portcullis_attest::endorsement::{
+    ANCHORS, CertificateFingerprint, EkCertificate, EkRoots, Revocations, pem_certificates,
+};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -36,25 +38,14 @@ pub struct EkCheck {
     #[arg(long, value_name = "DIR")]
     roots: PathBuf,
     /// A root (SHA-256 of its certificate) whose EK certificates may have no extended key usage; may be given more than once.
-    #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
-    allow_missing_eku: Vec<Fingerprint>,
+    #[arg(long, value_name = "SHA256")]
+    allow_missing_eku: Vec<CertificateFingerprint>,
     /// A directory with revocation lists, in DER or PEM, and text files with fingerprints of what is revoked.
     #[arg(long, value_name = "DIR")]
     revocations: Option<PathBuf>,
     /// Accept revocation lists that should have been replaced by newer ones.
     #[arg(long)]
     accept_stale_lists: bool,
-}
-
-/// SHA-256 of a certificate.
-#[derive(Clone, Copy, Debug)]
-struct Fingerprint([u8; 32]);
-
-fn fingerprint(text: &str) -> Result<Fingerprint, String> {
-    let mut bytes = [0; 32];
-    hex::decode_to_slice(text.replace(':', ""), &mut bytes)
-        .map_err(|_| "64 hex digits are needed, as `openssl x509 -fingerprint -sha256` prints them".to_owned())?;
-    Ok(Fingerprint(bytes))
 }
 
 /// Runs `portcullis ek …`.

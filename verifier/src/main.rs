@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use portcullis_attest::endorsement::CertificateFingerprint;
 use portcullis_verifier::service::Ready;
 use portcullis_verifier::service::config::Config;
 use portcullis_verifier::service::peer::Role;
@@ -95,8 +96,8 @@ struct Serve {
     roots: PathBuf,
     /// A root (SHA-256 of its certificate) whose EK certificates may have no extended key usage, as GCP's have none; may be
     /// given more than once.
-    #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
-    allow_missing_eku: Vec<Fingerprint>,
+    #[arg(long, value_name = "SHA256")]
+    allow_missing_eku: Vec<CertificateFingerprint>,
     /// Directory with revocation lists: CRLs (PEM or DER), and text with one SHA-256 fingerprint of a certificate or key a
     /// line. What they name is refused, also after it was enrolled.
     #[arg(long, value_name = "DIR")]
@@ -114,17 +115,6 @@ struct Serve {
     /// Settings (TOML); without it the defaults.
     #[arg(long, value_name = "TOML")]
     config: Option<PathBuf>,
-}
-
-/// SHA-256 of a certificate.
-#[derive(Clone, Copy)]
-struct Fingerprint([u8; 32]);
-
-fn fingerprint(text: &str) -> Result<Fingerprint, String> {
-    let mut bytes = [0; 32];
-    hex::decode_to_slice(text.replace(':', ""), &mut bytes)
-        .map_err(|_| "64 hex digits are needed, as `openssl x509 -fingerprint -sha256` prints them".to_owned())?;
-    Ok(Fingerprint(bytes))
 }
 
 /// What ends a command: an exit code and a message.

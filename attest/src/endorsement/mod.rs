@@ -9,6 +9,7 @@ mod credential;
 mod distinguished_name;
 mod ek_certificate;
 mod enrolment;
+mod fingerprint;
 mod revocation;
 mod roots;
 mod verifier_keys;
@@ -28,6 +29,7 @@ pub use ek_certificate::EkCertificate;
 #[cfg(feature = "tpm")]
 pub(crate) use ek_certificate::is_certificate_for;
 pub use enrolment::{ENROLMENT_SCHEMA, ENROLMENT_TYP, EnrolmentError, EnrolmentStatement};
+pub use fingerprint::{CertificateFingerprint, FingerprintError};
 pub use revocation::{CrlError, Revocations, RevocationsError};
 pub use roots::{ANCHORS, EkRoots, RootFile, RootsError, RootsProblem, pem_certificates};
 pub use verifier_keys::{JwsError, VerifierKeys};
