@@ -114,6 +114,13 @@ fn n34_ber_is_refused_and_so_is_what_follows_a_certificate() {
     let mut longer = leaf.clone();
     longer.splice(1..2, [0x83, 0x00]);
     assert_eq!(vendor.refused_der(&longer), malformed);
+    // DER leaves out what is the default: a version 1 is not written.
+    let version: &[u8] = &[0xA0, 3, 2, 1, 2];
+    let at = leaf.windows(version.len()).position(|bytes| bytes == version).unwrap();
+    let mut first = leaf.clone();
+    first[at + 4] = 0;
+    let reasons = vendor.reasons(&first, &vendor.roots());
+    assert!(reasons[0].found.as_ref().unwrap().contains("not in the one form that DER has"), "{reasons:?}");
     // Everything in it is as DER has it, but for one element.
     let mut vendor = Vendor::new();
     vendor.leaf.remove(EXTENDED_KEY_USAGE);

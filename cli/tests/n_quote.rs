@@ -8,6 +8,8 @@ mod software_tpm;
 
 mod program;
 
+use std::collections::BTreeMap;
+
 use portcullis_attest::eventlog::EventLog;
 use portcullis_attest::evidence::PcrValues;
 use portcullis_attest::key::Bank;
@@ -203,6 +205,26 @@ fn a_log_with_events_of_pcrs_that_were_not_quoted_is_a_no_unless_that_is_asked_f
     // And a list with a quote that leaves out PCR 10.
     let (code, _, stderr) = part.run(&[("list", recorded::SECURE_BOOT.ima)], &["--ima", "list"]);
     assert!(code == 1 && stderr.contains("ima.pcr-not-quoted") && stderr.contains("did not sign PCR 10"), "{stderr}");
+}
+
+/// What was measured into a bank of which the log has no digests, it does not tell.
+#[test]
+fn n57_a_log_without_digests_of_a_quoted_bank_does_not_lead_to_the_quote() {
+    let bytes = recorded::SECURE_BOOT.event_log;
+    let log = EventLog::parse(bytes).unwrap();
+    assert!(!log.declared_banks().contains(&Bank::Sm3_256));
+    let own = (Bank::Sha256, log.replay(Bank::Sha256));
+    let run = |banks: &[(Bank, BTreeMap<u8, Vec<u8>>)]| {
+        let files = Files::of_values(&banks.iter().cloned().collect());
+        files.run(&[("log", bytes)], &["--eventlog", "log", "--json"])
+    };
+    let answer = |stdout: &str| serde_json::from_str::<Value>(stdout).unwrap();
+    let (code, stdout, _) = run(std::slice::from_ref(&own));
+    assert_eq!((code, codes(&answer(&stdout))), (0, Vec::<&str>::new()));
+    for value in [0, 7] {
+        let (code, stdout, _) = run(&[own.clone(), (Bank::Sm3_256, [(7, vec![value; 32])].into())]);
+        assert_eq!((code, codes(&answer(&stdout))), (1, vec!["eventlog.bank-missing"]), "{value}");
+    }
 }
 
 #[test]
