@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::covered::Covered;
-use super::{Claim, Claims, placement, shim};
+use super::{Claim, Claims, placement, secure_boot, shim};
 use crate::appraise::separators;
 use crate::eventlog::{EventType, Form, Guid, SignatureDatabase, Variable};
 use crate::work;
@@ -118,17 +118,16 @@ impl<'a> Claims<'a> {
     }
 
     /// Numbers of the events of PCR 7 by which something may have been verified that cannot be told: no digest covers what
-    /// they say, or they are neither a certificate nor the digest of an image.
+    /// they say, or they are neither a certificate nor the digest of an image. A variable that the profile does not name is
+    /// one of them.
     pub fn unread_authorities(&self) -> Vec<usize> {
         self.authorities_and_unread().1
     }
 
-    /// What has the type of an authority, and all that is behind the separator: there the firmware and shim measure nothing
-    /// but authorities and what a digest shows to be something else, and the type proves nothing.
+    /// Everything in PCR 7 but the variables of Secure Boot's configuration. Drivers are verified before the separator, so
+    /// the place does not tell, and no digest covers the type.
     fn of_authorities(&self) -> impl Iterator<Item = Covered<'_, 'a>> {
-        self.log()
-            .of_pcr(SECURE_BOOT)
-            .filter(|covered| covered.is(EventType::EFI_VARIABLE_AUTHORITY) || self.is_behind_separator(covered))
+        self.log().of_pcr(SECURE_BOOT).filter(|covered| !secure_boot::is_configuration(covered))
     }
 
     fn authority(&self, covered: &Covered<'_, 'a>) -> Option<Claim<'a, Authority<'a>>> {

@@ -22,6 +22,15 @@ const NAMES: [(Guid, &str); 5] = [
     (Guid::IMAGE_SECURITY, "dbx"),
 ];
 
+/// What firmware measures beside [`NAMES`] and verifies no image by (PC Client Platform Firmware Profile 1.06, section
+/// 3.3.4.8).
+const OTHER_NAMES: [(Guid, &str); 4] = [
+    (Guid::GLOBAL, "AuditMode"),
+    (Guid::GLOBAL, "DeployedMode"),
+    (Guid::IMAGE_SECURITY, "dbt"),
+    (Guid::IMAGE_SECURITY, "dbr"),
+];
+
 /// What PCR 7 says of Secure Boot, as far as its separator: what comes after it, an operating system could have extended.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SecureBoot<'a> {
@@ -97,6 +106,18 @@ impl<'a> SecureBoot<'a> {
     pub fn dbx(&self) -> Option<Claim<'a, Arc<SignatureDatabase>>> {
         self.databases[3].clone()
     }
+}
+
+/// Whether an event is a variable by which no image was verified, as its digest shows.
+///
+/// The entry of db by which an image was verified has db's name, too, so there the type must tell: a second db of that type
+/// is a denial, and so is one that is no list. Devices' firmware is verified by a database of its own name, whose content and
+/// entries are both measured.
+pub(super) fn is_configuration(covered: &Covered<'_, '_>) -> bool {
+    let Some(variable) = covered.variable() else { return false };
+    let is_named = |names: &[(Guid, &str)]| names.iter().any(|(guid, name)| variable.is(*guid, name));
+    let is_config = covered.is(EventType::EFI_VARIABLE_DRIVER_CONFIG);
+    is_config && (is_named(&NAMES) || is_named(&OTHER_NAMES)) || variable.is(Guid::DEVICE_SIGNATURE, "devdb")
 }
 
 /// Secure Boot that is on verified something: the firmware verifies shim by db. Only what a digest covers says so.

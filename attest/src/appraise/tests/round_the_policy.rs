@@ -31,6 +31,7 @@ fn never_hides(host: &mut Host, code: Code, what: &str) {
                     | Code::EventlogSeparatorError
                     | Code::EventlogAfterSeparator
                     | Code::SecureBootMalformed
+                    | Code::SecureBootRepeated
                     | Code::EventlogPcrMismatch
                     | Code::SecureBootNoAuthority
             )),
@@ -80,25 +81,63 @@ fn n91_a_kernel_image_is_seen_under_every_type() {
 
 #[test]
 fn n91_a_signer_is_seen_under_every_type() {
-    let hidden = variable(Guid::IMAGE_SECURITY, "db", &[&[7; 16][..], &[0x30, 3, 2, 1, 6]].concat());
+    let entry = [&[7; 16][..], &[0x30, 3, 2, 1, 6]].concat();
+    let hidden = variable(Guid::IMAGE_SECURITY, "db", &entry);
     let signers = format!("boot_signers = [\"{}\"]", sha256(CERTIFICATE));
-    for covered in [true, false] {
+    let with = |place: usize, event_type: EventType, data: &[u8], measured: &[u8]| {
+        let mut host = host_with(|log| {
+            replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
+            let more = event(|log| _ = log.measure(7, event_type, data, measured));
+            let at = secure_boots(log)[place] + 1;
+            log.events.insert(at, more);
+        });
+        demand(&mut host, &format!("{signers}\n[shim]\nvalidation = false"));
+        host
+    };
+    // Before PCR 7's separator, where drivers are verified, and behind everything.
+    let separator = secure_boots(&Host::good().log).len() - 3;
+    let places = [0, separator - 1, separator, separator + 2];
+    for (place, covered) in places.into_iter().flat_map(|place| [(place, true), (place, false)]) {
         for event_type in types() {
-            let mut host = host_with(|log| {
-                replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
-                log.measure(7, event_type, if covered { &hidden } else { b"what the log says" }, &hidden);
-            });
-            demand(&mut host, &format!("{signers}\n[shim]\nvalidation = false"));
-            never_hides(&mut host, Code::PolicyBootSigner, &format!("{event_type}, {covered}"));
+            let data: &[u8] = if covered { &hidden } else { b"what the log says" };
+            let mut host = with(place, event_type, data, &hidden);
+            never_hides(&mut host, Code::PolicyBootSigner, &format!("{event_type}, {place}, {covered}"));
         }
     }
-    // The twin: the firmware's own words behind the separator verify nothing.
-    let mut host = host_with(|log| {
-        replace(log, b"Microsoft UEFI CA", |log| authority(log, "db", CERTIFICATE));
-        log.event(7, EventType::EFI_ACTION, b"DMA Protection Disabled");
-    });
-    demand(&mut host, &signers);
-    host.appraise().unwrap();
+    // A variable of the firmware's that the profile does not name, and one of a device's database that no digest covers.
+    let devices = variable(Guid::DEVICE_SIGNATURE, "devdb", &entry);
+    let vendors = variable(Guid::GLOBAL, "vendor's db", &entry);
+    for (event_type, data, measured) in [
+        (EventType::EFI_VARIABLE_DRIVER_CONFIG, &vendors, &vendors),
+        (EventType::EFI_SPDM_DEVICE_POLICY, &devices, &hidden),
+        (EventType::EFI_SPDM_DEVICE_AUTHORITY, &devices, &hidden),
+    ] {
+        let host = with(separator - 1, event_type, data, measured);
+        assert_eq!(host.codes(), [Code::PolicyBootSigner], "{event_type}");
+    }
+    // The twins: what the profile names verifies no image, nor do the firmware's own words, and a device's database
+    // verifies devices.
+    for (place, event_type, data) in [
+        (separator - 1, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::GLOBAL, "AuditMode", &[0])),
+        (separator - 1, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::GLOBAL, "DeployedMode", &[1])),
+        (separator - 1, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::IMAGE_SECURITY, "dbt", &[])),
+        (separator - 1, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable(Guid::IMAGE_SECURITY, "dbr", &[])),
+        (separator - 1, EventType::EFI_SPDM_DEVICE_POLICY, &devices),
+        (separator - 1, EventType::EFI_SPDM_DEVICE_AUTHORITY, &devices),
+        (separator - 1, EventType::EFI_ACTION, &b"DMA Protection Disabled".to_vec()),
+        (separator + 2, EventType::EFI_ACTION, &b"DMA Protection Disabled".to_vec()),
+    ] {
+        let host = with(place, event_type, data, data);
+        host.appraise().unwrap_or_else(|reasons| panic!("{event_type}, {place}: {reasons:?}"));
+    }
+    // The policy's signer before the separator, as where it signed a card's driver.
+    let known = variable(Guid::IMAGE_SECURITY, "db", &[&[7; 16][..], CERTIFICATE].concat());
+    with(separator - 1, EventType::EFI_VARIABLE_AUTHORITY, &known, &known).appraise().unwrap();
+}
+
+/// Places of PCR 7's events.
+fn secure_boots(log: &LogBuilder) -> Vec<usize> {
+    (0..log.events.len()).filter(|at| log.events[*at][0] == 7).collect()
 }
 
 /// GRUB's files are told apart by their names alone. Under no type does a kernel become no file of GRUB's.
