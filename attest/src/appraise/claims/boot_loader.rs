@@ -7,7 +7,8 @@ use crate::eventlog::{
     Coverage, EventKind, EventType, is_command, kernel_arguments, load_options, loader_arguments, text_of,
     without_quoting,
 };
-use crate::key::Bank;
+use crate::key::{Bank, Constant};
+use crate::work;
 
 /// The PCR of GRUB's commands.
 const COMMANDS: u32 = 8;
@@ -23,6 +24,25 @@ const UKI_PARAMETERS: u32 = 12;
 
 /// The PCR of extensions that were given to a unified kernel image.
 const EXTENSIONS: u32 = 13;
+
+/// The sections that systemd-stub measures (UAPI specification of unified kernel images), with the bytes that it measures of
+/// their names.
+static SECTIONS: [(&str, Constant); 14] = [
+    (".linux", Constant::new(b".linux\0")),
+    (".osrel", Constant::new(b".osrel\0")),
+    (".cmdline", Constant::new(b".cmdline\0")),
+    (".initrd", Constant::new(b".initrd\0")),
+    (".ucode", Constant::new(b".ucode\0")),
+    (".splash", Constant::new(b".splash\0")),
+    (".dtb", Constant::new(b".dtb\0")),
+    (".dtbauto", Constant::new(b".dtbauto\0")),
+    (".hwids", Constant::new(b".hwids\0")),
+    (".efifw", Constant::new(b".efifw\0")),
+    (".uname", Constant::new(b".uname\0")),
+    (".sbat", Constant::new(b".sbat\0")),
+    (".pcrpkey", Constant::new(b".pcrpkey\0")),
+    (".profile", Constant::new(b".profile\0")),
+];
 
 /// What Windows' boot log ends with in each of its PCRs, under the type of a separator.
 const WINDOWS_END: &[u8] = b"WBCL";
@@ -65,7 +85,7 @@ pub struct MeasuredFile {
 }
 
 /// A section of a unified kernel image. The claim rests on the digest of its content; that the event before it has the
-/// digest of its name proves which section it is.
+/// digest of its name proves which section it is. No label does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UkiSection {
     /// Its name: `.linux`, `.initrd`, `.cmdline`.
@@ -164,6 +184,11 @@ impl<'a> Claims<'a> {
 
     /// What may be the kernel: files that GRUB read under a kernel's name, the last image that was loaded, and a unified
     /// kernel image's `.linux`. A rule on kernels should hold for all.
+    ///
+    /// **What is left:** the running system can extend PCR 4 with one more image, which is the last one then. Nothing in
+    /// PCR 4 marks the end of the boot: the firmware measures `Exit Boot Services Invocation` into PCR 5, and where that
+    /// stands among PCR 4's events the attester says. Nor does a digest tell a boot loader, which may come before the
+    /// kernel, from a kernel. Only reference values without an optional slot at the end of PCR 4 exclude it.
     pub fn kernel(&self) -> Vec<Claim<'a, MeasuredFile>> {
         let file = |measurer, label| MeasuredFile { measurer, label };
         let mut kernels = self.grub_files("kernel file");
@@ -204,21 +229,30 @@ impl<'a> Claims<'a> {
         initrds
     }
 
-    /// The sections of a unified kernel image, in the order in which its stub measured them.
+    /// The sections of a unified kernel image, in the order in which its stub measured them: the name with its terminator,
+    /// then the content. By digests alone: whatever follows the digest of a name is that section's content, whatever type
+    /// and label it has. A section whose name is not one of the specification's is told by its label as well.
     pub fn uki(&self) -> Vec<Claim<'a, UkiSection>> {
         let mut sections = Vec::new();
         let mut name: Option<String> = None;
-        for covered in self.log().of_pcr(UKI).filter(|covered| covered.is(EventType::IPL)) {
-            let label = covered.event.label().filter(|label| label.starts_with('.'));
-            match (name.take(), label) {
-                (Some(name), Some(label)) if label == name => sections.push(covered.claim(UkiSection { name })),
-                (_, Some(label)) if self.bank().hash_parts(&[label.as_bytes(), b"\0"]) == covered.digest => {
-                    name = Some(label);
-                }
-                _ => {}
-            }
+        for covered in self.log().of_pcr(UKI) {
+            work::steps(1);
+            // A content that has the digest of a name is both: then no label and no shift by one hides a section.
+            let next = self.section_name(&covered);
+            let before = std::mem::replace(&mut name, next);
+            sections.extend(before.map(|name| covered.claim(UkiSection { name })));
         }
         sections
+    }
+
+    /// The name of a section, if an event's digest is that of one.
+    fn section_name(&self, covered: &Covered<'_, 'a>) -> Option<String> {
+        let known = SECTIONS.iter().find(|(_, constant)| constant.has_digest(self.bank(), covered.digest));
+        if let Some((name, _)) = known {
+            return Some((*name).to_owned());
+        }
+        let label = covered.event.label().filter(|label| label.starts_with('.'))?;
+        (self.bank().hash_parts(&[label.as_bytes(), b"\0"]) == covered.digest).then_some(label)
     }
 
     fn grub_files(&self, words: &str) -> Vec<Claim<'a, MeasuredFile>> {

@@ -226,6 +226,55 @@ fn a_unified_kernel_images_sections_rest_on_their_names_digests() {
 }
 
 #[test]
+fn n91_no_label_and_no_type_hides_a_unified_kernel_images_section() {
+    let of = |content: &[u8]| Bank::Sha256.hash(content);
+    let genuine = uki_boot();
+    let first = genuine.events.iter().position(|event| event[0] == 11).unwrap();
+    // The name of the command line, its content, or both.
+    for (name, content) in [(true, false), (false, true), (true, true)] {
+        for event_type in [EventType::IPL, EventType::EVENT_TAG, EventType::COMPACT_HASH] {
+            for label in [utf16(".osrel\0"), utf16("nothing\0"), Vec::new()] {
+                let mut log = genuine.clone();
+                let mut relabel = |at: usize, measured: &[u8]| {
+                    log.events[at] = log.encode(11, event_type, &label, |bank| bank.hash(measured));
+                };
+                if name {
+                    relabel(first + 4, b".cmdline\0");
+                }
+                if content {
+                    relabel(first + 5, b"quiet");
+                }
+                with_claims(log.bytes(), Bank::Sha256, |claims| {
+                    let lines: Vec<_> = claims.command_lines().iter().map(|line| line.ground.digest.to_vec()).collect();
+                    assert!(lines.contains(&of(b"quiet")), "{name}, {content}, {event_type}, {label:?}");
+                });
+            }
+        }
+    }
+    // A name before the genuine ones does not shift what is whose.
+    let mut log = genuine.clone();
+    let early = log.encode(11, EventType::IPL, &utf16(".osrel\0"), |bank| bank.hash(b".osrel\0"));
+    log.events.insert(first, early);
+    with_claims(log.bytes(), Bank::Sha256, |claims| {
+        let of_name = |name: &str| {
+            let named = claims.uki().into_iter().filter(|claim| claim.value.name == name);
+            named.map(|claim| claim.ground.digest.to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!((of_name(".linux"), of_name(".cmdline")), (vec![of(b"kernel")], vec![of(b"quiet")]));
+    });
+    // The twin: a section's content without its name before it is no section, and a name that no specification lists is one.
+    let mut log = genuine;
+    log.events.truncate(first);
+    let own = utf16(".own\0");
+    log.measure(11, EventType::IPL, &utf16(".cmdline\0"), b"quiet");
+    log.measure(11, EventType::IPL, &own, b".own\0").measure(11, EventType::IPL, &own, b"content");
+    with_claims(log.bytes(), Bank::Sha256, |claims| {
+        let sections: Vec<_> = claims.uki().into_iter().map(|claim| claim.value.name).collect();
+        assert_eq!(sections, [".own"]);
+    });
+}
+
+#[test]
 fn a_command_line_of_which_no_digest_covers_the_text_has_no_text() {
     // Also under a label that calls it something harmless.
     for label in ["root=/dev/vda rw\0", "Credentials initrd\0", "root=/dev/vda\0 init=/bin/sh"] {

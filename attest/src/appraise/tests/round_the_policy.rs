@@ -360,3 +360,30 @@ fn n102_rules_on_arguments_see_what_a_unified_image_is_given() {
     with(&mut host, "forbid = [\"quiet\"]");
     assert_eq!((host.codes(), host.denied()[0].pcr), (vec![Code::PolicyCommandLine], Some(11)));
 }
+
+/// Reference values that accept two embedded lines, of which the policy's rules accept one.
+#[test]
+fn n102_rules_on_arguments_see_an_embedded_line_under_every_label() {
+    let mut host = unified();
+    let text = host.references[0].to_toml().unwrap();
+    let digest = sha256(b"root=/dev/vda quiet");
+    let listed = text.lines().find(|line| line.contains(&digest)).unwrap();
+    let named = text.replacen(listed, "text = [\"root=/dev/vda quiet\", \"root=/dev/vda init=/bin/sh\"]", 1);
+    host.references = vec![crate::reference::ReferenceValues::from_toml(&named).unwrap()];
+    demand(&mut host, "[command_line]\nforbid = [\"init\"]");
+    host.policy.ima = false;
+    // The twin has the line that the rules accept. Whatever it is called, the other one is seen.
+    let name = host.log.events.iter().position(|event| event.ends_with(&utf16(".cmdline\0"))).unwrap();
+    for label in [".cmdline\0", ".osrel\0", "\0"] {
+        let label = utf16(label);
+        for at in [name, name + 1] {
+            let measured: &[u8] = if at == name { b".cmdline\0" } else { b"root=/dev/vda quiet" };
+            replace_event(&mut host, at, 11, EventType::IPL, &label, measured);
+        }
+        host.boot_aggregate(10);
+        host.appraise().unwrap_or_else(|reasons| panic!("{label:?}: {reasons:?}"));
+        replace_event(&mut host, name + 1, 11, EventType::IPL, &label, b"root=/dev/vda init=/bin/sh");
+        host.boot_aggregate(10);
+        assert_eq!((host.codes(), host.denied()[0].pcr), (vec![Code::PolicyCommandLine], Some(11)), "{label:?}");
+    }
+}
