@@ -98,6 +98,12 @@ pub enum HostCommand {
         note: String,
     },
     /// Forget a host, so that it can enrol anew.
+    #[command(
+        after_help = "Needed when the host lost its attestation key. Its PCR banks and its TPM's certificate are kept as long as \
+                            the TPM is admitted: the next enrolment must show the same banks. What was judged of the host is \
+                            forgotten, and so is a cordon. To forget all of it, withdraw the TPM's admission too.\n\nExample:\n  \
+                            portcullis host forget honest"
+    )]
     Forget {
         /// The host's name.
         host: String,

@@ -115,6 +115,14 @@ fn n90_other_banks_than_those_of_the_enrolment_need_an_operators_word() {
     assert_eq!(codes(host.enrol(&service)), ["enrol.banks-conflict"]);
     assert_eq!(operator.host("h1").unwrap().banks.unwrap().get(Bank::Sha384), Some(BankState::Extended));
     assert_eq!(codes(host.attest(&service)), ["quote.bank-changed"]);
+    // Nor does it help that an operator forgets the host, as long as its TPM is admitted.
+    operator.remove_host("h1").unwrap();
+    assert_eq!(codes(host.enrol(&service)), ["enrol.banks-conflict"]);
+    host.reboot(Boot::good());
+    host.enrol(&service).unwrap();
+    assert!(host.attest(&service).unwrap().trusted);
+    host.reboot(Boot::in_banks(&fewer));
+    assert_eq!(codes(host.attest(&service)), ["quote.bank-changed"]);
     // An operator says that it is right. Until the host has enrolled with its banks nothing is accepted of it.
     operator.accept_banks("h1").unwrap();
     assert!(operator.host("h1").unwrap().banks.is_none());

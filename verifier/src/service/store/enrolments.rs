@@ -3,7 +3,7 @@
 use portcullis_attest::appraise::PinnedBanks;
 use rusqlite::{OptionalExtension, ToSql, Transaction, params};
 
-use super::hosts::{ADMITTED, LIVE, host_in, remove_in};
+use super::hosts::{ADMITTED, LIVE, host_in, kept_in, remove_in};
 use super::{Store, StoreError, int, to_json};
 use crate::reason::ServiceCode;
 
@@ -187,14 +187,24 @@ impl Store {
 
     /// Enrols the host, unless something stands against it. Enrolling the same again changes nothing, but that a
     /// certificate may be added, and PCR banks where none are known: no certificate is taken away, lest a host get rid of
-    /// one that will be revoked, and no banks are replaced by others.
+    /// one that will be revoked, and no banks are replaced by others. The same holds for a host that was forgotten, as long
+    /// as its TPM stays admitted as that host.
     pub fn enrol(&self, new: &Enrolment, banks: &PinnedBanks, now: u64) -> Result<Vec<ServiceCode>, StoreError> {
         self.transact(|transaction| {
             let (mut found, in_the_way) = conflicts(transaction, new, now)?;
             let same = host_in(transaction, &new.host, now)?.filter(|row| row.ek == new.ek);
-            if same.and_then(|row| row.banks).is_some_and(|pinned| pinned != *banks) {
+            let (pinned, certificate) = match same {
+                Some(row) => (row.banks, None),
+                None => kept_in(transaction, &new.host, &new.ek)?.map_or((None, None), |kept| (kept.banks, kept.certificate)),
+            };
+            if pinned.is_some_and(|pinned| pinned != *banks) {
                 found.push(ServiceCode::EnrolmentBanksConflict);
             }
+            let mut new = new.clone();
+            if let Some((certificate, ek_certificate)) = certificate.filter(|_| new.ek_certificate.is_none()) {
+                (new.certificate, new.ek_certificate) = (certificate, Some(ek_certificate));
+            }
+            let new = &new;
             if found.is_empty() {
                 for host in &in_the_way {
                     remove_in(transaction, host)?;

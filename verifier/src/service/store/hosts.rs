@@ -223,8 +223,34 @@ pub(super) fn record_in(
     Ok(changed == 1)
 }
 
-/// Forgets a host inside a transaction.
+/// What an admission keeps of its host once that is forgotten.
+pub(super) struct Kept {
+    /// As in [`HostRow::banks`].
+    pub banks: Option<PinnedBanks>,
+    /// As in [`HostRow::certificate`], with the certificate; nothing when there is none.
+    pub certificate: Option<(String, Vec<u8>)>,
+}
+
+/// What is kept of a forgotten host that had this name and this TPM, if an operator admitted the one as the other.
+pub(super) fn kept_in(transaction: &Transaction<'_>, host: &str, ek: &str) -> Result<Option<Kept>, StoreError> {
+    let query = "SELECT banks, certificate, ek_certificate FROM admissions WHERE host = ?1 AND ek = ?2";
+    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let found: Option<(Option<String>, Option<String>, Option<Vec<u8>>)> =
+        transaction.query_row(query, [host, ek], read).optional()?;
+    let Some((banks, certificate, ek_certificate)) = found else { return Ok(None) };
+    let banks = banks.map(|banks| from_json("list of PCR banks", &banks)).transpose()?;
+    Ok(Some(Kept { banks, certificate: certificate.zip(ek_certificate) }))
+}
+
+/// Forgets a host inside a transaction. What binds its TPM to more than a name stays with the TPM's admission: root on the
+/// host can make it necessary to forget it, and gains nothing by that.
 pub(super) fn remove_in(transaction: &Transaction<'_>, host: &str) -> Result<(), StoreError> {
+    transaction.execute(
+        "UPDATE admissions SET (banks, certificate, ek_certificate) = \
+         (SELECT banks, certificate, ek_certificate FROM hosts WHERE hosts.host = ?1) \
+         WHERE host = ?1 AND ek = (SELECT hosts.ek FROM hosts WHERE hosts.host = ?1)",
+        [host],
+    )?;
     transaction.execute("DELETE FROM hosts WHERE host = ?1", [host])?;
     transaction.execute("DELETE FROM nonces WHERE host = ?1", [host])?;
     Ok(())
@@ -322,18 +348,21 @@ impl Store {
     }
 
     /// Forgets which PCR banks a host had, and with that its trust: the next enrolment brings others. False when there is
-    /// no such host.
+    /// no such host, and nothing is kept of one that was forgotten.
     pub fn forget_banks(&self, host: &str) -> Result<bool, StoreError> {
         self.transact(|transaction| {
             let changed = transaction.execute(
                 "UPDATE hosts SET banks = NULL, trusted_until = NULL, generation = generation + 1 WHERE host = ?1",
                 [host],
             )?;
-            Ok(changed == 1)
+            let kept = transaction
+                .execute("UPDATE admissions SET banks = NULL WHERE host = ?1 AND banks IS NOT NULL", [host])?;
+            Ok(changed == 1 || kept == 1)
         })
     }
 
-    /// Forgets a host. False when it holds orders; nothing when there is none.
+    /// Forgets a host, but for its PCR banks and its certificate while its TPM is admitted under its name. False when it
+    /// holds orders; nothing when there is none.
     pub fn remove_host(&self, host: &str, now: u64) -> Result<Option<bool>, StoreError> {
         self.transact(|transaction| {
             let Some(row) = host_in(transaction, host, now)? else { return Ok(None) };

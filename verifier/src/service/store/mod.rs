@@ -22,7 +22,7 @@ pub use self::orders::{NewOrder, OrderRow, Receipted, Release};
 pub use self::volumes::{SealedVolume, VolumePut};
 
 /// The version of the schema below. A database of another version is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 const SCHEMA: &str = include_str!("schema.sql");
 /// What version 1 lacks. Its hosts' certificates come with their next enrolment.
 const FROM_VERSION_1: &str = "ALTER TABLE hosts ADD COLUMN ek_certificate BLOB; \
@@ -41,6 +41,11 @@ const NAMES_FROM_VERSION_2: &str = "ALTER TABLE admissions ADD COLUMN host TEXT;
 const PINS_FROM_VERSION_2: &str = "ALTER TABLE hosts ADD COLUMN judged_policy TEXT; \
      ALTER TABLE hosts ADD COLUMN judged_signer TEXT; \
      ALTER TABLE volumes ADD COLUMN pins TEXT NOT NULL DEFAULT '{\"policies\":[],\"signers\":[]}';";
+/// What version 3 lacks: what is kept of a forgotten host with its admission. What was forgotten before is not known.
+const FROM_VERSION_3: &str = "ALTER TABLE admissions ADD COLUMN banks TEXT; \
+     ALTER TABLE admissions ADD COLUMN certificate TEXT \
+     CHECK (certificate IS NULL OR certificate IN ('verified', 'none')); \
+     ALTER TABLE admissions ADD COLUMN ek_certificate BLOB;";
 
 /// Why the store cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -111,13 +116,16 @@ impl Store {
                 transaction.execute_batch(SCHEMA)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
-            1 | 2 => {
+            1..SCHEMA_VERSION => {
                 if found == 1 {
                     transaction.execute_batch(FROM_VERSION_1)?;
                 }
-                transaction.execute_batch(FROM_VERSION_2)?;
-                transaction.execute_batch(NAMES_FROM_VERSION_2)?;
-                transaction.execute_batch(PINS_FROM_VERSION_2)?;
+                if found <= 2 {
+                    transaction.execute_batch(FROM_VERSION_2)?;
+                    transaction.execute_batch(NAMES_FROM_VERSION_2)?;
+                    transaction.execute_batch(PINS_FROM_VERSION_2)?;
+                }
+                transaction.execute_batch(FROM_VERSION_3)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
             SCHEMA_VERSION => {}

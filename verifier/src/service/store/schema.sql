@@ -1,4 +1,4 @@
--- The verifier's state, schema version 3. Times are seconds since 1970; digests are hex unless BLOB.
+-- The verifier's state, schema version 4. Times are seconds since 1970; digests are hex unless BLOB.
 
 -- TPMs that an operator let in, one by one, each as one host. An admission of version 2 whose TPM never enrolled has no
 -- host: it admits nothing until an operator names one.
@@ -7,7 +7,11 @@ CREATE TABLE admissions (
     note        TEXT NOT NULL,
     admitted_by TEXT NOT NULL,
     admitted_at INTEGER NOT NULL,
-    host        TEXT
+    host        TEXT,
+    -- Of a host that was forgotten, for its TPM's next enrolment: as in hosts.
+    banks       TEXT,
+    certificate TEXT CHECK (certificate IS NULL OR certificate IN ('verified', 'none')),
+    ek_certificate BLOB
 ) STRICT;
 CREATE UNIQUE INDEX one_tpm_a_host ON admissions (host);
 

@@ -31,7 +31,7 @@ fn placed() -> (tempfile::TempDir, Store) {
     let (dir, store) = store();
     store
         .transact(|t| -> Result<(), StoreError> {
-            t.execute("INSERT INTO admissions VALUES (?1, '', 'o', 0, 'h1')", [EK])?;
+            t.execute("INSERT INTO admissions VALUES (?1, '', 'o', 0, 'h1', NULL, NULL, NULL)", [EK])?;
             t.execute(
                 "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, tls_spki, boot, \
                  trusted_until, banks) VALUES ('h1', ?1, x'', 'none', x'', 'a', 0, ?2, ?3, 100, ?4)",
@@ -217,6 +217,65 @@ fn n90_banks_are_pinned_once_and_replaced_after_an_operators_word() {
     assert!(store.forget_banks("h1").unwrap() && !store.forget_banks("h2").unwrap());
     assert_eq!((pinned(), store.host("h1", 1).unwrap().unwrap().trusted_until), (None, None));
     assert_eq!((store.enrol(&same, &other, 1).unwrap(), pinned()), (vec![], Some(other)));
+}
+
+/// To forget a host is no way to other banks, nor to get rid of a certificate that will be revoked.
+#[test]
+fn n90_a_forgotten_host_keeps_its_banks_and_certificate_while_its_tpm_is_admitted() {
+    let (_dir, store) = placed();
+    let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
+    let certified = Enrolment { certificate: "verified".into(), ek_certificate: Some(vec![7]), ..same.clone() };
+    let other: PinnedBanks = serde_json::from_str(r#"{"sha256":"extended"}"#).unwrap();
+    assert_eq!(store.enrol(&certified, &banks(), 1).unwrap(), []);
+    let forget = |at| assert_eq!(store.remove_host("h1", at).unwrap(), Some(true));
+    let row = || store.host("h1", 60).unwrap().unwrap();
+    // Also after it was forgotten twice, and with another attestation key.
+    for ak_name in ["b", "c"] {
+        forget(60);
+        let new = Enrolment { ak_name: ak_name.into(), ..same.clone() };
+        assert_eq!(store.enrol(&new, &other, 60).unwrap(), [ServiceCode::EnrolmentBanksConflict]);
+        assert!(store.host("h1", 60).unwrap().is_none());
+        assert_eq!(store.enrol(&new, &banks(), 60).unwrap(), []);
+        assert_eq!((row().banks, row().ek_certificate), (Some(banks()), Some(vec![7])));
+        assert!(row().admitted && row().is_certified() && row().trusted_until.is_none());
+    }
+    // Another certificate is taken, as from a host that is there.
+    forget(60);
+    let renewed = Enrolment { ek_certificate: Some(vec![8]), ..same.clone() };
+    assert_eq!(store.enrol(&renewed, &banks(), 60).unwrap(), []);
+    assert_eq!((row().ek_certificate.clone(), row().is_certified()), (Some(vec![8]), false));
+    // An operator's word accepts others: for the host that is there, and for one that was forgotten.
+    for before in [false, true] {
+        if before {
+            assert!(store.forget_banks("h1").unwrap());
+        }
+        forget(60);
+        if !before {
+            assert!(store.forget_banks("h1").unwrap() && !store.forget_banks("h1").unwrap());
+        }
+        let next = if before { banks() } else { other.clone() };
+        assert_eq!(store.enrol(&same, &next, 60).unwrap(), []);
+        assert_eq!(row().banks, Some(next));
+    }
+    // It goes with the admission, whichever goes first; and it is of this TPM alone.
+    for host_first in [true, false] {
+        if host_first {
+            forget(60);
+        }
+        assert!(store.withdraw(EK).unwrap());
+        if !host_first {
+            forget(60);
+        }
+        admit(&store, EK, "h1");
+        let next = if host_first { other.clone() } else { banks() };
+        assert_eq!(store.enrol(&same, &next, 60).unwrap(), []);
+        assert_eq!((row().banks, row().ek_certificate), (Some(next), None));
+    }
+    forget(60);
+    assert!(store.withdraw(EK).unwrap());
+    let another = enrolment("h1", &"b".repeat(64));
+    admit(&store, &another.ek, "h1");
+    assert_eq!(store.enrol(&another, &other, 60).unwrap(), []);
 }
 
 fn enrolment(host: &str, ek: &str) -> Enrolment {

@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// Takes away what version 4 added.
+const AS_IN_VERSION_3: &str = "ALTER TABLE admissions DROP COLUMN banks; ALTER TABLE admissions DROP COLUMN certificate; \
+                               ALTER TABLE admissions DROP COLUMN ek_certificate;";
+
 /// Takes away what version 3 added.
 const AS_IN_VERSION_2: &str = "DROP INDEX one_tpm_a_host; ALTER TABLE admissions DROP COLUMN host; \
                                ALTER TABLE hosts DROP COLUMN judged_policy; \
@@ -9,12 +13,39 @@ const AS_IN_VERSION_2: &str = "DROP INDEX one_tpm_a_host; ALTER TABLE admissions
                                ALTER TABLE hosts DROP COLUMN banks;";
 
 #[test]
+fn n90_a_database_of_the_third_version_goes_on_and_keeps_what_is_forgotten_from_then_on() {
+    let (dir, store) = placed();
+    store
+        .transact(|t| -> Result<(), StoreError> {
+            t.execute_batch(AS_IN_VERSION_3)?;
+            Ok(t.pragma_update(None, "user_version", 3)?)
+        })
+        .unwrap();
+    drop(store);
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let row = store.host("h1", 1).unwrap().unwrap();
+    assert!(row.why_untrusted(1).is_empty(), "an upgrade closes no host");
+    assert_eq!(store.remove_host("h1", 60).unwrap(), Some(true));
+    let new = enrolment("h1", EK);
+    let other = serde_json::from_str(r#"{"sha256":"extended"}"#).unwrap();
+    assert_eq!(store.enrol(&new, &other, 60).unwrap(), [ServiceCode::EnrolmentBanksConflict]);
+    assert_eq!(store.enrol(&new, &banks(), 60).unwrap(), []);
+    drop(store);
+    // The version is recorded: it is not upgraded again.
+    assert!(Store::open(&dir.path().join("db")).unwrap().host("h1", 60).unwrap().unwrap().admitted);
+}
+
+#[test]
 fn a_database_of_the_second_version_goes_on_and_its_admissions_keep_their_hosts_names() {
     let (dir, store) = placed();
     let waiting = "c".repeat(64);
     store
         .transact(|t| -> Result<(), StoreError> {
-            t.execute("INSERT INTO admissions VALUES (?1, 'before it enrolled', 'o', 0, NULL)", [&waiting])?;
+            t.execute(
+                "INSERT INTO admissions VALUES (?1, 'before it enrolled', 'o', 0, NULL, NULL, NULL, NULL)",
+                [&waiting],
+            )?;
+            t.execute_batch(AS_IN_VERSION_3)?;
             t.execute_batch(AS_IN_VERSION_2)?;
             Ok(t.pragma_update(None, "user_version", 2)?)
         })
@@ -39,6 +70,7 @@ fn a_database_of_the_first_version_goes_on() {
     let (dir, store) = placed();
     store
         .transact(|t| -> Result<(), StoreError> {
+            t.execute_batch(AS_IN_VERSION_3)?;
             t.execute_batch(AS_IN_VERSION_2)?;
             t.execute_batch("ALTER TABLE hosts DROP COLUMN ek_certificate")?;
             t.execute_batch("ALTER TABLE enrolments DROP COLUMN ek_certificate")?;
@@ -63,6 +95,7 @@ fn n90_hosts_of_the_second_version_are_not_trusted_until_their_banks_are_known()
     assert!(store.host("h1", 1).unwrap().unwrap().why_untrusted(1).is_empty());
     store
         .transact(|t| -> Result<(), StoreError> {
+            t.execute_batch(AS_IN_VERSION_3)?;
             t.execute_batch(AS_IN_VERSION_2)?;
             Ok(t.pragma_update(None, "user_version", 2)?)
         })
@@ -82,10 +115,10 @@ fn n90_hosts_of_the_second_version_are_not_trusted_until_their_banks_are_known()
 #[test]
 fn a_database_of_another_version_is_refused() {
     let (dir, store) = store();
-    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 4)?) }).unwrap();
+    store.transact(|t| -> Result<(), StoreError> { Ok(t.pragma_update(None, "user_version", 5)?) }).unwrap();
     drop(store);
     let opened = Store::open(&dir.path().join("db")).map(drop);
-    assert!(matches!(opened, Err(StoreError::Version { found: 4 })), "{opened:?}");
+    assert!(matches!(opened, Err(StoreError::Version { found: 5 })), "{opened:?}");
     std::fs::write(dir.path().join("rubbish"), vec![7; 8192]).unwrap();
     assert!(matches!(Store::open(&dir.path().join("rubbish")), Err(StoreError::Sqlite(_))));
 }
