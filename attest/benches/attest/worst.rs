@@ -140,6 +140,17 @@ fn logs(boot: &Boot) -> Vec<Worst> {
         let tag = [&0x8f3b_22ed_u32.to_le_bytes()[..], &0_u32.to_le_bytes()].concat();
         [measured(8, EV_IPL, data.as_bytes(), text.as_bytes()), event(9, EV_EVENT_TAG, &tag)]
     });
+    // As many as are judged, each as long as the kernel reads, and a policy that allows all of these arguments.
+    let argument = |number: usize| format!("{number:03x}");
+    let arguments = (0..500).map(argument).collect::<Vec<_>>();
+    let allowed = format!("command_line = {{ allow = [\"{}\"] }}\n", arguments.join("\", \""));
+    let full = (0..60).map(|_| {
+        let text = format!("/vmlinuz {}", arguments.join(" "));
+        measured(8, EV_IPL, format!("kernel_cmdline: {text}\0").as_bytes(), text.as_bytes())
+    });
+    let lists = (0_u32..).map(|number| measured(14, EV_IPL, b"MokList\0", &number.to_le_bytes()));
+    let known: Vec<_> = (0_u32..1000).map(|number| hex::encode(Bank::Sha256.hash(&number.to_be_bytes()))).collect();
+    let known = format!("shim = {{ mok_lists = [\"{}\"] }}\n", known.join("\", \""));
     let authorities = (0_u32..).flat_map(|number| {
         let authority = hostile::variable(&[&[0x30, 6, 4, 4][..], &number.to_be_bytes()].concat());
         [
@@ -161,6 +172,8 @@ fn logs(boot: &Boot) -> Vec<Worst> {
         of_log(boot, "one command that no digest covers", behind([event(8, EV_IPL, &hostile::command(one))]), ""),
         of_log(boot, "one text in UTF-16 that none covers", behind([event(12, EV_IPL, &wide)]), ""),
         of_log(boot, "command lines and load options", behind(lines), "command_line = { forbid = [\"init\"] }\n"),
+        of_log(boot, "60 lines of 500 arguments, all allowed", behind(full), &allowed),
+        of_log(boot, "lists of shim's, none in the policy", behind(lists), &known),
         of_log(boot, "images and authorities", behind(authorities), signers),
         of_log(
             boot,

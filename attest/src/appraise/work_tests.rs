@@ -86,6 +86,83 @@ fn n95_many_command_lines_and_many_load_options() {
     assert_eq!(make(40, true).codes(), [Code::PolicyCommandLine]);
 }
 
+/// Lines of as many arguments as the kernel reads, and a policy that lists as many.
+#[test]
+fn n95_many_arguments_and_many_that_the_policy_allows() {
+    let make = |count: usize, lines: usize, other: usize, list: &str| {
+        let mut host = Host::good();
+        let name = |number: usize| format!("\"{number:03x}\"");
+        let rules: Vec<_> = (0..count).map(|number| name(number + other)).collect();
+        let genuine = if list == "allow" { ", \"console\", \"quiet\"" } else { "" };
+        host.policy = policy(&format!("command_line = {{ {list} = [{}{genuine}] }}", rules.join(", ")));
+        for _ in 0..lines {
+            let line: String = (0..count).map(|number| format!(" {number:03x}")).collect();
+            host.log.grub("kernel_cmdline", &format!("/vmlinuz{line}"));
+        }
+        host.accept_log();
+        host
+    };
+    // Each line is judged by rules that are laid out for it: twice the rules, for each of so many lines.
+    for list in ["allow", "forbid"] {
+        for other in [0, 0x800] {
+            is_linear(250, |count| cost(&make(count, 20, other, list)));
+            is_linear(30, |lines| cost(&make(500, lines, other, list)));
+        }
+    }
+    let denied = make(500, 20, 0x800, "allow").denied();
+    assert!(denied.iter().all(|reason| reason.code == Code::PolicyCommandLine.into()));
+    assert_eq!(denied.len(), crate::appraise::MAX_REASONS);
+    make(500, 20, 0, "allow").appraise().unwrap();
+    make(500, 20, 0x800, "forbid").appraise().unwrap();
+    assert_eq!(make(500, 20, 0, "forbid").denied().len(), crate::appraise::MAX_REASONS);
+}
+
+/// One name and many values, in the policy and on the line.
+#[test]
+fn n95_many_values_of_one_argument() {
+    let make = |count: usize, other: usize, list: &str| {
+        let mut host = Host::good();
+        let values: Vec<_> = (0..count).map(|number| format!("\"{:03x}\"", number + other)).collect();
+        host.policy =
+            policy(&format!("command_line = {{ {list} = [{{ name = \"a\", values = [{}] }}] }}", values.join(", ")));
+        host.log.events.retain(|event| event[0] != 8 && event[0] != 9);
+        for _ in 0..20 {
+            let line: String = (0..count).map(|number| format!(" a={number:03x}")).collect();
+            host.log.grub("kernel_cmdline", &format!("/vmlinuz{line}"));
+        }
+        host.accept_log();
+        host
+    };
+    for list in ["allow", "require"] {
+        for other in [0, 0x800] {
+            is_linear(150, |count| cost(&make(count, other, list)));
+        }
+        make(300, 0, list).appraise().unwrap();
+        assert!(make(300, 0x800, list).codes().contains(&Code::PolicyCommandLine));
+    }
+}
+
+/// Lists that the log calls shim's, and a policy with as many.
+#[test]
+fn n95_many_of_shims_lists_and_many_in_the_policy() {
+    let make = |count: usize, other: usize| {
+        let mut host = Host::good();
+        let mut known = vec![Bank::Sha256.hash(b"mok list")];
+        for number in 0..count {
+            host.log.measure(14, EventType::IPL, b"MokList\0", &number.to_le_bytes());
+            known.push(Bank::Sha256.hash(&(number + other).to_le_bytes()));
+        }
+        host.policy.shim.mok_lists = Some(known);
+        host.accept_log();
+        host
+    };
+    is_linear(300, |count| cost(&make(count, 1 << 24)));
+    is_linear(300, |count| cost(&make(count, 0)));
+    assert_eq!(make(300, 1 << 24).denied().len(), crate::appraise::MAX_REASONS);
+    assert!(make(20, 1 << 24).codes().iter().all(|code| *code == Code::PolicyMokList));
+    make(300, 0).appraise().unwrap();
+}
+
 #[test]
 fn n95_many_images_and_many_authorities() {
     let make = |count: usize| {

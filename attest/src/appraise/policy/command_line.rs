@@ -26,10 +26,14 @@
 //! what is allowed catches what a list of what is forbidden forgets. Nor does a rule see arguments that are not on the line:
 //! those built into the kernel, and those that `bootconfig` takes from the end of the initrd. Kernel and initrd are measured.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::appraise::MAX_REASONS;
 use crate::reason::{Reason, ReasonCode};
+use crate::work;
 
 /// What the kernel reads of a command line on the architectures that it is used on; it cuts what is longer.
 const KERNEL_MAX: usize = 2047;
@@ -115,30 +119,6 @@ impl std::fmt::Display for ArgumentRule {
             None => f.write_str(&self.name),
             Some([]) => write!(f, "{} without a value", self.name),
             Some(values) => write!(f, "{}={}", self.name, values.join("|")),
-        }
-    }
-}
-
-impl ArgumentRule {
-    /// Whether every reader takes the argument for the one of this rule.
-    fn is_spelled(&self, argument: &Argument) -> bool {
-        self.name == argument.name
-    }
-
-    /// Whether some reader takes the argument for the one of this rule.
-    fn names(&self, argument: &Argument) -> bool {
-        let same = |name: &str| {
-            let letter = |c: char| if c == '-' { '_' } else { c };
-            self.name.chars().map(letter).eq(name.chars().map(letter))
-        };
-        same(&argument.name) || argument.name.strip_prefix("rd.").is_some_and(same)
-    }
-
-    fn has_value(&self, argument: &Argument) -> bool {
-        match (&self.values, &argument.value) {
-            (None, _) => true,
-            (Some(values), Some(value)) => values.contains(value),
-            (Some(values), None) => values.is_empty(),
         }
     }
 }
@@ -231,7 +211,8 @@ impl CommandLineRules {
         self.require.is_empty() && self.forbid.is_empty() && self.allow.is_none()
     }
 
-    /// Everything that is wrong with a command line, which begins with the kernel's arguments and not with its path.
+    /// Everything that is wrong with a command line, or as much of it as is told. The line begins with the kernel's
+    /// arguments and not with its path.
     pub fn check(&self, line: &str) -> Vec<Reason> {
         self.judge(line).unwrap_or_else(|ambiguous| vec![ambiguous])
     }
@@ -243,26 +224,52 @@ impl CommandLineRules {
             reason(format!("The policy's rules cannot be applied to the kernel's command line: it has {why}."))
                 .found(line)
         })?;
+        // Once it is denied, nobody reads more than that many reasons.
         let mut reasons = Vec::new();
+        let spelled: HashSet<&str> = arguments.iter().map(|argument| argument.name.as_str()).collect();
+        let mut alike: HashMap<String, Vec<&Argument>> = HashMap::new();
+        for argument in &arguments {
+            for name in names_of(argument) {
+                alike.entry(name).or_default().push(argument);
+            }
+        }
         for rule in &self.require {
-            if !arguments.iter().any(|argument| rule.is_spelled(argument)) {
+            work::steps(1);
+            if !spelled.contains(rule.name.as_str()) {
                 let text = "The kernel's command line lacks what the policy requires.".to_owned();
                 reasons.push(reason(text).expected(rule.to_string()).found(line));
             }
-            let other = arguments.iter().filter(|argument| rule.names(argument) && !rule.has_value(argument));
+            let accepted = Values::of([rule]);
+            let other = alike.get(&folded(&rule.name)).into_iter().flatten();
+            let other = other.filter(|argument| !accepted.has(argument)).take(MAX_REASONS);
             reasons.extend(other.map(|argument| {
                 reason("The kernel's command line has another value than the policy requires.".to_owned())
                     .expected(rule.to_string())
                     .found(argument.to_string())
             }));
+            if reasons.len() >= MAX_REASONS {
+                return Ok(reasons);
+            }
         }
+        let forbidden = by_name(&self.forbid, folded);
+        let allowed = self.allow.as_ref().map(|allow| by_name(allow, str::to_owned));
+        let required: HashSet<&str> = self.require.iter().map(|rule| rule.name.as_str()).collect();
+        let has = |rules: &HashMap<String, Values<'_>>, name: &str, argument: &Argument| {
+            rules.get(name).is_some_and(|values| values.has(argument))
+        };
         for argument in &arguments {
-            if self.forbid.iter().any(|rule| rule.names(argument) && rule.has_value(argument)) {
+            // What must be there is judged above, value by value.
+            let is_known =
+                |allowed| required.contains(argument.name.as_str()) || has(allowed, &argument.name, argument);
+            if names_of(argument).any(|name| has(&forbidden, &name, argument)) {
                 let text = "The kernel's command line has what the policy forbids.".to_owned();
                 reasons.push(reason(text).found(argument.to_string()));
-            } else if !self.allows(argument) {
+            } else if !allowed.as_ref().is_none_or(is_known) {
                 let text = "The kernel's command line has an argument that the policy does not know.".to_owned();
                 reasons.push(reason(text).found(argument.to_string()));
+            }
+            if reasons.len() >= MAX_REASONS {
+                break;
             }
         }
         Ok(reasons)
@@ -273,13 +280,59 @@ impl CommandLineRules {
     pub(crate) fn accepts(&self, line: &str) -> bool {
         self.allow.is_some() && self.check(line).is_empty()
     }
+}
 
-    fn allows(&self, argument: &Argument) -> bool {
-        let Some(allow) = &self.allow else { return true };
-        // What must be there is judged above, value by value.
-        self.require.iter().any(|rule| rule.is_spelled(argument))
-            || allow.iter().any(|rule| rule.is_spelled(argument) && rule.has_value(argument))
+/// A name as the kernel and systemd compare it.
+fn folded(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// The names that some reader takes an argument to have, folded.
+fn names_of(argument: &Argument) -> impl Iterator<Item = String> {
+    let in_the_initrd = argument.name.strip_prefix("rd.").map(folded);
+    std::iter::once(folded(&argument.name)).chain(in_the_initrd)
+}
+
+/// The values that rules of one name mean. Looked up, not searched: a line has up to a thousand arguments, and a policy any
+/// number of rules.
+#[derive(Default)]
+struct Values<'r> {
+    any: bool,
+    none: bool,
+    of: HashSet<&'r str>,
+}
+
+impl<'r> Values<'r> {
+    fn of(rules: impl IntoIterator<Item = &'r ArgumentRule>) -> Self {
+        let mut values = Self::default();
+        rules.into_iter().for_each(|rule| values.add(rule));
+        values
     }
+
+    fn add(&mut self, rule: &'r ArgumentRule) {
+        let Some(values) = &rule.values else {
+            self.any = true;
+            return;
+        };
+        work::steps(values.len());
+        self.none |= values.is_empty();
+        self.of.extend(values.iter().map(String::as_str));
+    }
+
+    fn has(&self, argument: &Argument) -> bool {
+        work::steps(1);
+        self.any || argument.value.as_deref().map_or(self.none, |value| self.of.contains(value))
+    }
+}
+
+/// The rules by name.
+fn by_name(rules: &[ArgumentRule], name: impl Fn(&str) -> String) -> HashMap<String, Values<'_>> {
+    let mut found: HashMap<String, Values<'_>> = HashMap::with_capacity(rules.len());
+    for rule in rules {
+        work::steps(1);
+        found.entry(name(&rule.name)).or_default().add(rule);
+    }
+    found
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::super::claims::Claims;
 use super::Policy;
 use crate::appraise::MAX_REASONS;
 use crate::reason::{Reason, ReasonCode};
+use crate::work;
 
 /// The PCR of Secure Boot.
 const SECURE_BOOT: u32 = 7;
@@ -124,6 +125,7 @@ fn mok_lists(claims: &Claims<'_>, accepted: &[Vec<u8>]) -> Vec<Reason> {
     let others = lists
         .iter()
         .enumerate()
+        .inspect(|_| work::steps(1))
         .filter(|(place, claim)| is_list((*place, &claim.value.label)))
         .filter(|(_, claim)| !known.contains(claim.ground.digest));
     let expected = LazyCell::new(|| accepted.iter().map(hex::encode).collect::<Vec<_>>().join(" | "));
