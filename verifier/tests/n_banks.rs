@@ -159,6 +159,18 @@ fn n90_at_enrolment_the_banks_are_proved_by_the_key_that_enrols() {
                 binding.tls_spki_sha256 = Identity::new_for_host("h1").unwrap().spki_sha256();
                 evidence = host.evidence(&binding);
             }
+            "one for another host" => {
+                binding.host = "h2".to_owned();
+                evidence = host.evidence(&binding);
+            }
+            "one for another verifier" => {
+                binding.verifier = "another".to_owned();
+                evidence = host.evidence(&binding);
+            }
+            "one over a body" => {
+                binding.body_sha256 = [7; 32];
+                evidence = host.evidence(&binding);
+            }
             "a part of the PCRs" => {
                 let quote = host.tpm().quote(&binding, &[(Bank::Sha256, (0..=9).collect())]).unwrap();
                 evidence.quotes = vec![quote];
@@ -177,9 +189,18 @@ fn n90_at_enrolment_the_banks_are_proved_by_the_key_that_enrols() {
     assert_eq!(refused("one of an earlier enrolment"), ["quote.nonce-mismatch"]);
     assert_eq!(refused("one for something else"), ["quote.purpose-mismatch"]);
     assert_eq!(refused("one over another TLS key"), ["quote.tls-key-mismatch"]);
+    assert_eq!(refused("one for another host"), ["quote.host-mismatch"]);
+    assert_eq!(refused("one for another verifier"), ["quote.verifier-mismatch"]);
+    assert_eq!(refused("one over a body"), ["quote.body-mismatch"]);
     assert_eq!(refused("a part of the PCRs"), ["policy.pcr-not-quoted"]);
     assert!(service.person("olga").host("h1").is_err(), "none of this enrolled the host");
-    host.enrol(&service).unwrap();
+    // The twin is made as those are, with the binding as it must be.
+    let challenge = client.enrol(&request).unwrap();
+    let secret = host.tpm().activate_credential(&challenge.credential_blob, &challenge.secret).unwrap();
+    let evidence = host.enrolment_evidence(&secret);
+    let (binding, host_name) = (evidence.binding.clone(), host.name.clone());
+    let evidence = host.evidence(&binding);
+    assert_eq!(client.activate(&challenge.enrolment, &secret, evidence).unwrap().host, host_name);
 }
 
 /// Firmware and systemd vary PCRs 1 and 9 from boot to boot (SMBIOS, boot counters); what is accepted of them by the reference
