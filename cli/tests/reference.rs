@@ -88,6 +88,37 @@ fn evidence_whose_logs_lead_elsewhere_is_no_record() {
     run(dir, &["reference", "make", "evidence.json"], 2);
 }
 
+/// Events of a PCR that no quote covers are what the sender says.
+#[test]
+fn evidence_that_does_not_quote_every_pcr_of_its_log_is_no_record() {
+    let (_verifier, host) = recorded();
+    let dir = host.dir.path();
+    let make = |code| json(dir, &["reference", "make", "--name", "good", "evidence.json"], code);
+    let whole = std::fs::read(dir.join("evidence.json")).unwrap();
+    let without = |pcr: u8, one_bank: bool| {
+        let mut evidence = portcullis_attest::evidence::Evidence::from_json(&whole).unwrap();
+        let pcrs = evidence.quotes.iter_mut().flat_map(|quote| quote.pcrs.values_mut());
+        let removed = pcrs.take(if one_bank { 1 } else { usize::MAX }).filter_map(|pcrs| pcrs.remove(&pcr)).count();
+        assert!(removed > 0, "PCR {pcr} was not quoted");
+        std::fs::write(dir.join("evidence.json"), evidence.to_json().unwrap()).unwrap();
+    };
+    for pcr in [0, 4, 7, 8, 9] {
+        without(pcr, false);
+        let found = make(1);
+        assert_eq!(codes(&found), ["eventlog.pcr-not-quoted"]);
+        let text = found["reasons"][0]["text"].as_str().unwrap();
+        assert!(text.contains(&format!("events of PCR {pcr}, ")), "{text}");
+    }
+    // The twins: all are quoted; and one that has no events need not be.
+    std::fs::write(dir.join("evidence.json"), &whole).unwrap();
+    make(0);
+    without(15, false);
+    make(0);
+    // In one bank is enough: the log must lead there in each that has it.
+    without(4, true);
+    make(0);
+}
+
 #[test]
 fn only_signed_values_count_where_the_policy_says_so() {
     let (_verifier, host) = recorded();
