@@ -111,6 +111,19 @@ fn an_enrolment_statement_anchors_evidence_for_whoever_has_the_verifiers_keys() 
     assert!(matches!(EnrolmentStatement::verify(&jws, &keys, statement.exp), Err(EnrolmentError::Expired { .. })));
     assert_eq!((statement.verifier.as_str(), statement.host.as_str()), (VERIFIER, "h1"));
     assert_eq!((hex::encode(statement.ek), &statement.ak_public), (enrolled.ek_fingerprint, &host.ak.public));
+    // It says whether the TPM's certificate leads to a vendor; one that showed none is not certified.
+    assert!(statement.ek_certified);
+    let mut plain = Host::new("h2");
+    let (mut request, client) = (plain.enrol_request(), plain.client(&service));
+    request.ek_certificate = None;
+    let challenge = client.enrol(&request).unwrap();
+    let secret = plain.tpm().activate_credential(&challenge.credential_blob, &challenge.secret).unwrap();
+    let evidence = plain.enrolment_evidence(&secret);
+    let ek = client.activate(&challenge.enrolment, &secret, evidence).unwrap().ek_fingerprint;
+    operator.admit(&ek, "h2", "rack 3").unwrap();
+    let uncertified =
+        EnrolmentStatement::verify(&operator.enrolment("h2").unwrap().enrolment, &keys, now + 60).unwrap();
+    assert!(!uncertified.ek_certified);
     // Nothing else that the verifier signs is one, and it is nothing else.
     operator.admit(&hex::encode(statement.ek), "h1", "again").unwrap();
     let token = host.attest(&service).unwrap().token;
