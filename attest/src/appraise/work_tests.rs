@@ -96,8 +96,8 @@ fn n95_many_arguments_and_many_that_the_policy_allows() {
         let genuine = if list == "allow" { ", \"console\", \"quiet\"" } else { "" };
         host.policy = policy(&format!("command_line = {{ {list} = [{}{genuine}] }}", rules.join(", ")));
         for _ in 0..lines {
-            let line: String = (0..count).map(|number| format!(" {number:03x}")).collect();
-            host.log.grub("kernel_cmdline", &format!("/vmlinuz{line}"));
+            let line = (0..count).map(|number| format!("{number:03x}")).collect::<Vec<_>>().join(" ");
+            host.log.grub("kernel_cmdline", &format!("/vmlinuz {line}"));
         }
         host.accept_log();
         host
@@ -110,7 +110,7 @@ fn n95_many_arguments_and_many_that_the_policy_allows() {
         }
     }
     let denied = make(500, 20, 0x800, "allow").denied();
-    assert!(denied.iter().all(|reason| reason.code == Code::PolicyCommandLine.into()));
+    assert!(denied.iter().all(|reason| reason.code == Code::PolicyCommandLine));
     assert_eq!(denied.len(), crate::appraise::MAX_REASONS);
     make(500, 20, 0, "allow").appraise().unwrap();
     make(500, 20, 0x800, "forbid").appraise().unwrap();
@@ -127,8 +127,8 @@ fn n95_many_values_of_one_argument() {
             policy(&format!("command_line = {{ {list} = [{{ name = \"a\", values = [{}] }}] }}", values.join(", ")));
         host.log.events.retain(|event| event[0] != 8 && event[0] != 9);
         for _ in 0..20 {
-            let line: String = (0..count).map(|number| format!(" a={number:03x}")).collect();
-            host.log.grub("kernel_cmdline", &format!("/vmlinuz{line}"));
+            let line = (0..count).map(|number| format!("a={number:03x}")).collect::<Vec<_>>().join(" ");
+            host.log.grub("kernel_cmdline", &format!("/vmlinuz {line}"));
         }
         host.accept_log();
         host

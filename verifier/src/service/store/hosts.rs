@@ -234,12 +234,15 @@ pub(super) struct Kept {
 /// What is kept of a forgotten host that had this name and this TPM, if an operator admitted the one as the other.
 pub(super) fn kept_in(transaction: &Transaction<'_>, host: &str, ek: &str) -> Result<Option<Kept>, StoreError> {
     let query = "SELECT banks, certificate, ek_certificate FROM admissions WHERE host = ?1 AND ek = ?2";
-    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let found: Option<(Option<String>, Option<String>, Option<Vec<u8>>)> =
-        transaction.query_row(query, [host, ek], read).optional()?;
-    let Some((banks, certificate, ek_certificate)) = found else { return Ok(None) };
+    let read = |row: &Row<'_>| {
+        let certificate: Option<String> = row.get(1)?;
+        Ok((row.get::<_, Option<String>>(0)?, certificate.zip(row.get(2)?)))
+    };
+    let Some((banks, certificate)) = transaction.query_row(query, [host, ek], read).optional()? else {
+        return Ok(None);
+    };
     let banks = banks.map(|banks| from_json("list of PCR banks", &banks)).transpose()?;
-    Ok(Some(Kept { banks, certificate: certificate.zip(ek_certificate) }))
+    Ok(Some(Kept { banks, certificate }))
 }
 
 /// Forgets a host inside a transaction. What binds its TPM to more than a name stays with the TPM's admission: root on the
