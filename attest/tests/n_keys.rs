@@ -67,6 +67,15 @@ fn n19_weak_keys() {
         let weak = ecc(|ak| ak.size = curve);
         assert!(weak.contains(&Code::AkWeakKey), "curve {curve:#06x}: {weak:?}");
     }
+    // The same of a bare key, as `quote check` takes it.
+    let bare = |exponent| {
+        let key = Public { exponent, ..SoftTpm::rsa(KeySize::Rsa2048, RSASSA, Bank::Sha256).ak };
+        let spki = PublicArea::parse(&key.bytes()).unwrap().spki_der().unwrap();
+        let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, spki);
+        QuotingKey::from_pem(&format!("-----BEGIN PUBLIC KEY-----\n{base64}\n-----END PUBLIC KEY-----\n"))
+    };
+    assert!(bare(0).is_ok() && bare(65_539).is_ok());
+    assert_eq!(codes(&bare(3).unwrap_err().reasons), [Code::AkWeakKey]);
     // Not a point of the curve.
     assert_eq!(ecc(|ak| ak.unique[1][0] ^= 1), [Code::AkWeakKey]);
     assert_eq!(ecc(|ak| ak.unique = vec![vec![0; 32], vec![0; 32]]), [Code::AkWeakKey]);
