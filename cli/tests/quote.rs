@@ -102,6 +102,18 @@ fn quotes_of_every_kind_that_tpm2_quote_makes_hold() {
     }
 }
 
+/// Keys of older machines are bound to SHA-1: the answer says so. By a bare key, which is bound to nothing, SHA-1 is refused.
+#[test]
+fn a_key_bound_to_sha1_is_named() {
+    let bench = Bench::new();
+    bench.quote("rsa", "sha1", "rsassa", "sha256:7", "");
+    assert_eq!(names(&bench.check(&WITH_EK, 0), "caveats"), ["sha1"]);
+    let bare = ["--ak", "ak.pem", "--nonce", NONCE];
+    assert_eq!(names(&bench.check(&bare, 1), "reasons"), ["quote.signature-scheme"]);
+    bench.quote("rsa", "sha256", "rsassa", "sha256:7", "");
+    bench.check(&bare, 0);
+}
+
 #[test]
 fn what_does_not_hold_is_a_no_with_its_reason() {
     let bench = Bench::new();
