@@ -99,9 +99,9 @@ pub enum HostCommand {
     },
     /// Forget a host, so that it can enrol anew.
     #[command(
-        after_help = "Needed when the host lost its attestation key. Its PCR banks and its TPM's certificate are kept as long as \
-                            the TPM is admitted: the next enrolment must show the same banks. What was judged of the host is \
-                            forgotten, and so is a cordon. To forget all of it, withdraw the TPM's admission too.\n\nExample:\n  \
+        after_help = "Needed when the host lost its attestation key. Its PCR banks, its TPM's certificate and a cordon are kept as \
+                            long as the TPM is admitted: the next enrolment must show the same banks. What was judged of the \
+                            host is forgotten. To forget all of it, withdraw the TPM's admission too.\n\nExample:\n  \
                             portcullis host forget honest"
     )]
     Forget {

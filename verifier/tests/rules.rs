@@ -2,11 +2,14 @@
 
 mod support;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use portcullis_attest::endorsement::{EnrolmentStatement, VerifierKeys};
 use portcullis_attest::reference::signature::ReferenceSigner;
 use portcullis_verifier::service::authority;
 use support::boot::{POLICY, references};
 use support::host::{Host, codes};
-use support::service::{Setup, refused};
+use support::service::{Running, Setup, refused};
 
 fn signer() -> ReferenceSigner {
     ReferenceSigner::from_pem(&authority::make_key().unwrap()).unwrap()
@@ -113,6 +116,14 @@ fn the_first_policy_for_a_host_counts() {
     assert_eq!(codes(first.attest(&service)), ["reference.missing"]);
 }
 
+/// Whether the enrolment statement of the host `h1` says that its TPM has a vendor's certificate.
+fn is_called_certified(service: &Running) -> bool {
+    let published = serde_json::to_vec(&service.client(None).jwks().unwrap()).unwrap();
+    let statement = service.person("olga").enrolment("h1").unwrap().enrolment;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    EnrolmentStatement::verify(&statement, &VerifierKeys::from_jwks(&published).unwrap(), now).unwrap().ek_certified
+}
+
 #[test]
 fn n31_what_is_revoked_is_refused_also_when_it_is_enrolled_already() {
     let setup = Setup::new(&[]);
@@ -132,12 +143,15 @@ fn n31_what_is_revoked_is_refused_also_when_it_is_enrolled_already() {
         setup.write("revoked/list.txt", &format!("# {}\n{}\n", "another TPM", "0".repeat(64)));
         let service = setup.serve_with(&args);
         assert!(host.attest(&service).unwrap().trusted, "nothing of it is revoked yet");
+        assert!(is_called_certified(&service), "nothing of it is revoked yet");
         assert!(service.terminate().success());
         setup.write("revoked/list.txt", &format!("# {what}\n{fingerprint}\n"));
         let service = setup.serve_with(&args);
         assert_eq!(codes(host.attest(&service)), ["ek.revoked"], "{what}");
         let view = service.person("olga").host("h1").unwrap();
         assert_eq!(view.trust, portcullis_verifier::api::Trust::Untrusted, "{what}");
+        // Nor does an enrolment statement that is made now vouch for the certificate.
+        assert!(!is_called_certified(&service), "{what}");
         let mut new = Host::new("h2");
         match what {
             "its own key" => assert!(new.enrol(&service).is_ok()),

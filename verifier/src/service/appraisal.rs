@@ -137,7 +137,7 @@ fn history_moved(
 /// authorities nobody can tell, so a certificate that no longer leads to a configured one counts as revoked, too. Whatever
 /// else the chain would not pass today (a certificate that has expired since, a list that should have been replaced) was
 /// good when it enrolled, and an operator admitted it.
-fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
+pub(super) fn revoked(service: &Service, host: &HostRow) -> Vec<Reason> {
     let certificate = host.ek_certificate.as_deref();
     let now = SystemTime::now();
     let checked = EndorsementKey::check(&host.ek_public, certificate, &[], service.rules.roots(), now);

@@ -5,6 +5,7 @@ use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use subtle::ConstantTimeEq;
 
 use super::Service;
+use super::appraisal::revoked;
 use super::http::{Answer, Refusal};
 use super::store::{Admitted, HostRow, SealedVolume, VolumePut};
 use crate::api;
@@ -66,7 +67,7 @@ pub fn enrolment(service: &Service, who: &str, host: &str) -> Answer<api::Enrolm
     let lifetime = service.config.enrolment_ttl_s;
     let mut statement = EnrolmentStatement::new(&service.id, &row.host, &row.ek_public, &row.ak_public, now, lifetime)
         .map_err(|e| Refusal::Internal(e.to_string()))?;
-    statement.ek_certified = row.is_certified();
+    statement.ek_certified = row.is_certified() && revoked(service, &row).is_empty();
     let enrolment =
         service.token_signer.sign(ENROLMENT_TYP, &statement).map_err(|e| Refusal::Internal(e.to_string()))?;
     tracing::info!(operator = who, host, "enrolment statement issued");
@@ -105,8 +106,13 @@ pub fn cordon(service: &Service, who: &str, host: &str, request: &api::CordonReq
 
 /// `DELETE /v1/hosts/{host}/banks`.
 pub fn accept_banks(service: &Service, who: &str, host: &str) -> Answer<api::Done> {
-    if !service.store.forget_banks(host)? {
-        return Err(Refusal::not_found("no host of this name is enrolled"));
+    match service.store.forget_banks(host)? {
+        None => return Err(Refusal::not_found("no host of this name is enrolled")),
+        Some(false) => {
+            let text = "another TPM is enrolled under this name than the admitted one: forget the host first";
+            return Err(Refusal::conflict("host.conflict", text));
+        }
+        Some(true) => {}
     }
     tracing::warn!(operator = who, host, "the PCR banks of the next enrolment are accepted");
     Ok(api::Done {})

@@ -193,9 +193,10 @@ impl Store {
         self.transact(|transaction| {
             let (mut found, in_the_way) = conflicts(transaction, new, now)?;
             let same = host_in(transaction, &new.host, now)?.filter(|row| row.ek == new.ek);
-            let (pinned, certificate) = match same {
-                Some(row) => (row.banks, None),
-                None => kept_in(transaction, &new.host, &new.ek)?.map_or((None, None), |kept| (kept.banks, kept.certificate)),
+            let (pinned, certificate, cordon) = match same {
+                Some(row) => (row.banks, None, None),
+                None => kept_in(transaction, &new.host, &new.ek)?
+                    .map_or((None, None, None), |kept| (kept.banks, kept.certificate, kept.cordon)),
             };
             if pinned.is_some_and(|pinned| pinned != *banks) {
                 found.push(ServiceCode::EnrolmentBanksConflict);
@@ -211,13 +212,13 @@ impl Store {
                 }
                 make_room(transaction, new, now)?;
                 let (enrolled, at, banks) = (new.columns(), int(now), to_json("list of PCR banks", banks)?);
-                let more: [(&str, &dyn ToSql); 2] = [(":now", &at), (":banks", &banks)];
+                let more: [(&str, &dyn ToSql); 3] = [(":now", &at), (":banks", &banks), (":cordon", &cordon)];
                 // A generation is of one enrolment: what was judged of a host that had this name before, even with the
                 // same keys, never counts for this one.
                 transaction.execute(
                     "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, \
-                     ek_certificate, banks, generation) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
-                     :ek_certificate, :banks, abs(random() >> 2)) ON CONFLICT (host) DO UPDATE SET banks = coalesce(banks, excluded.banks), \
+                     ek_certificate, banks, cordon, generation) VALUES (:host, :ek, :ek_public, :certificate, :ak_public, :ak_name, :now, \
+                     :ek_certificate, :banks, :cordon, abs(random() >> 2)) ON CONFLICT (host) DO UPDATE SET banks = coalesce(banks, excluded.banks), \
                      certificate = CASE WHEN excluded.ek_certificate IS NULL THEN certificate \
                      ELSE excluded.certificate END, ek_certificate = coalesce(excluded.ek_certificate, ek_certificate)",
                     [&enrolled[..], &more].concat().as_slice(),

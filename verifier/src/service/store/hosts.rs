@@ -229,28 +229,30 @@ pub(super) struct Kept {
     pub banks: Option<PinnedBanks>,
     /// As in [`HostRow::certificate`], with the certificate; nothing when there is none.
     pub certificate: Option<(String, Vec<u8>)>,
+    /// As in [`HostRow::cordon`].
+    pub cordon: Option<String>,
 }
 
 /// What is kept of a forgotten host that had this name and this TPM, if an operator admitted the one as the other.
 pub(super) fn kept_in(transaction: &Transaction<'_>, host: &str, ek: &str) -> Result<Option<Kept>, StoreError> {
-    let query = "SELECT banks, certificate, ek_certificate FROM admissions WHERE host = ?1 AND ek = ?2";
+    let query = "SELECT banks, certificate, ek_certificate, cordon FROM admissions WHERE host = ?1 AND ek = ?2";
     let read = |row: &Row<'_>| {
         let certificate: Option<String> = row.get(1)?;
-        Ok((row.get::<_, Option<String>>(0)?, certificate.zip(row.get(2)?)))
+        Ok((row.get::<_, Option<String>>(0)?, certificate.zip(row.get(2)?), row.get(3)?))
     };
-    let Some((banks, certificate)) = transaction.query_row(query, [host, ek], read).optional()? else {
+    let Some((banks, certificate, cordon)) = transaction.query_row(query, [host, ek], read).optional()? else {
         return Ok(None);
     };
     let banks = banks.map(|banks| from_json("list of PCR banks", &banks)).transpose()?;
-    Ok(Some(Kept { banks, certificate }))
+    Ok(Some(Kept { banks, certificate, cordon }))
 }
 
 /// Forgets a host inside a transaction. What binds its TPM to more than a name stays with the TPM's admission: root on the
 /// host can make it necessary to forget it, and gains nothing by that.
 pub(super) fn remove_in(transaction: &Transaction<'_>, host: &str) -> Result<(), StoreError> {
     transaction.execute(
-        "UPDATE admissions SET (banks, certificate, ek_certificate) = \
-         (SELECT banks, certificate, ek_certificate FROM hosts WHERE hosts.host = ?1) \
+        "UPDATE admissions SET (banks, certificate, ek_certificate, cordon) = \
+         (SELECT banks, certificate, ek_certificate, cordon FROM hosts WHERE hosts.host = ?1) \
          WHERE host = ?1 AND ek = (SELECT hosts.ek FROM hosts WHERE hosts.host = ?1)",
         [host],
     )?;
@@ -350,21 +352,31 @@ impl Store {
         })
     }
 
-    /// Forgets which PCR banks a host had, and with that its trust: the next enrolment brings others. False when there is
-    /// no such host, and nothing is kept of one that was forgotten.
-    pub fn forget_banks(&self, host: &str) -> Result<bool, StoreError> {
+    /// Forgets which PCR banks a host had, and with that its trust: the next enrolment pins others. `None` if no such host
+    /// is enrolled and nothing is kept of a forgotten one; false if a TPM was admitted under this name and another one is
+    /// enrolled under it, for then the operator looked at the wrong banks.
+    pub fn forget_banks(&self, host: &str) -> Result<Option<bool>, StoreError> {
         self.transact(|transaction| {
+            let is_another: bool = transaction.query_row(
+                "SELECT EXISTS (SELECT 1 FROM hosts JOIN admissions USING (host) \
+                 WHERE host = ?1 AND hosts.ek <> admissions.ek)",
+                [host],
+                |row| row.get(0),
+            )?;
+            if is_another {
+                return Ok(Some(false));
+            }
             let changed = transaction.execute(
                 "UPDATE hosts SET banks = NULL, trusted_until = NULL, generation = generation + 1 WHERE host = ?1",
                 [host],
             )?;
             let kept = transaction
                 .execute("UPDATE admissions SET banks = NULL WHERE host = ?1 AND banks IS NOT NULL", [host])?;
-            Ok(changed == 1 || kept == 1)
+            Ok((changed == 1 || kept == 1).then_some(true))
         })
     }
 
-    /// Forgets a host, but for its PCR banks and its certificate while its TPM is admitted under its name. False when it
+    /// Forgets a host, except for its PCR banks, certificate and cordon while its TPM is admitted under its name. False when it
     /// holds orders; nothing when there is none.
     pub fn remove_host(&self, host: &str, now: u64) -> Result<Option<bool>, StoreError> {
         self.transact(|transaction| {

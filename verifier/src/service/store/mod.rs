@@ -45,7 +45,7 @@ const PINS_FROM_VERSION_2: &str = "ALTER TABLE hosts ADD COLUMN judged_policy TE
 const FROM_VERSION_3: &str = "ALTER TABLE admissions ADD COLUMN banks TEXT; \
      ALTER TABLE admissions ADD COLUMN certificate TEXT \
      CHECK (certificate IS NULL OR certificate IN ('verified', 'none')); \
-     ALTER TABLE admissions ADD COLUMN ek_certificate BLOB;";
+     ALTER TABLE admissions ADD COLUMN ek_certificate BLOB; ALTER TABLE admissions ADD COLUMN cordon TEXT;";
 
 /// Why the store cannot do what it should.
 #[derive(Debug, thiserror::Error)]

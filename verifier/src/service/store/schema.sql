@@ -11,7 +11,8 @@ CREATE TABLE admissions (
     -- Of a host that was forgotten, for its TPM's next enrolment: as in hosts.
     banks       TEXT,
     certificate TEXT CHECK (certificate IS NULL OR certificate IN ('verified', 'none')),
-    ek_certificate BLOB
+    ek_certificate BLOB,
+    cordon      TEXT
 ) STRICT;
 CREATE UNIQUE INDEX one_tpm_a_host ON admissions (host);
 

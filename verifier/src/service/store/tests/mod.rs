@@ -31,7 +31,10 @@ fn placed() -> (tempfile::TempDir, Store) {
     let (dir, store) = store();
     store
         .transact(|t| -> Result<(), StoreError> {
-            t.execute("INSERT INTO admissions VALUES (?1, '', 'o', 0, 'h1', NULL, NULL, NULL)", [EK])?;
+            t.execute(
+                "INSERT INTO admissions (ek, note, admitted_by, admitted_at, host) VALUES (?1, '', 'o', 0, 'h1')",
+                [EK],
+            )?;
             t.execute(
                 "INSERT INTO hosts (host, ek, ek_public, certificate, ak_public, ak_name, enrolled_at, tls_spki, boot, \
                  trusted_until, banks) VALUES ('h1', ?1, x'', 'none', x'', 'a', 0, ?2, ?3, 100, ?4)",
@@ -214,7 +217,7 @@ fn n90_banks_are_pinned_once_and_replaced_after_an_operators_word() {
         assert_eq!(pinned(), Some(banks()));
     }
     let other: PinnedBanks = serde_json::from_str(r#"{"sha256":"extended"}"#).unwrap();
-    assert!(store.forget_banks("h1").unwrap() && !store.forget_banks("h2").unwrap());
+    assert_eq!((store.forget_banks("h1").unwrap(), store.forget_banks("h2").unwrap()), (Some(true), None));
     assert_eq!((pinned(), store.host("h1", 1).unwrap().unwrap().trusted_until), (None, None));
     assert_eq!((store.enrol(&same, &other, 1).unwrap(), pinned()), (vec![], Some(other)));
 }
@@ -247,11 +250,11 @@ fn n90_a_forgotten_host_keeps_its_banks_and_certificate_while_its_tpm_is_admitte
     // An operator's word accepts others: for the host that is there, and for one that was forgotten.
     for before in [false, true] {
         if before {
-            assert!(store.forget_banks("h1").unwrap());
+            assert_eq!(store.forget_banks("h1").unwrap(), Some(true));
         }
         forget(60);
         if !before {
-            assert!(store.forget_banks("h1").unwrap() && !store.forget_banks("h1").unwrap());
+            assert_eq!((store.forget_banks("h1").unwrap(), store.forget_banks("h1").unwrap()), (Some(true), None));
         }
         let next = if before { banks() } else { other.clone() };
         assert_eq!(store.enrol(&same, &next, 60).unwrap(), []);
@@ -276,6 +279,40 @@ fn n90_a_forgotten_host_keeps_its_banks_and_certificate_while_its_tpm_is_admitte
     let another = enrolment("h1", &"b".repeat(64));
     admit(&store, &another.ek, "h1");
     assert_eq!(store.enrol(&another, &other, 60).unwrap(), []);
+}
+
+/// Root can make it necessary to forget a host; that does not open it for new work.
+#[test]
+fn a_forgotten_host_stays_cordoned_while_its_tpm_is_admitted() {
+    let (_dir, store) = placed();
+    let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
+    let cordon = || store.host("h1", 60).unwrap().unwrap().cordon;
+    for reason in [Some("disk fails"), None] {
+        assert!(store.cordon("h1", reason).unwrap());
+        assert_eq!(store.remove_host("h1", 60).unwrap(), Some(true));
+        assert_eq!(store.enrol(&same, &banks(), 60).unwrap(), []);
+        assert_eq!(cordon().as_deref(), reason);
+        // Enrolling again, as agents do at each start, changes nothing.
+        assert_eq!((store.enrol(&same, &banks(), 60).unwrap(), cordon().as_deref()), (vec![], reason));
+    }
+}
+
+/// Anybody can enrol under the name of a host that was forgotten. An operator who accepts the banks that this one shows does
+/// not accept others of the admitted TPM.
+#[test]
+fn n90_the_banks_of_another_tpm_are_not_accepted_for_the_admitted_one() {
+    let (_dir, store) = placed();
+    let same = Enrolment { ak_name: "a".into(), ..enrolment("h1", EK) };
+    assert_eq!(store.enrol(&same, &banks(), 1).unwrap(), []);
+    assert_eq!(store.remove_host("h1", 60).unwrap(), Some(true));
+    let other: PinnedBanks = serde_json::from_str(r#"{"sha256":"extended"}"#).unwrap();
+    assert_eq!(store.enrol(&enrolment("h1", &"b".repeat(64)), &other, 60).unwrap(), []);
+    assert_eq!(store.forget_banks("h1").unwrap(), Some(false));
+    assert_eq!(store.enrol(&same, &other, 60).unwrap(), [ServiceCode::EnrolmentBanksConflict]);
+    // The twin: once that one is forgotten, the word is for the admitted TPM.
+    assert_eq!(store.remove_host("h1", 60).unwrap(), Some(true));
+    assert_eq!(store.forget_banks("h1").unwrap(), Some(true));
+    assert_eq!(store.enrol(&same, &other, 60).unwrap(), []);
 }
 
 fn enrolment(host: &str, ek: &str) -> Enrolment {

@@ -4,7 +4,7 @@ use super::*;
 
 /// Takes away what version 4 added.
 const AS_IN_VERSION_3: &str = "ALTER TABLE admissions DROP COLUMN banks; ALTER TABLE admissions DROP COLUMN certificate; \
-                               ALTER TABLE admissions DROP COLUMN ek_certificate;";
+                               ALTER TABLE admissions DROP COLUMN ek_certificate; ALTER TABLE admissions DROP COLUMN cordon;";
 
 /// Takes away what version 3 added.
 const AS_IN_VERSION_2: &str = "DROP INDEX one_tpm_a_host; ALTER TABLE admissions DROP COLUMN host; \
@@ -42,7 +42,7 @@ fn a_database_of_the_second_version_goes_on_and_its_admissions_keep_their_hosts_
     store
         .transact(|t| -> Result<(), StoreError> {
             t.execute(
-                "INSERT INTO admissions VALUES (?1, 'before it enrolled', 'o', 0, NULL, NULL, NULL, NULL)",
+                "INSERT INTO admissions (ek, note, admitted_by, admitted_at) VALUES (?1, 'before it enrolled', 'o', 0)",
                 [&waiting],
             )?;
             t.execute_batch(AS_IN_VERSION_3)?;
