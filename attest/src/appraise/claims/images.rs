@@ -127,7 +127,9 @@ impl<'a> Claims<'a> {
     /// Everything in PCR 7 but the variables of Secure Boot's configuration. Drivers are verified before the separator, so
     /// the place does not tell, and no digest covers the type.
     fn of_authorities(&self) -> impl Iterator<Item = Covered<'_, 'a>> {
-        self.log().of_pcr(SECURE_BOOT).filter(|covered| !secure_boot::is_configuration(covered))
+        let is_configuration =
+            |covered: &Covered<'_, '_>| !self.is_behind_separator(covered) && secure_boot::is_configuration(covered);
+        self.log().of_pcr(SECURE_BOOT).filter(move |covered| !is_configuration(covered))
     }
 
     fn authority(&self, covered: &Covered<'_, 'a>) -> Option<Claim<'a, Authority<'a>>> {

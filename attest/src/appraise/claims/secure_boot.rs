@@ -117,7 +117,10 @@ pub(super) fn is_configuration(covered: &Covered<'_, '_>) -> bool {
     let Some(variable) = covered.variable() else { return false };
     let is_named = |names: &[(Guid, &str)]| names.iter().any(|(guid, name)| variable.is(*guid, name));
     let is_config = covered.is(EventType::EFI_VARIABLE_DRIVER_CONFIG);
-    is_config && (is_named(&NAMES) || is_named(&OTHER_NAMES)) || variable.is(Guid::DEVICE_SIGNATURE, "devdb")
+    let is_of_devices =
+        matches!(covered.event.event_type, EventType::EFI_SPDM_DEVICE_POLICY | EventType::EFI_SPDM_DEVICE_AUTHORITY);
+    is_config && (is_named(&NAMES) || is_named(&OTHER_NAMES))
+        || is_of_devices && variable.is(Guid::DEVICE_SIGNATURE, "devdb")
 }
 
 /// Secure Boot that is on verified something: the firmware verifies shim by db. Only what a digest covers says so.

@@ -111,10 +111,15 @@ fn n91_a_signer_is_seen_under_every_type() {
         (EventType::EFI_VARIABLE_DRIVER_CONFIG, &vendors, &vendors),
         (EventType::EFI_SPDM_DEVICE_POLICY, &devices, &hidden),
         (EventType::EFI_SPDM_DEVICE_AUTHORITY, &devices, &hidden),
+        // The name of a device's database alone, under a type that images are verified by.
+        (EventType::EFI_VARIABLE_AUTHORITY, &devices, &devices),
     ] {
         let host = with(separator - 1, event_type, data, measured);
         assert_eq!(host.codes(), [Code::PolicyBootSigner], "{event_type}");
     }
+    // Behind the separator the firmware looks at no device's firmware any more.
+    let late = with(separator + 2, EventType::EFI_SPDM_DEVICE_POLICY, &devices, &devices);
+    assert_eq!(late.codes(), [Code::PolicyBootSigner]);
     // The twins: what the profile names verifies no image, nor do the firmware's own words, and a device's database
     // verifies devices.
     for (place, event_type, data) in [
