@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use super::RUNTIME_PCR;
 use super::claims::Claims;
-use super::policy::Policy;
 use super::policy::demands::{self, Judgement, UnclearLine};
+use super::policy::{Policy, PreparedRules};
 use super::programs;
+use super::stop::Stop;
 use crate::eventlog::{Coverage, Description, EventKind};
 use crate::evidence::PCR_COUNT;
 use crate::key::Bank;
@@ -35,9 +36,10 @@ pub(super) fn policy<'r>(
     references: &'r [ReferenceValues],
     now: u64,
 ) -> Result<Match<'r>, Vec<Reason>> {
-    let Judgement { mut reasons, unclear } = demands::check(claims, policy);
+    let rules = policy.command_line.prepare();
+    let Judgement { mut reasons, unclear } = demands::check(claims, policy, &rules);
     let secure_boot_denied = demands::secure_boot_denied(claims, policy);
-    match best(claims, policy, references, &unclear, now) {
+    match best(claims, policy, &rules, references, &unclear, now) {
         Ok(matched) if reasons.is_empty() => return Ok(matched),
         Ok(_) => {}
         Err(differences) => reasons.extend(differences.into_iter().filter(|reason| {
@@ -57,11 +59,12 @@ fn is_secure_boot_state(reason: &Reason) -> bool {
 fn best<'r>(
     claims: &Claims<'_>,
     policy: &Policy,
+    rules: &PreparedRules<'_>,
     references: &'r [ReferenceValues],
     unclear: &[UnclearLine<'_>],
     now: u64,
 ) -> Result<Match<'r>, Vec<Reason>> {
-    let command_line = |line: &str| policy.command_line.accepts(line);
+    let command_line = |line: &str| rules.accepts(line);
     let judge = Judge { bank: claims.bank(), command_line: &command_line };
     let events = Events::of(claims);
     let mut programs = programs::Judged::new(claims.replayed(), policy, claims.certificates().signatures());
@@ -69,13 +72,16 @@ fn best<'r>(
     let mut nearest: Option<(usize, &ReferenceValues, Vec<Reason>)> = None;
     let mut distrusted = Vec::new();
     for values in references.iter().filter(|values| policy.references.iter().any(|name| name == values.name())) {
+        if claims.replayed().stop().asked() {
+            return Err(vec![Stop::reason()]);
+        }
         if let Some(reason) = policy.distrust(values, now) {
             distrusted.push(reason);
             continue;
         }
         let (distance, reasons) = match events.matches(&judge, values) {
             Ok(mut by_rule) => {
-                let mut reasons = command_lines(claims, policy, values, unclear, &mut by_rule);
+                let mut reasons = command_lines(claims, rules, values, unclear, &mut by_rule);
                 let programs_by_rule = programs.accepted_by(values).unwrap_or_else(|found| {
                     reasons.extend(found);
                     programs::ByReason::new()
@@ -174,7 +180,7 @@ impl<'a> Events<'a> {
 /// its value is accepted, and said to be.
 fn command_lines(
     claims: &Claims<'_>,
-    policy: &Policy,
+    rules: &PreparedRules<'_>,
     values: &ReferenceValues,
     unclear: &[UnclearLine<'_>],
     by_rule: &mut BTreeSet<ByRule>,
@@ -189,7 +195,7 @@ fn command_lines(
             reasons.push(line.reason.clone());
             continue;
         };
-        let found = line.if_listed(*text, policy);
+        let found = line.if_listed(*text, rules);
         if found.is_empty() {
             let why = &line.reason.text;
             by_rule.insert(ByRule {

@@ -102,7 +102,6 @@ fn n95_many_arguments_and_many_that_the_policy_allows() {
         host.accept_log();
         host
     };
-    // Each line is judged by rules that are laid out for it: twice the rules, for each of so many lines.
     for list in ["allow", "forbid"] {
         for other in [0, 0x800] {
             is_linear(250, |count| cost(&make(count, 20, other, list)));
@@ -115,6 +114,32 @@ fn n95_many_arguments_and_many_that_the_policy_allows() {
     make(500, 20, 0, "allow").appraise().unwrap();
     make(500, 20, 0x800, "forbid").appraise().unwrap();
     assert_eq!(make(500, 20, 0, "forbid").denied().len(), crate::appraise::MAX_REASONS);
+}
+
+/// Many lines that reference values leave to the policy, and many rules: the rules are prepared once, not for each line.
+#[test]
+fn n95_many_lines_that_are_left_to_many_rules() {
+    let make = |lines: usize, rules: usize| {
+        let mut host = Host::good();
+        for _ in 0..lines {
+            host.log.grub("kernel_cmdline", "/vmlinuz console=ttyS0 quiet");
+        }
+        host.accept_log();
+        let values = host.reference().to_toml().unwrap();
+        let by_rule = values
+            .replace("text = [\"/vmlinuz console=ttyS0 quiet\"]", "rule = \"command-line\"\nreason = \"roots differ\"");
+        assert_ne!(values, by_rule);
+        host.references = vec![ReferenceValues::from_toml(&by_rule).unwrap()];
+        let names: Vec<_> = (0..rules).map(|number| format!("\"a{number}\"")).collect();
+        let (allow, forbid) = (names.join(", "), names.join(", ").replace('a', "b"));
+        host.policy =
+            policy(&format!("command_line = {{ allow = [\"console\", \"quiet\", {allow}], forbid = [{forbid}] }}"));
+        host
+    };
+    make(60, 10).appraise().unwrap();
+    // Beyond 64 lines the policy's demands are not even tried.
+    let (few, many) = (cost(&make(2000, 10)).0, cost(&make(2000, 1000)).0);
+    assert!(many < few + few / 10 + 20 * 1000, "{few} steps with ten rules, {many} with a thousand");
 }
 
 /// One name and many values, in the policy and on the line.

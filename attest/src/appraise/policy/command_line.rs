@@ -26,6 +26,7 @@
 //! what is allowed catches what a list of what is forbidden forgets. Nor does a rule see arguments that are not on the line:
 //! those built into the kernel, and those that `bootconfig` takes from the end of the initrd. Kernel and initrd are measured.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
@@ -211,84 +212,116 @@ impl CommandLineRules {
         self.require.is_empty() && self.forbid.is_empty() && self.allow.is_none()
     }
 
-    /// Everything that is wrong with a command line, or as much of it as is told. The line begins with the kernel's
-    /// arguments and not with its path.
+    /// The first reasons against a command line. The line begins with the kernel's arguments, not with its path.
     pub fn check(&self, line: &str) -> Vec<Reason> {
-        self.judge(line).unwrap_or_else(|ambiguous| vec![ambiguous])
+        self.prepare().judge(line).unwrap_or_else(|ambiguous| vec![ambiguous])
     }
 
-    /// The same, with a line that the rules cannot be applied to as an error.
-    pub(super) fn judge(&self, line: &str) -> Result<Vec<Reason>, Reason> {
+    /// Prepares the rules for many lines: a log can have thousands of them, and a policy any number of rules.
+    pub(in crate::appraise) fn prepare(&self) -> PreparedRules<'_> {
+        let require = self.require.iter().map(|rule| (rule, folded(&rule.name), Values::of([rule])));
+        PreparedRules {
+            require: require.collect(),
+            required: self.require.iter().map(|rule| rule.name.as_str()).collect(),
+            forbid: by_name(&self.forbid, folded),
+            allow: self.allow.as_ref().map(|allow| by_name(allow, Cow::Borrowed)),
+        }
+    }
+}
+
+/// The rules of a policy, arranged by name.
+pub(in crate::appraise) struct PreparedRules<'r> {
+    /// Each with its folded name.
+    require: Vec<(&'r ArgumentRule, Cow<'r, str>, Values<'r>)>,
+    required: HashSet<&'r str>,
+    /// By folded name.
+    forbid: HashMap<Cow<'r, str>, Values<'r>>,
+    allow: Option<HashMap<Cow<'r, str>, Values<'r>>>,
+}
+
+impl PreparedRules<'_> {
+    /// The first reasons against a command line; an error if the rules cannot be applied to it.
+    pub fn judge(&self, line: &str) -> Result<Vec<Reason>, Reason> {
         let reason = |text: String| Reason::new(ReasonCode::PolicyCommandLine).event("kernel command line").text(text);
         let arguments = arguments(line).map_err(|why| {
             reason(format!("The policy's rules cannot be applied to the kernel's command line: it has {why}."))
                 .found(line)
         })?;
+        work::steps(arguments.len());
         // Once it is denied, nobody reads more than that many reasons.
-        let mut reasons = Vec::new();
-        let spelled: HashSet<&str> = arguments.iter().map(|argument| argument.name.as_str()).collect();
-        let mut alike: HashMap<String, Vec<&Argument>> = HashMap::new();
+        let mut reasons = self.missing(line, &arguments);
         for argument in &arguments {
-            for name in names_of(argument) {
-                alike.entry(name).or_default().push(argument);
-            }
-        }
-        for rule in &self.require {
-            work::steps(1);
-            if !spelled.contains(rule.name.as_str()) {
-                let text = "The kernel's command line lacks what the policy requires.".to_owned();
-                reasons.push(reason(text).expected(rule.to_string()).found(line));
-            }
-            let accepted = Values::of([rule]);
-            let other = alike.get(&folded(&rule.name)).into_iter().flatten();
-            let other = other.filter(|argument| !accepted.has(argument)).take(MAX_REASONS);
-            reasons.extend(other.map(|argument| {
-                reason("The kernel's command line has another value than the policy requires.".to_owned())
-                    .expected(rule.to_string())
-                    .found(argument.to_string())
-            }));
-            if reasons.len() >= MAX_REASONS {
-                return Ok(reasons);
-            }
-        }
-        let forbidden = by_name(&self.forbid, folded);
-        let allowed = self.allow.as_ref().map(|allow| by_name(allow, str::to_owned));
-        let required: HashSet<&str> = self.require.iter().map(|rule| rule.name.as_str()).collect();
-        let has = |rules: &HashMap<String, Values<'_>>, name: &str, argument: &Argument| {
-            rules.get(name).is_some_and(|values| values.has(argument))
-        };
-        for argument in &arguments {
-            // What must be there is judged above, value by value.
-            let is_known =
-                |allowed| required.contains(argument.name.as_str()) || has(allowed, &argument.name, argument);
-            if names_of(argument).any(|name| has(&forbidden, &name, argument)) {
-                let text = "The kernel's command line has what the policy forbids.".to_owned();
-                reasons.push(reason(text).found(argument.to_string()));
-            } else if !allowed.as_ref().is_none_or(is_known) {
-                let text = "The kernel's command line has an argument that the policy does not know.".to_owned();
-                reasons.push(reason(text).found(argument.to_string()));
-            }
             if reasons.len() >= MAX_REASONS {
                 break;
+            }
+            if names_of(argument).any(|name| has(&self.forbid, &name, argument)) {
+                let text = "The kernel's command line has what the policy forbids.".to_owned();
+                reasons.push(reason(text).found(argument.to_string()));
+            } else if !self.is_known(argument) {
+                let text = "The kernel's command line has an argument that the policy does not know.".to_owned();
+                reasons.push(reason(text).found(argument.to_string()));
             }
         }
         Ok(reasons)
     }
 
-    /// Whether the arguments of a kernel that no reference value lists are accepted by these rules alone: only if they
-    /// say what is allowed.
-    pub(crate) fn accepts(&self, line: &str) -> bool {
-        self.allow.is_some() && self.check(line).is_empty()
+    /// Required arguments that are missing, or have another value.
+    fn missing(&self, line: &str, arguments: &[Argument]) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        if self.require.is_empty() {
+            return reasons;
+        }
+        let reason = |text: &str| Reason::new(ReasonCode::PolicyCommandLine).event("kernel command line").text(text);
+        let spelled: HashSet<&str> = arguments.iter().map(|argument| argument.name.as_str()).collect();
+        let mut alike: HashMap<Cow<'_, str>, Vec<&Argument>> = HashMap::new();
+        for argument in arguments {
+            for name in names_of(argument) {
+                alike.entry(name).or_default().push(argument);
+            }
+        }
+        for (rule, name, accepted) in &self.require {
+            work::steps(1);
+            if !spelled.contains(rule.name.as_str()) {
+                let text = "The kernel's command line lacks what the policy requires.";
+                reasons.push(reason(text).expected(rule.to_string()).found(line));
+            }
+            let other = alike.get(name).into_iter().flatten().filter(|argument| !accepted.has(argument));
+            reasons.extend(other.take(MAX_REASONS).map(|argument| {
+                reason("The kernel's command line has another value than the policy requires.")
+                    .expected(rule.to_string())
+                    .found(argument.to_string())
+            }));
+            if reasons.len() >= MAX_REASONS {
+                break;
+            }
+        }
+        reasons
+    }
+
+    /// Whether the policy allows an argument. The values of required ones are judged by [`PreparedRules::missing`].
+    fn is_known(&self, argument: &Argument) -> bool {
+        let Some(allow) = &self.allow else { return true };
+        self.required.contains(argument.name.as_str()) || has(allow, &argument.name, argument)
+    }
+
+    /// Whether these rules alone accept the arguments of a kernel that no reference value lists: only if they say what is
+    /// allowed.
+    pub fn accepts(&self, line: &str) -> bool {
+        self.allow.is_some() && self.judge(line).is_ok_and(|reasons| reasons.is_empty())
     }
 }
 
+fn has(rules: &HashMap<Cow<'_, str>, Values<'_>>, name: &str, argument: &Argument) -> bool {
+    rules.get(name).is_some_and(|values| values.has(argument))
+}
+
 /// A name as the kernel and systemd compare it.
-fn folded(name: &str) -> String {
-    name.replace('-', "_")
+fn folded(name: &str) -> Cow<'_, str> {
+    if name.contains('-') { Cow::Owned(name.replace('-', "_")) } else { Cow::Borrowed(name) }
 }
 
 /// The names that some reader takes an argument to have, folded.
-fn names_of(argument: &Argument) -> impl Iterator<Item = String> {
+fn names_of(argument: &Argument) -> impl Iterator<Item = Cow<'_, str>> {
     let in_the_initrd = argument.name.strip_prefix("rd.").map(folded);
     std::iter::once(folded(&argument.name)).chain(in_the_initrd)
 }
@@ -326,8 +359,8 @@ impl<'r> Values<'r> {
 }
 
 /// The rules by name.
-fn by_name(rules: &[ArgumentRule], name: impl Fn(&str) -> String) -> HashMap<String, Values<'_>> {
-    let mut found: HashMap<String, Values<'_>> = HashMap::with_capacity(rules.len());
+fn by_name<'r>(rules: &'r [ArgumentRule], name: impl Fn(&'r str) -> Cow<'r, str>) -> HashMap<Cow<'r, str>, Values<'r>> {
+    let mut found: HashMap<Cow<'r, str>, Values<'r>> = HashMap::with_capacity(rules.len());
     for rule in rules {
         work::steps(1);
         found.entry(name(&rule.name)).or_default().add(rule);
@@ -413,7 +446,7 @@ mod tests {
                 let reasons = rules.check(line);
                 assert_eq!(reasons.len(), 1, "{line:?}");
                 assert!(reasons[0].text.contains(&why.to_string()), "{line:?}: {}", reasons[0].text);
-                assert!(!rules.accepts(line), "{line:?}");
+                assert!(!rules.prepare().accepts(line), "{line:?}");
             }
         }
         for line in GENUINE {

@@ -4,7 +4,8 @@ use std::cell::LazyCell;
 use std::collections::HashSet;
 
 use super::super::claims::{Claim, Claims, CommandLine, Ground, Measurer};
-use super::super::{MAX_REASONS, RUNTIME_PCR, policy::Policy};
+use super::super::{MAX_REASONS, RUNTIME_PCR};
+use super::{Policy, PreparedRules};
 use crate::eventlog::{Coverage, Event, EventType, SignatureDatabase, kernel_arguments};
 use crate::reason::{Reason, ReasonCode};
 use crate::work;
@@ -51,7 +52,7 @@ pub(in super::super) struct UnclearLine<'a> {
 }
 
 /// Everything that the policy demands and the claims do not show.
-pub(in super::super) fn check<'a>(claims: &Claims<'a>, policy: &Policy) -> Judgement<'a> {
+pub(in super::super) fn check<'a>(claims: &Claims<'a>, policy: &Policy, rules: &PreparedRules<'_>) -> Judgement<'a> {
     let mut unclear = Vec::new();
     let mut reasons = Vec::new();
     let host = &claims.replayed().quote().binding().host;
@@ -76,7 +77,7 @@ pub(in super::super) fn check<'a>(claims: &Claims<'a>, policy: &Policy) -> Judge
         reasons.extend(kernels(claims, policy));
     }
     if !policy.command_line.is_empty() {
-        reasons.extend(command_lines(claims, policy, &mut unclear));
+        reasons.extend(command_lines(claims, rules, &mut unclear));
     }
     reasons.extend(dbx(claims, policy));
     reasons.extend(super::shim::check(claims, policy));
@@ -187,7 +188,11 @@ fn grub_only_chain_loads(claims: &Claims<'_>) -> bool {
 }
 
 /// The rules hold for every command line that was measured: of several kernels only one was started.
-fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<UnclearLine<'a>>) -> Vec<Reason> {
+fn command_lines<'a>(
+    claims: &Claims<'a>,
+    rules: &PreparedRules<'_>,
+    unclear: &mut Vec<UnclearLine<'a>>,
+) -> Vec<Reason> {
     let lines = claims.command_lines();
     let reason = |found: &str| Reason::new(ReasonCode::PolicyCommandLine).event("kernel command line").found(found);
     if lines.is_empty() {
@@ -200,7 +205,7 @@ fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<Unc
     let digests = LazyCell::new(|| digests_of(claims, &lines));
     for claim in &lines {
         let reason = match arguments_of(&claim.value) {
-            Some(line) => match policy.command_line.judge(line) {
+            Some(line) => match rules.judge(line) {
                 Ok(found) => {
                     reasons.extend(found.into_iter().map(|reason| reason.pcr(claim.ground.pcr)));
                     // It is denied, and nobody reads more.
@@ -223,12 +228,12 @@ fn command_lines<'a>(claims: &Claims<'a>, policy: &Policy, unclear: &mut Vec<Unc
 impl UnclearLine<'_> {
     /// What is wrong with it where the reference values list its digest, with or without the text that it is of. With the
     /// text the rules can be applied; where they cannot, that it is listed is enough.
-    pub fn if_listed(&self, text: Option<&str>, policy: &Policy) -> Vec<Reason> {
+    pub fn if_listed(&self, text: Option<&str>, rules: &PreparedRules<'_>) -> Vec<Reason> {
         let text = text.and_then(|text| match self.measurer {
             Measurer::Grub => kernel_arguments(text),
             Measurer::KernelStub | Measurer::Systemd | Measurer::Firmware => Some(text),
         });
-        let found = text.and_then(|text| policy.command_line.judge(text).ok()).unwrap_or_default();
+        let found = text.and_then(|text| rules.judge(text).ok()).unwrap_or_default();
         found.into_iter().map(|reason| reason.pcr(self.ground.pcr)).collect()
     }
 }

@@ -13,6 +13,7 @@ use serde_with::{hex::Hex, serde_as};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub(super) use command_line::PreparedRules;
 pub use command_line::{AmbiguousLine, Argument, ArgumentRule, CommandLineRules, arguments};
 pub use shim::ShimRules;
 
