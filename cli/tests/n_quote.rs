@@ -19,6 +19,7 @@ use serde_json::Value;
 use software_tpm::*;
 
 /// The files of a quote, and the directory that they are written into.
+#[derive(Clone)]
 struct Files {
     ak: Vec<u8>,
     message: Vec<u8>,
@@ -205,6 +206,54 @@ fn a_log_with_events_of_pcrs_that_were_not_quoted_is_a_no_unless_that_is_asked_f
     // And a list with a quote that leaves out PCR 10.
     let (code, _, stderr) = part.run(&[("list", recorded::SECURE_BOOT.ima)], &["--ima", "list"]);
     assert!(code == 1 && stderr.contains("ima.pcr-not-quoted") && stderr.contains("did not sign PCR 10"), "{stderr}");
+}
+
+/// What holds and still leaves something open is said.
+#[test]
+fn what_a_quote_and_its_log_leave_open_is_a_caveat() {
+    let tpm = SoftTpm::new();
+    let caveats = |files: &Files, log: Option<&[u8]>| {
+        let named = log.map(|log| ("log", log));
+        let more = [&["--json"][..], if log.is_some() { &["--eventlog", "log"] } else { &[] }].concat();
+        let (code, stdout, stderr) = files.run(named.as_slice(), &more);
+        assert_eq!(code, 0, "{stderr}");
+        let answer: Value = serde_json::from_str(&stdout).unwrap();
+        let codes =
+            answer["caveats"].as_array().unwrap().iter().map(|caveat| caveat["code"].as_str().unwrap().to_owned());
+        codes.filter(|code| code != "parent-unknown").collect::<Vec<_>>()
+    };
+    let mut attest = tpm.attest(&binding(), &pcrs());
+    assert_eq!(caveats(&Files::of(&tpm, &attest), None), [""; 0]);
+    attest.extra_data = Vec::new();
+    assert_eq!(caveats(&Files { nonce: Vec::new(), ..Files::of(&tpm, &attest) }, None), ["no-nonce"]);
+
+    let log = recorded::SECURE_BOOT.event_log;
+    let quoted = Files::of_values(&[(Bank::Sha256, EventLog::parse(log).unwrap().replay(Bank::Sha256))].into());
+    assert_eq!(caveats(&quoted, Some(log)), [""; 0]);
+    assert_eq!(caveats(&quoted, Some(&[log, &[0; 64]].concat())), ["trailing-bytes"]);
+}
+
+#[test]
+fn n04_signed_bytes_that_are_more_than_any_quote_has() {
+    let tpm = SoftTpm::new();
+    let mut attest = tpm.attest(&binding(), &pcrs());
+    attest.extra_data = vec![7; 4096];
+    Files::of(&tpm, &attest).refused("quote.malformed");
+}
+
+/// The file of values selects a PCR that no TPM has.
+#[test]
+fn n07_a_file_of_values_with_a_25th_pcr() {
+    let genuine = Files::genuine();
+    let select = |last: u8| {
+        let mut pcrs = genuine.pcrs.clone();
+        // Of the first bank: hash (2 bytes), size, bits.
+        (pcrs[4 + 2], pcrs[4 + 6]) = (4, last);
+        Files { pcrs, ..genuine.clone() }
+    };
+    assert_eq!(select(0).run(&[], &[]).0, 0);
+    let (code, _, stderr) = select(1).run(&[], &[]);
+    assert!(code == 2 && stderr.contains("pcrs"), "{code}: {stderr}");
 }
 
 /// What was measured into a bank of which the log has no digests, it does not tell.
