@@ -33,6 +33,7 @@ pub use socket::{Socket, SocketError};
 use crate::jail::landlock::Domain;
 use crate::jail::seccomp::{self, ThreadKind};
 use crate::jail::{self, JailError};
+use crate::vcpu::RAISE_LIMITS;
 use crate::vm::{Controller, STACK};
 
 /// How long the thread may take to end after the VM has. It never waits for a client then.
@@ -45,7 +46,7 @@ pub enum ApiError {
     #[error(transparent)]
     Jail(#[from] JailError),
     /// The thread could not be started.
-    #[error("cannot start the thread of the API: {0}")]
+    #[error("cannot start the thread of the API: {0}; {RAISE_LIMITS}")]
     Thread(std::io::Error),
 }
 

@@ -8,9 +8,13 @@ mod state;
 mod thread;
 
 pub use exit::{Fault, FaultKind};
-pub use start::{Shared, configure};
+pub use start::{Shared, configure, first_run};
 pub use state::VcpuState;
 pub use thread::{Message, Threads, VcpuContext, install_kick_handler};
+
+/// What to do when the kernel makes no more threads (EAGAIN of `clone` and of the first `KVM_RUN`).
+pub(crate) const RAISE_LIMITS: &str = "if it is the limit of processes, raise pids.max of the VM's cgroup, or RLIMIT_NPROC \
+                                       (ulimit -u) of its user";
 
 /// Why a vCPU could not be made or configured. Exit code 3: this host's KVM is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,9 @@ pub enum VcpuError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// KVM does not run the first vCPU. KVM makes a thread of its own when a VM runs for the first time.
+    #[error("vCPU 0: KVM refused to run it for the first time: {0}; KVM makes a thread for that: {RAISE_LIMITS}")]
+    FirstRun(kvm_ioctls::Error),
     /// KVM took fewer model-specific registers than it was given.
     #[error("vCPU {vcpu}: KVM refused the model-specific register {index:#x}")]
     Msr {
@@ -40,7 +47,7 @@ pub enum VcpuError {
     #[error("the CPUID table has more entries than KVM takes")]
     Cpuid,
     /// A thread could not be started.
-    #[error("cannot start the thread of vCPU {vcpu}: {source}")]
+    #[error("cannot start the thread of vCPU {vcpu}: {source}; {RAISE_LIMITS}")]
     Thread {
         /// The vCPU's number.
         vcpu: u8,

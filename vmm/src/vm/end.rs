@@ -8,7 +8,7 @@ use crate::devices::DeviceError;
 use crate::jail::JailError;
 use crate::memory::MemoryError;
 use crate::snapshot::SnapshotError;
-use crate::vcpu::{Fault, VcpuError};
+use crate::vcpu::{Fault, RAISE_LIMITS, VcpuError};
 
 use super::KvmError;
 
@@ -40,7 +40,7 @@ pub enum VmError {
     #[error("cannot make an event counter: {0}")]
     EventFd(std::io::Error),
     /// A thread could not be started.
-    #[error("cannot start a thread: {0}")]
+    #[error("cannot start a thread: {0}; {RAISE_LIMITS}")]
     Thread(std::io::Error),
     /// A device could not be made from what the configuration says.
     #[error(transparent)]

@@ -113,6 +113,7 @@ impl Machine {
         // Behind the interrupt controllers' state: the edge would be lost before.
         vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
         machine.fixed.generation.pulse();
+        machine.first_run()?;
         Ok(machine)
     }
 
@@ -160,7 +161,11 @@ impl Machine {
             self.vcpus.push(fd);
             self.cpuids.push(cpuid.as_slice().to_vec());
         }
-        Ok(())
+        self.first_run()
+    }
+
+    fn first_run(&mut self) -> Result<(), VmError> {
+        Ok(self.vcpus.first_mut().map_or(Ok(()), vcpu::first_run)?)
     }
 
     /// What a snapshot keeps beside the memory. `vcpus` stand still, and so do the devices.

@@ -17,4 +17,5 @@ mod hostile;
 mod life;
 mod network;
 mod openapi;
+mod processes;
 mod states;
