@@ -66,7 +66,7 @@ pub fn chain(state: &QueueState, image: &Image, head: u16) -> Option<Chain> {
         let (next, write, indirect) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
         if indirect {
             let odd = len == 0 || !len.is_multiple_of(16) || len / 16 > u64::from(u16::MAX);
-            if chain.table.is_some() || !state.indirect || next || write || odd {
+            if chain.table.is_some() || !state.indirect || next || odd {
                 return None;
             }
             let range = address..address.checked_add(len)?;

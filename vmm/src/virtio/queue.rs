@@ -279,7 +279,8 @@ impl Queue {
         loop {
             let descriptor = table.descriptor(index)?;
             if descriptor.flags & FLAG_INDIRECT != 0 {
-                if indirect || !self.state.indirect || descriptor.flags & (FLAG_NEXT | FLAG_WRITE) != 0 {
+                // FLAG_WRITE says nothing of a table: the device ignores it (section 2.7.5.3.2).
+                if indirect || !self.state.indirect || descriptor.flags & FLAG_NEXT != 0 {
                     return Err(QueueError::BadIndirect);
                 }
                 table = Table::indirect(&self.ram, &descriptor)?;

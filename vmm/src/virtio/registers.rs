@@ -30,11 +30,13 @@ pub mod status {
     pub const FAILED: u32 = 128;
 }
 
-/// The driver's way, one step after the other: from which status to which.
-const STEPS: [(u32, u32); 4] = {
+/// The driver's way, one step after the other: from which status to which. The first two mean nothing to the device, and
+/// there are drivers that take them in one go (crate `virtio-drivers`).
+const STEPS: [(u32, u32); 5] = {
     use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
     [
         (0, ACKNOWLEDGE),
+        (0, ACKNOWLEDGE | DRIVER),
         (ACKNOWLEDGE, ACKNOWLEDGE | DRIVER),
         (ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK),
         (ACKNOWLEDGE | DRIVER | FEATURES_OK, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK),

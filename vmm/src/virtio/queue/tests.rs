@@ -106,6 +106,10 @@ fn an_indirect_table_is_one_chain() {
     driver.descriptor(INDIRECT, 1, BUFFER + 3, 3, FLAG_WRITE, 0);
     let chain = driver.judge(1).unwrap();
     assert_eq!((chain.head, chain.readable.len(), chain.writable.len()), (1, 1, 5));
+    // Whether it may be written says nothing about a table (virtio 1.2, section 2.7.5.3.2).
+    driver.descriptor(DESCRIPTORS, 1, INDIRECT, 3 * 16, FLAG_INDIRECT | FLAG_WRITE, 0);
+    let chain = Queue::new(driver.ram.clone(), Driver::state()).unwrap().pop().unwrap().unwrap();
+    assert_eq!((chain.head, chain.readable.len(), chain.writable.len()), (1, 1, 5));
     // Only where it was agreed on.
     let state = QueueState { indirect: false, ..Driver::state() };
     assert_eq!(Queue::new(driver.ram.clone(), state).unwrap().pop().unwrap_err(), QueueError::BadIndirect);

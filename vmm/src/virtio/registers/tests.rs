@@ -67,7 +67,7 @@ fn queues_are_frozen_once_they_or_the_driver_are_ready() {
 #[test]
 fn steps_cannot_be_left_out_and_features_not_made_up() {
     let mut r = device();
-    for early in [DRIVER, ACKNOWLEDGE | DRIVER, READY, FEATURES_OK, DRIVER_OK] {
+    for early in [DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK, READY, FEATURES_OK, DRIVER_OK] {
         assert_eq!(r.write(offset::STATUS, early), Change::None);
         assert_eq!(r.read(offset::STATUS), Some(0), "{early}");
     }
@@ -88,6 +88,18 @@ fn steps_cannot_be_left_out_and_features_not_made_up() {
     // Agreed on: they stay.
     r.write(offset::DRIVER_FEATURES, 0);
     assert_eq!(r.features(), 1 << 32);
+}
+
+#[test]
+fn a_driver_may_notice_the_device_and_know_it_in_one_go() {
+    let mut r = device();
+    r.write(offset::STATUS, ACKNOWLEDGE | DRIVER);
+    assert_eq!(r.read(offset::STATUS), Some(ACKNOWLEDGE | DRIVER));
+    r.write(offset::DRIVER_FEATURES_SEL, 1);
+    r.write(offset::DRIVER_FEATURES, 1);
+    r.write(offset::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    assert_eq!(r.write(offset::STATUS, READY), Change::Activate);
+    assert!(r.is_live());
 }
 
 #[test]
