@@ -240,6 +240,87 @@ fn discarded_and_zeroed_sectors_read_as_zeros() {
 }
 
 #[test]
+fn ranges_are_discarded_and_zeroed_only_where_that_was_agreed_on() {
+    const DISCARD: u32 = 1 << 13;
+    const WRITE_ZEROES: u32 = 1 << 14;
+    for (features, statuses) in
+        [(0, "0202"), (DISCARD, "0002"), (WRITE_ZEROES, "0200"), (DISCARD | WRITE_ZEROES, "0000")]
+    {
+        let guest = Guest::new()
+            .virtio_start(FIRST, features, &[queue()])
+            .store64(DATA, 0)
+            .store32(DATA + 8, 1)
+            .store32(DATA + 12, 0)
+            .store64(DATA + 16, 1)
+            .store32(DATA + 24, 1)
+            .store32(DATA + 28, 0)
+            .disk(1, DISCARD_KIND, 0, &[data(0, 16)])
+            .disk(2, ZEROES_KIND, 0, &[data(16, 16)])
+            .print_statuses(2)
+            .reset();
+        let (output, after) = run_on(&guest, &numbered(2));
+        assert_eq!(output, statuses, "{features:#x}");
+        let expected: Vec<u8> = [(DISCARD, 1), (WRITE_ZEROES, 2)]
+            .into_iter()
+            .flat_map(|(feature, content)| [if features & feature == 0 { content } else { 0 }; 512])
+            .collect();
+        assert!(after == expected, "{features:#x}");
+    }
+}
+
+#[test]
+fn ranges_and_flushes_count_where_a_disk_is_limited() {
+    const HOUR: u64 = 3_600_000;
+    const FEATURES: u32 = FLUSH | (1 << 13) | (1 << 14);
+    let (limited, free) = (Queue::at(FIRST, 0, 16), Queue::at(FIRST + 0x1000, 0, 8));
+    // Three times the same request is offered at once: of 16 bytes of data, if any, about a range of four sectors.
+    let offer_all = |guest: Guest, kind: u32, flags: u32| {
+        let guest = guest.store64(DATA, 0).store32(DATA + 8, 4).store32(DATA + 12, flags);
+        let guest = (1..=3).fold(guest, |guest, number| {
+            let parts = if kind == FLUSH_KIND { vec![] } else { vec![data(0, 16)] };
+            let all = [&[header(number)], &parts[..], &[status(number)]].concat();
+            let first = 4 * (number - 1);
+            let guest = all.iter().zip(first..).fold(guest, |guest, ((address, len, flags), index)| {
+                let last = *address == status(number).0;
+                let flags = if last { *flags } else { flags | NEXT };
+                let descriptor = Descriptor { address: *address, len: *len, flags, next: index + 1 };
+                guest.descriptor(limited.descriptors, u32::from(index), descriptor)
+            });
+            guest.disk_header(number, kind, 0).offer(limited, number, first)
+        });
+        guest.notify(limited)
+    };
+    for (kind, flags, limit, passes) in [
+        // Each range has 2048 bytes; the data that describes it costs too.
+        (DISCARD_KIND, 0, limits(Some((4200, HOUR)), None), "02"),
+        (ZEROES_KIND, 0, limits(Some((4200, HOUR)), None), "02"),
+        (ZEROES_KIND, 1, limits(Some((4200, HOUR)), None), "02"),
+        // More than the bucket holds passes once, and leaves a debt.
+        (DISCARD_KIND, 0, limits(Some((1000, HOUR)), None), "01"),
+        (DISCARD_KIND, 0, limits(Some((10_000, HOUR)), None), "03"),
+        // What is refused costs its data alone.
+        (DISCARD_KIND, 1, limits(Some((1000, HOUR)), None), "03"),
+        (DISCARD_KIND, 0, limits(None, Some((2, HOUR))), "02"),
+        (FLUSH_KIND, 0, limits(None, Some((2, HOUR))), "02"),
+        (FLUSH_KIND, 0, limits(Some((1, HOUR)), None), "03"),
+    ] {
+        let start = Guest::new().virtio_start(FIRST, FEATURES, &[limited]).virtio_start(FIRST + 0x1000, 0, &[free]);
+        // The second disk has its turn in the same loop, and the limited one would have had its own by then.
+        let guest = (1..=4).fold(offer_all(start, kind, flags), |guest, number| {
+            guest.disk_request_at(free, number + 4, READ_KIND, 0, &[room(0x8000, 512)])
+        });
+        let guest = guest.print_hex(limited.used_index(), 1).reset();
+        let (mut setup, path) = with_disk(&guest, &numbered(4));
+        setup.config.drives[0].cache_type = CacheType::Writeback;
+        setup.config.drives[0].rate_limiter = Some(limit);
+        let second = path.with_file_name("second");
+        std::fs::write(&second, numbered(1)).unwrap();
+        setup.config = setup.config.with_drive(DriveConfig::new("second", second));
+        assert_eq!(run(setup, &path).0, passes, "{kind} {flags} {limit:?}");
+    }
+}
+
+#[test]
 fn the_serial_number_is_the_drives_name_and_the_rest_is_not_supported() {
     let guest = Guest::new()
         .virtio_start(FIRST, 0, &[queue()])

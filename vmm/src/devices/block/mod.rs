@@ -296,9 +296,10 @@ impl VirtioDevice for Block {
                 return Ok(if more { Progress::More } else { Progress::Idle });
             };
             let head = chain.head;
-            let request = Request::parse(&active.ram, chain)?;
+            let features = Features { agreed: active.features, cache: self.cache };
+            let request = Request::parse(&active.ram, chain, &self.disk, features)?;
             let data = request.data_bytes();
-            if !self.limiter.admit(data) {
+            if !self.limiter.admit(request.cost()) {
                 self.metrics.rate_limiter_throttled_events.inc();
                 active.queue(index)?.unpop();
                 active.notify(index)?;

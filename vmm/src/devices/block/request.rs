@@ -4,7 +4,10 @@
 use std::io;
 
 use super::disk::{Disk, is_unsupported};
-use super::{FLUSH, Features, MAX_DATA, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR};
+use super::{
+    DISCARD, FLUSH, Features, MAX_DATA, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
+    WRITE_ZEROES,
+};
 use crate::memory::GuestRam;
 use crate::virtio::{Buffers, Chain, QueueError};
 
@@ -83,11 +86,23 @@ pub(super) struct Request {
     /// Where data goes, for requests that read.
     writable: Buffers,
     status: Buffers,
+    /// What is to be discarded or made zeros. The guest's memory is read for it once.
+    ranges: Result<Vec<Range>, Failure>,
+}
+
+/// A part of the disk.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    /// Byte of the file.
+    at: u64,
+    bytes: u64,
+    unmap: bool,
 }
 
 impl Request {
-    /// Reads the header. A chain in which there is no whole header, or no room to answer, is an error of the driver.
-    pub(super) fn parse(ram: &GuestRam, mut chain: Chain) -> Result<Self, QueueError> {
+    /// Reads the header, and the ranges of a request for a disk with these features that has such. A chain in which there
+    /// is no whole header, or no room to answer, is an error of the driver.
+    pub(super) fn parse(ram: &GuestRam, mut chain: Chain, disk: &Disk, features: Features) -> Result<Self, QueueError> {
         let status = chain.writable.take_last(1);
         if status.is_empty() {
             return Err(QueueError::BadRequest("it has no room for a status"));
@@ -95,12 +110,38 @@ impl Request {
         let header = u128::from_le_bytes(chain.readable.read_array(ram)?);
         let kind = Kind::from(u32::try_from(header & 0xffff_ffff).unwrap_or(u32::MAX));
         let sector = u64::try_from(header >> 64).unwrap_or(u64::MAX);
-        Ok(Self { kind, sector, readable: chain.readable, writable: chain.writable, status })
+        let (readable, writable) = (chain.readable, chain.writable);
+        let mut request = Self { kind, sector, readable, writable, status, ranges: Ok(Vec::new()) };
+        if request.is_sound() && matches!(kind, Kind::Discard | Kind::WriteZeroes) {
+            request.ranges = request.read_ranges(ram, disk, features);
+        }
+        Ok(request)
     }
 
     /// Bytes of data that go over from one side to the other.
     pub(super) fn data_bytes(&self) -> u64 {
         self.readable.len().saturating_add(self.writable.len())
+    }
+
+    /// Bytes that a limit on bandwidth counts: the data, and what is discarded or made zeros, which the host's disk may
+    /// have to write.
+    pub(super) fn cost(&self) -> u64 {
+        self.data_bytes().saturating_add(self.range_bytes())
+    }
+
+    fn range_bytes(&self) -> u64 {
+        let ranges = self.ranges.as_deref().unwrap_or_default();
+        ranges.iter().fold(0, |sum, range| sum.saturating_add(range.bytes))
+    }
+
+    /// Whether there is no data in the wrong direction, and not more than is announced.
+    fn is_sound(&self) -> bool {
+        let wrong = match self.kind {
+            Kind::Read | Kind::GetId => &self.readable,
+            Kind::Write | Kind::Discard | Kind::WriteZeroes => &self.writable,
+            Kind::Flush | Kind::Unknown => &Buffers::default(),
+        };
+        wrong.is_empty() && self.data_bytes() <= MAX_DATA
     }
 
     /// Does it on a disk with these features and this serial number.
@@ -111,13 +152,7 @@ impl Request {
         features: Features,
         id: &[u8; ID_BYTES],
     ) -> Result<Done, Failure> {
-        // Data in the wrong direction is no request that the standard knows.
-        let wrong = match self.kind {
-            Kind::Read | Kind::GetId => &self.readable,
-            Kind::Write | Kind::Discard | Kind::WriteZeroes => &self.writable,
-            Kind::Flush | Kind::Unknown => &Buffers::default(),
-        };
-        if !wrong.is_empty() || self.data_bytes() > MAX_DATA {
+        if !self.is_sound() {
             return Err(Failure::Invalid);
         }
         match self.kind {
@@ -142,8 +177,8 @@ impl Request {
                 let written = self.writable.write(ram, id).map_err(|_| Failure::Invalid)?;
                 Ok(Done { bytes: 0, written: u32::try_from(written).map_err(|_| Failure::Invalid)? })
             }
-            Kind::Discard | Kind::WriteZeroes if !disk.is_read_only() => self.zero(ram, disk, features),
-            Kind::Flush | Kind::Discard | Kind::WriteZeroes | Kind::Unknown => Err(Failure::Unsupported),
+            Kind::Discard | Kind::WriteZeroes => self.zero(disk, features),
+            Kind::Flush | Kind::Unknown => Err(Failure::Unsupported),
         }
     }
 
@@ -154,9 +189,13 @@ impl Request {
         disk.locate(self.sector, bytes).map(|at| (at, bytes)).ok_or(Failure::Invalid)
     }
 
-    /// Discards ranges, or makes them zeros. All of them are checked before the first is touched.
-    fn zero(&mut self, ram: &GuestRam, disk: &Disk, features: Features) -> Result<Done, Failure> {
+    /// Reads the ranges to be discarded or made zeros: all of them, or why none is touched.
+    fn read_ranges(&mut self, ram: &GuestRam, disk: &Disk, features: Features) -> Result<Vec<Range>, Failure> {
         let discard = self.kind == Kind::Discard;
+        // A disk that is read only offers neither.
+        if disk.is_read_only() || !features.has(if discard { DISCARD } else { WRITE_ZEROES }) {
+            return Err(Failure::Unsupported);
+        }
         let (max_segments, max_sectors) =
             if discard { (MAX_DISCARD_SEGMENTS, MAX_DISCARD_SECTORS) } else { (1, MAX_WRITE_ZEROES_SECTORS) };
         let mut space = [0; SEGMENT * MAX_DISCARD_SEGMENTS];
@@ -165,7 +204,8 @@ impl Request {
         if len == 0 || !len.is_multiple_of(SEGMENT) || len / SEGMENT > max_segments {
             return Err(Failure::Invalid);
         }
-        self.readable.read(ram, data).map_err(|_| Failure::Invalid)?;
+        // A copy is moved on: what was read still counts as data.
+        self.readable.clone().read(ram, data).map_err(|_| Failure::Invalid)?;
         let mut ranges = Vec::with_capacity(len / SEGMENT);
         for segment in data.chunks_exact(SEGMENT) {
             let word = u128::from_le_bytes(segment.try_into().map_err(|_| Failure::Invalid)?);
@@ -177,15 +217,21 @@ impl Request {
             let bytes = u64::from(sectors) * SECTOR;
             let sector = u64::try_from(word & u128::from(u64::MAX)).unwrap_or(u64::MAX);
             let at = disk.locate(sector, bytes).filter(|_| sectors <= max_sectors).ok_or(Failure::Invalid)?;
-            ranges.push((at, bytes, flags & SEGMENT_UNMAP != 0));
+            ranges.push(Range { at, bytes, unmap: flags & SEGMENT_UNMAP != 0 });
         }
-        for (at, bytes, unmap) in &ranges {
-            if discard { disk.discard(*at, *bytes) } else { disk.zero(*at, *bytes, *unmap) }?;
+        Ok(ranges)
+    }
+
+    /// Discards the ranges, or makes them zeros.
+    fn zero(&mut self, disk: &Disk, features: Features) -> Result<Done, Failure> {
+        let bytes = self.range_bytes();
+        for Range { at, bytes, unmap } in std::mem::replace(&mut self.ranges, Ok(Vec::new()))? {
+            if self.kind == Kind::Discard { disk.discard(at, bytes) } else { disk.zero(at, bytes, unmap) }?;
         }
         if features.is_write_through() {
             disk.flush()?;
         }
-        Ok(Done { bytes: ranges.iter().map(|(_, bytes, _)| bytes).sum(), written: 0 })
+        Ok(Done { bytes, written: 0 })
     }
 
     /// Tells the driver how it went. Gives the number of bytes of its memory that were written.
