@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use portcullis_vmm::devices::balloon::{Balloon, BalloonConfig};
-use portcullis_vmm::devices::entropy::Entropy;
+use portcullis_vmm::devices::entropy::{Entropy, EntropyConfig};
 use portcullis_vmm::virtio::{Slot, VirtioDevice};
 
 use super::Target;
@@ -32,7 +32,7 @@ fn entropy(bytes: &[u8]) -> bool {
 
 impl Host for Source {
     fn device(&mut self) -> Box<dyn VirtioDevice> {
-        Box::new(Entropy::new())
+        Box::new(Entropy::new(&EntropyConfig::default()).expect("a timer"))
     }
 
     fn act(&mut self, slot: &Slot, _input: &mut Input<'_>) {

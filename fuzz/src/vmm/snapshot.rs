@@ -1,7 +1,8 @@
 //! The file of a snapshot's state. What it says of vCPUs is KVM's to judge; what it says of devices, the
 //! targets of the devices try.
 
-use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::config::{EntropyConfig, VmConfig};
+use portcullis_vmm::devices::entropy::Entropy;
 use portcullis_vmm::devices::{acpi_power, i8042, ioapic, serial};
 use portcullis_vmm::snapshot::{KvmClock, MAX_FILE, SnapshotLoad, State, encode, parse};
 use portcullis_vmm::vcpu::VcpuState;
@@ -65,7 +66,7 @@ fn with_head(state: &[u8]) -> Vec<u8> {
 /// A device's state, as it is after power-on.
 fn device() -> SlotState {
     let line = EventFd::new(libc::EFD_NONBLOCK).expect("an event counter");
-    let device = Box::new(portcullis_vmm::devices::entropy::Entropy::new());
+    let device = Box::new(Entropy::new(&EntropyConfig::default()).expect("a timer"));
     Slot::new(device, memory::reserve(), line).expect("a slot").save()
 }
 

@@ -78,8 +78,8 @@ pub fn virtio(config: &VmConfig, metadata: &SharedMmds) -> Result<Vec<Box<dyn Vi
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(vsock::Vsock::open(vsock)?));
     }
-    if config.entropy.is_some() {
-        devices.push(Box::new(entropy::Entropy::new()));
+    if let Some(entropy) = &config.entropy {
+        devices.push(Box::new(entropy::Entropy::new(entropy)?));
     }
     Ok(devices)
 }

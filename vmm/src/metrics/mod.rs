@@ -32,7 +32,7 @@
 //! | `net` | `tap_write_agg`, `tx_remaining_reqs_count` | as of `vcpu`; frames are sent when they are taken |
 //! | `vsock` | `cfg_fails`, `killq_resync` | reading the address cannot fail; no such queue |
 //! | `balloon` | `activate_fails`, `free_page_hint_…` | it cannot fail; not supported |
-//! | `entropy` | `activate_fails`, `host_rng_fails`, those of a rate limiter | they are `entropy_event_fails`; not supported |
+//! | `entropy` | `activate_fails`, `host_rng_fails` | they are `entropy_event_fails` |
 
 mod api;
 mod line;

@@ -70,14 +70,16 @@ fn more_devices_than_there_are_places_are_refused() {
 }
 
 #[test]
-fn what_is_not_limited_is_said_and_nothing_is_no_wish() {
+fn limits_that_cannot_be_are_refused_and_nothing_is_no_wish() {
     let text = |limiter: &str| {
         format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "entropy": {{"rate_limiter": {limiter}}}}}"#)
     };
-    let (_dir, mut command) = config_text(&text(r#"{"bandwidth": {"size": 1, "refill_time": 1}}"#));
-    expect(&mut command, 2, &["entropy.rate_limiter"]);
-    let (_dir, mut command) = config_text(&text("null"));
-    expect(&mut command, 2, &["kernel", "/k"]);
+    let (_dir, mut command) = config_text(&text(r#"{"bandwidth": {"size": 1, "refill_time": 18446744073709551615}}"#));
+    expect(&mut command, 2, &["rate_limiter.bandwidth.refill_time"]);
+    for good in [r#"{"bandwidth": {"size": 1, "refill_time": 1}}"#, "null"] {
+        let (_dir, mut command) = config_text(&text(good));
+        expect(&mut command, 2, &["kernel", "/k"]);
+    }
 }
 
 #[test]

@@ -2,20 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, Unsupported};
+use crate::config::ConfigError;
+use crate::rate_limiter::RateLimiterConfig;
 
 /// A source of entropy.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct EntropyConfig {
-    /// Limits what the guest takes: not supported. What it takes costs this VM's own main thread its time.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    rate_limiter: Unsupported,
+    /// Limits what the guest takes, in bytes and in requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterConfig>,
 }
 
 impl EntropyConfig {
-    /// Refuses by name what is not supported.
+    /// Checks the values.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if self.rate_limiter.is_absent() { Ok(()) } else { Err(ConfigError::NotSupported("entropy.rate_limiter")) }
+        self.rate_limiter.as_ref().map_or(Ok(()), RateLimiterConfig::check)
     }
 }

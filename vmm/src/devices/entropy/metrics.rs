@@ -14,4 +14,8 @@ pub(super) struct Metrics {
     pub(super) entropy_event_fails: Counter,
     /// Bytes that were given.
     pub(super) entropy_bytes: Counter,
+    /// Requests that had to wait for the limiter.
+    pub(super) entropy_rate_limiter_throttled: Counter,
+    /// Times that the limiter's timer went off.
+    pub(super) rate_limiter_event_count: Counter,
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::devices::entropy::Entropy;
+use crate::devices::entropy::{Entropy, EntropyConfig};
 use crate::memory;
 use crate::snapshot::tests::state;
 use crate::vcpu::VcpuState;
@@ -57,7 +57,10 @@ fn every_way_to_be_no_snapshot_has_its_error() {
 #[test]
 fn a_small_file_does_not_stand_for_much_memory() {
     let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let device = Slot::new(Box::new(Entropy::new()), memory::reserve(2).unwrap(), line).unwrap().save();
+    let device =
+        Slot::new(Box::new(Entropy::new(&EntropyConfig::default()).unwrap()), memory::reserve(2).unwrap(), line)
+            .unwrap()
+            .save();
     let with = |vcpus: usize, devices: usize, cpuid: usize| {
         let mut state = state();
         state.devices = vec![device.clone(); devices];
