@@ -76,19 +76,35 @@ pub struct Threads {
     handles: Vec<JoinHandle<Receiver<VcpuFd>>>,
     gates: Vec<SyncSender<VcpuFd>>,
     parked: Receiver<Parked>,
+    /// Those that have stopped for good: the main thread has not seen yet that the VM ends.
+    ended: Vec<Parked>,
     interrupt: Arc<AtomicBool>,
     metrics: Vec<Arc<metrics::Vcpu>>,
 }
 
-/// A vCPU that its thread has handed over, and its number.
-type Parked = (u8, VcpuFd);
+/// A vCPU that its thread has handed over.
+struct Parked {
+    number: u8,
+    fd: VcpuFd,
+    why: Stop,
+}
+
+/// Why a thread has handed its vCPU over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// It was asked to: the guest can go on.
+    WantedBack,
+    /// The guest has ended the VM, or cannot go on.
+    Ended,
+}
 
 impl Threads {
     /// Starts `count` threads. Each confines itself, says so, and waits for its vCPU.
     pub fn start(count: u8, context: &VcpuContext) -> Result<Self, VcpuError> {
         let (park, parked) = channel();
         let interrupt = Arc::new(AtomicBool::new(false));
-        let mut all = Self { handles: Vec::new(), gates: Vec::new(), parked, interrupt, metrics: Vec::new() };
+        let mut all =
+            Self { handles: Vec::new(), gates: Vec::new(), parked, ended: Vec::new(), interrupt, metrics: Vec::new() };
         for number in 0..count {
             let (open, gate) = sync_channel(1);
             let (context, park, interrupt) = (context.clone(), park.clone(), Arc::clone(&all.interrupt));
@@ -101,8 +117,8 @@ impl Threads {
                     let run = |fd| {
                         let mut vcpu =
                             Vcpu { number, fd, context: &context, interrupt: &interrupt, counters: &counters };
-                        vcpu.run();
-                        vcpu.fd
+                        let why = vcpu.run();
+                        (vcpu.fd, why)
                     };
                     thread(number, &context, gate, &park, run)
                 })
@@ -145,10 +161,11 @@ impl Threads {
     /// Takes the vCPUs from the threads, in order of their numbers. What an instruction of the guest has begun with a
     /// device is finished: the state that can be read now is a whole one. `None` when a thread did not stop in time;
     /// those that did run on, and so do those that do it later ([`Threads::give_back_late`]).
-    pub fn pause(&self) -> Option<Vec<VcpuFd>> {
+    pub fn pause(&mut self) -> Option<Vec<VcpuFd>> {
         self.interrupt.store(true, Ordering::SeqCst);
         let limit = Instant::now() + STOP_LIMIT;
-        let mut parked: Vec<Parked> = Vec::with_capacity(self.handles.len());
+        let mut parked = std::mem::take(&mut self.ended);
+        parked.reserve_exact(self.handles.len().saturating_sub(parked.len()));
         while parked.len() < self.handles.len() {
             match self.parked.try_recv() {
                 Ok(vcpu) => parked.push(vcpu),
@@ -160,19 +177,24 @@ impl Threads {
                 }
             }
         }
-        parked.sort_unstable_by_key(|(number, _)| *number);
-        Some(parked.into_iter().map(|(_, vcpu)| vcpu).collect())
+        parked.sort_unstable_by_key(|vcpu| vcpu.number);
+        Some(parked.into_iter().map(|vcpu| vcpu.fd).collect())
     }
 
-    /// Lets vCPUs run on that have stopped only when [`Threads::pause`] had given up. Their threads ring the bell.
-    pub fn give_back_late(&self) {
-        self.give_back(self.parked.try_iter());
+    /// Lets vCPUs run on that have stopped only when [`Threads::pause`] had given up. Their threads ring the bell. One that
+    /// has ended the VM stays here, though its message may not have been read yet: it can have come after the last look.
+    pub fn give_back_late(&mut self) {
+        let late: Vec<Parked> = self.parked.try_iter().collect();
+        self.give_back(late);
     }
 
-    fn give_back(&self, parked: impl IntoIterator<Item = Parked>) {
-        for (number, vcpu) in parked {
-            // A gate holds one, and its thread has none.
-            let _ = self.gates.get(usize::from(number)).map(|gate| gate.send(vcpu));
+    fn give_back(&mut self, parked: Vec<Parked>) {
+        for vcpu in parked {
+            match vcpu.why {
+                // A gate holds one, and its thread has none.
+                Stop::WantedBack => drop(self.gates.get(usize::from(vcpu.number)).map(|gate| gate.send(vcpu.fd))),
+                Stop::Ended => self.ended.push(vcpu),
+            }
         }
     }
 
@@ -185,7 +207,7 @@ impl Threads {
     /// between a thread's look at the flag and `KVM_RUN` is lost.
     fn kick(&self, parked: &[Parked]) {
         for (number, thread) in self.handles.iter().enumerate() {
-            if !parked.iter().any(|(parked, _)| usize::from(*parked) == number) {
+            if !parked.iter().any(|parked| usize::from(parked.number) == number) {
                 // SAFETY: the thread has not been joined, so its handle is valid.
                 unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK as libc::c_int) };
             }
@@ -216,7 +238,7 @@ fn thread(
     context: &VcpuContext,
     gate: Receiver<VcpuFd>,
     park: &Sender<Parked>,
-    run: impl Fn(VcpuFd) -> VcpuFd,
+    run: impl Fn(VcpuFd) -> (VcpuFd, Stop),
 ) -> Receiver<VcpuFd> {
     let confined = seccomp::install(ThreadKind::Vcpu, &context.filter);
     let ok = confined.is_ok();
@@ -224,7 +246,8 @@ fn thread(
     let _ = context.messages.send(Message::Confined(confined));
     while ok && let Ok(fd) = gate.recv() {
         // The main thread holds the other end until this thread has ended.
-        if let Err(unsent) = park.send((number, run(fd))) {
+        let (fd, why) = run(fd);
+        if let Err(unsent) = park.send(Parked { number, fd, why }) {
             std::mem::forget(unsent);
         }
         // Nobody may be waiting for it any more.
@@ -263,7 +286,7 @@ enum Next {
 
 impl Vcpu<'_> {
     /// Runs the guest until it ends the VM, cannot go on, or the vCPU is wanted back.
-    fn run(&mut self) {
+    fn run(&mut self) -> Stop {
         self.fd.set_kvm_immediate_exit(0);
         loop {
             let wanted_back = self.interrupt.load(Ordering::SeqCst);
@@ -277,21 +300,27 @@ impl Vcpu<'_> {
                 next => next,
             };
             match next {
-                Next::Interrupted if wanted_back => return,
+                Next::Interrupted if wanted_back => return Stop::WantedBack,
                 Next::Interrupted | Next::Run | Next::FailInternal => {}
                 Next::Do(Action::Mark(source, value)) => {
                     let (boot_us, cpu_us) = (self.context.clock.elapsed_us(), Clock::cpu_us());
                     self.context.tell(Message::Mark(Mark { source, value, boot_us, cpu_us }));
                 }
-                Next::Do(Action::Reset) => return self.context.tell(Message::Ended(EndReason::Reset)),
-                Next::Do(Action::PowerOff) => return self.context.tell(Message::Ended(EndReason::PowerOff)),
+                Next::Do(Action::Reset) => return self.end(Message::Ended(EndReason::Reset)),
+                Next::Do(Action::PowerOff) => return self.end(Message::Ended(EndReason::PowerOff)),
                 Next::Fail(kind) => {
                     self.counters.failures.inc();
                     let registers = Box::new(registers::read(&self.fd, self.number));
-                    return self.context.tell(Message::Fault(Fault { kind, registers }));
+                    return self.end(Message::Fault(Fault { kind, registers }));
                 }
             }
         }
+    }
+
+    /// Tells how the VM ends, before the vCPU is handed over.
+    fn end(&self, message: Message) -> Stop {
+        self.context.tell(message);
+        Stop::Ended
     }
 
     /// Runs the guest until its next exit, and serves that.
@@ -345,6 +374,43 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_vcpu_that_has_ended_the_vm_does_not_run_again() {
+        install_kick_handler().unwrap();
+        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+        let (messages, inbox) = channel();
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let context = VcpuContext {
+            ports: Arc::default(),
+            mmio: Arc::default(),
+            clock: Clock::start(),
+            messages,
+            wake: Arc::clone(&wake),
+            filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[]).unwrap()),
+        };
+        let ((park, parked), (open, gate)) = (channel(), sync_channel(1));
+        let runs = Arc::new(AtomicU32::new(0));
+        let (counter, teller) = (Arc::clone(&runs), context.clone());
+        let run = move |fd| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            teller.tell(Message::Ended(EndReason::Reset));
+            (fd, Stop::Ended)
+        };
+        let handle = std::thread::spawn(move || thread(0, &context, gate, &park, run));
+        let interrupt = Arc::default();
+        let (handles, gates) = (vec![handle], vec![open]);
+        let mut threads = Threads { handles, gates, parked, ended: Vec::new(), interrupt, metrics: Vec::new() };
+        threads.run(vec![vm.create_vcpu(0).unwrap()]);
+        while !matches!(inbox.recv(), Ok(Message::Ended(_))) {}
+        // The main thread has looked for messages just before this one came, and now looks for late vCPUs.
+        for _ in 0..100 {
+            threads.give_back_late();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 1, "the guest ran on after its end");
+        assert!(threads.stop(None));
+    }
+
+    #[test]
     fn a_vcpu_that_stops_too_late_runs_on() {
         install_kick_handler().unwrap();
         let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
@@ -364,11 +430,12 @@ mod tests {
         let run = move |fd| {
             counter.fetch_add(1, Ordering::SeqCst);
             let _: Result<(), _> = held.recv();
-            fd
+            (fd, Stop::WantedBack)
         };
         let handle = std::thread::spawn(move || thread(0, &context, gate, &park, run));
         let interrupt = Arc::default();
-        let mut threads = Threads { handles: vec![handle], gates: vec![open], parked, interrupt, metrics: Vec::new() };
+        let (handles, gates) = (vec![handle], vec![open]);
+        let mut threads = Threads { handles, gates, parked, ended: Vec::new(), interrupt, metrics: Vec::new() };
         let wait_until = |what: &dyn Fn() -> bool| {
             let limit = Instant::now() + Duration::from_mins(1);
             while !what() {
