@@ -147,6 +147,28 @@ fn a_guest_that_only_sends_asks_in_vain_and_harms_nobody() {
 }
 
 #[test]
+fn a_card_that_was_given_an_address_asks_the_service_from_no_other() {
+    let tap = TestTap::new();
+    for (configured, answers) in [(true, "0100"), (false, "0000")] {
+        let guest = send_whole(offer(driver(0), 1, RECEIVED, 1526), 1, &arp()).print("R").echo_until(b'x');
+        let mut setup = with_service(&guest.print_hex(rx().used_index(), 2).reset(), &tap, "V1");
+        if !configured {
+            setup.config.network_interfaces[0].guest_mac = None;
+        }
+        let path = setup.dir.path().join("metadata.json");
+        std::fs::write(&path, METADATA).unwrap();
+        let mut command = setup.command();
+        command.arg("--metadata").arg(path);
+        let mut vmm = Vmm::start(command, setup.dir);
+        vmm.wait_for("R");
+        vmm.type_in("x");
+        let ended = vmm.wait();
+        ended.expect_clean(EndReason::Reset);
+        assert_eq!(ended.output, format!("Rx{answers}"));
+    }
+}
+
+#[test]
 fn metadata_that_cannot_be_taken_is_refused_by_name() {
     let refusal = |metadata: &str, args: &[&str]| {
         let setup = Setup::new(&Guest::new().reset());

@@ -215,11 +215,31 @@ fn a_frame_from_another_address_is_dropped() {
     let guest = send(driver(0), 1, &[], &spoofed, 60);
     setup(&send(guest, 2, &[], &own, 60).reset(), &tap).run().expect_clean(EndReason::Reset);
     assert_eq!(wire.receive_experiment(), own);
-    // Without an address of its own, the card lets the driver choose.
-    let mut free = setup(&send(driver(0), 1, &[], &spoofed, 60).reset(), &tap);
-    free.config.network_interfaces[0].guest_mac = None;
-    free.run().expect_clean(EndReason::Reset);
-    assert_eq!(wire.receive_experiment(), spoofed);
+}
+
+#[test]
+fn a_card_without_a_configured_address_is_given_one_and_keeps_to_it() {
+    const MAC_FEATURE: u32 = 1 << 5;
+    let tap = TestTap::new();
+    let wire = tap.wire();
+    let spoofed = experiment(PEER, MAC, 1, 60);
+    let own = experiment(PEER, MAC, 2, 60);
+    // The second frame's source is what the card says in its configuration space.
+    let at = BUFFERS + 0x800;
+    let guest = place(send(driver(MAC_FEATURE), 1, &[], &spoofed, 60), at, &[], &own);
+    let guest = (0..6)
+        .fold(guest, |guest, byte| guest.load8(FIRST + 0x100 + byte).edi(at + HEADER + 6 + byte).raw(&[0x88, 0x07]));
+    let guest = guest.request(tx(), 2, 0, &[(u64::from(at), HEADER + 60, 0)]);
+    let guest = guest.print("R").print_hex(at + HEADER + 6, 6).reset();
+    let run = || {
+        let mut setup = setup(&guest, &tap);
+        setup.config.network_interfaces[0].guest_mac = None;
+        let mac = bytes(&setup.run(), "R");
+        assert!(mac[0] & 3 == 2, "not a locally administered address of one card: {mac:x?}");
+        assert_eq!(wire.receive_experiment(), [&PEER[..], &mac, &own[12..]].concat());
+        mac
+    };
+    assert_ne!(run(), run(), "two VMs with the same address");
 }
 
 #[test]

@@ -21,8 +21,8 @@ pub struct NetworkInterface {
     pub iface_id: String,
     /// Name of the tap, which must exist.
     pub host_dev_name: String,
-    /// The card's address. Frames that the guest sends from another one are dropped. Without it the driver makes one
-    /// up, and may use any.
+    /// The card's address. Frames that the guest sends from another one are dropped. Without it the card is given one,
+    /// administered locally, which it keeps for the VM's life and in its snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<MacAddress>,
     /// Largest packet, in bytes, that the guest is told of.
@@ -47,7 +47,7 @@ fn is_host_name(name: &str) -> bool {
 }
 
 impl NetworkInterface {
-    /// A card on the tap `host_dev_name`, with an address of the driver's choice.
+    /// A card on the tap `host_dev_name`, with an address that is made up.
     pub fn new(iface_id: impl Into<String>, host_dev_name: impl Into<String>) -> Self {
         Self {
             iface_id: iface_id.into(),

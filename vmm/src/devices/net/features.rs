@@ -9,7 +9,7 @@ use virtio_bindings::virtio_net::{
 };
 
 /// What the card offers whatever its configuration.
-const ALWAYS: [u32; 9] = [
+const ALWAYS: [u32; 10] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_TSO4,
@@ -18,6 +18,7 @@ const ALWAYS: [u32; 9] = [
     VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_MAC,
     VIRTIO_NET_F_MRG_RXBUF,
 ];
 
@@ -27,10 +28,10 @@ pub(super) struct Features(pub(super) u64);
 
 impl Features {
     /// What a card offers.
-    pub(super) fn offered(has_mac: bool, has_mtu: bool) -> Self {
+    pub(super) fn offered(has_mtu: bool) -> Self {
         let of = |feature: u32, there: bool| u64::from(there) << feature;
         let always = ALWAYS.into_iter().fold(0, |bits, feature| bits | of(feature, true));
-        Self(always | of(VIRTIO_NET_F_MAC, has_mac) | of(VIRTIO_NET_F_MTU, has_mtu))
+        Self(always | of(VIRTIO_NET_F_MTU, has_mtu))
     }
 
     fn has(self, feature: u32) -> bool {
@@ -107,11 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn address_and_mtu_are_offered_only_where_they_are() {
-        assert!(!Features::offered(false, false).has(VIRTIO_NET_F_MAC));
-        assert!(Features::offered(true, false).has(VIRTIO_NET_F_MAC));
-        assert!(!Features::offered(true, false).has(VIRTIO_NET_F_MTU));
-        assert!(Features::offered(false, true).has(VIRTIO_NET_F_MTU));
+    fn an_address_is_always_offered_and_an_mtu_where_there_is_one() {
+        assert!(Features::offered(false).has(VIRTIO_NET_F_MAC) && Features::offered(true).has(VIRTIO_NET_F_MAC));
+        assert!(!Features::offered(false).has(VIRTIO_NET_F_MTU) && Features::offered(true).has(VIRTIO_NET_F_MTU));
     }
 
     #[test]
@@ -123,7 +122,7 @@ mod tests {
         let tso4 = features(&[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4]);
         assert!(tso4.allow(1, 1) && !tso4.allow(1, 4) && !tso4.allow(1, 3));
         assert!(!tso4.allow(0, 1), "segments without checksums");
-        let all = Features::offered(true, true);
+        let all = Features::offered(true);
         assert!(all.allow(1, 3) && all.allow(1, 4));
         assert!(!all.allow(1, 0x81) && !all.allow(1, 5), "congestion marks and UDP segments are not offered");
     }

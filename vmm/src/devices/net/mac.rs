@@ -1,9 +1,15 @@
 //! Hardware addresses, as people write them.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// The bit of the first byte that says that an address is a group's.
+const GROUP: u8 = 1;
+/// The bit of the first byte that says that an address is nobody's but who made it up.
+const LOCAL: u8 = 2;
 
 /// An Ethernet address of one card: `06:00:ac:10:00:02`.
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,6 +22,14 @@ impl MacAddress {
         Self(bytes)
     }
 
+    /// A new address of one card, administered locally (IEEE 802c): 46 random bits.
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = random_bytes()?;
+        let [first, ..] = &mut bytes;
+        *first = *first & !GROUP | LOCAL;
+        Ok(Self(bytes))
+    }
+
     /// Its six bytes, the first on the wire first.
     pub const fn bytes(self) -> [u8; 6] {
         self.0
@@ -24,8 +38,16 @@ impl MacAddress {
     /// Whether it stands for one card and not for a group of them (IEEE 802, the lowest bit of the first byte).
     pub const fn is_unicast(self) -> bool {
         let [first, ..] = self.0;
-        first & 1 == 0
+        first & GROUP == 0
     }
+}
+
+fn random_bytes() -> io::Result<[u8; 6]> {
+    let mut bytes = [0; 6];
+    // SAFETY: the kernel writes at most as many bytes as there are.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // So few bytes are never given in part.
+    if usize::try_from(got) == Ok(bytes.len()) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
 impl fmt::Display for MacAddress {

@@ -71,6 +71,7 @@ const SYSTEM_CALLS: [Call; 6] = {
 /// What a snapshot keeps. Frames on their way are lost, as on any wire.
 #[derive(Serialize, Deserialize)]
 struct NetState {
+    /// Always there. Before every card had an address it was not, where none was configured.
     mac: Option<[u8; 6]>,
     mtu: Option<u16>,
     rx_limiter: RateLimiterState,
@@ -81,7 +82,9 @@ struct NetState {
 pub struct Net {
     id: String,
     tap: Tap,
-    mac: Option<MacAddress>,
+    mac: MacAddress,
+    /// Nobody has configured the address: a snapshot brings along the one that its guest knows.
+    made: bool,
     mtu: Option<u16>,
     /// What was agreed on.
     features: Features,
@@ -113,11 +116,13 @@ impl Net {
     ) -> Result<Self, DeviceError> {
         let host = |step| move |source| DeviceError::Host { device: Self::name_of(&config.iface_id), step, source };
         let limiter = |config: &Option<_>| RateLimiter::new(config.as_ref()).map_err(host("make a timer"));
+        let made = || MacAddress::random().map_err(host("make up an address"));
         let service = |(config, mmds): (&MmdsConfig, &SharedMmds)| Metadata::new(config, Arc::clone(mmds));
         Ok(Self {
             id: config.iface_id.clone(),
             tap,
-            mac: config.guest_mac,
+            mac: config.guest_mac.map_or_else(made, Ok)?,
+            made: config.guest_mac.is_none(),
             mtu: config.mtu,
             features: Features::default(),
             rx: Rx::new(),
@@ -178,7 +183,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        Features::offered(self.mac.is_some(), self.mtu.is_some()).0
+        Features::offered(self.mtu.is_some()).0
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -195,7 +200,7 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut space = [0; CONFIG_LEN];
         let (address, rest) = space.split_at_mut(6);
-        address.copy_from_slice(&self.mac.map_or([0; 6], MacAddress::bytes));
+        address.copy_from_slice(&self.mac.bytes());
         if let Some(mtu) = rest.get_mut(4..) {
             mtu.copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
         }
@@ -207,7 +212,7 @@ impl VirtioDevice for Net {
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {
-        // The address is the configuration's, not the driver's to change.
+        // The address is the card's, not the driver's to change.
         self.metrics.cfg_fails.inc();
     }
 
@@ -290,7 +295,7 @@ impl VirtioDevice for Net {
             self.rx.put_back(active);
         }
         let state = NetState {
-            mac: self.mac.map(MacAddress::bytes),
+            mac: Some(self.mac.bytes()),
             mtu: self.mtu,
             rx_limiter: self.rx_limiter.save(),
             tx_limiter: self.tx_limiter.save(),
@@ -303,10 +308,13 @@ impl VirtioDevice for Net {
         if !rest.is_empty() {
             return Err("it goes on behind its end".to_owned());
         }
+        let mac = state.mac.map(MacAddress::new).filter(|mac| mac.is_unicast());
+        let mac = mac.ok_or_else(|| "it is of a card without an address of its own".to_owned())?;
         // The driver has read them and will not do it again.
-        if (state.mac, state.mtu) != (self.mac.map(MacAddress::bytes), self.mtu) {
+        if (!self.made && mac != self.mac) || state.mtu != self.mtu {
             return Err("it is of a card with another address or MTU".to_owned());
         }
+        self.mac = mac;
         self.rx_limiter.restore(state.rx_limiter)?;
         self.tx_limiter.restore(state.tx_limiter)
     }
@@ -317,5 +325,57 @@ impl VirtioDevice for Net {
 
     fn as_any(&mut self) -> &mut dyn std::any::Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    fn card(guest_mac: Option<MacAddress>) -> Net {
+        let (tap, _) = UnixDatagram::pair().unwrap();
+        let config = NetworkInterface { guest_mac, ..NetworkInterface::new("eth0", "tap0") };
+        Net::on(Tap::from(std::fs::File::from(OwnedFd::from(tap))), &config, None).unwrap()
+    }
+
+    fn address(card: &Net) -> [u8; 6] {
+        let mut address = [0; 6];
+        card.read_config(0, &mut address);
+        address
+    }
+
+    #[test]
+    fn an_address_that_was_made_is_offered_and_stays_the_vms() {
+        let mut first = card(None);
+        let made = address(&first);
+        assert_eq!(made[0] & 3, 2, "{made:x?}");
+        assert_ne!(first.features() & (1 << 5), 0);
+        let state = first.save(None);
+        let mut second = card(None);
+        assert_ne!(address(&second), made);
+        second.restore(&state).unwrap();
+        assert_eq!(address(&second), made);
+        // One that was configured is not changed by a snapshot.
+        let configured = MacAddress::new([2, 0, 0, 0, 0, 1]);
+        let mut other = card(Some(configured));
+        assert!(other.restore(&state).unwrap_err().contains("another address"));
+        assert_eq!(address(&other), configured.bytes());
+        let same = other.save(None);
+        other.restore(&same).unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_gives_a_card_no_address_that_is_none() {
+        let limiter = RateLimiterState::default;
+        let state = |mac| NetState { mac, mtu: None, rx_limiter: limiter(), tx_limiter: limiter() };
+        let restore = |mac| card(None).restore(&postcard::to_stdvec(&state(mac)).unwrap());
+        assert!(restore(Some([2, 0, 0, 0, 0, 1])).is_ok());
+        // A group's, and none.
+        for bad in [Some([3, 0, 0, 0, 0, 1]), None] {
+            assert!(restore(bad).unwrap_err().contains("address"), "{bad:?}");
+        }
     }
 }
