@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ConfigError, Unsupported};
+use super::{ConfigError, Unsupported, objects_only};
 
 /// Most vCPUs of one VM.
 pub const MAX_VCPUS: u8 = 32;
@@ -25,7 +25,7 @@ pub enum HugePages {
 
 /// How big the VM is.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpu_count: u8,
@@ -47,6 +47,8 @@ pub struct MachineConfig {
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub gdb_socket_path: Unsupported,
 }
+
+objects_only!(MachineConfig);
 
 /// Firecracker's clients also write `null` for what they do not ask for.
 fn or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HugePages, D::Error> {

@@ -6,6 +6,7 @@
 //! Programs write a configuration with [`VmConfig::new`] and its `with_` methods, and [`VmConfig::to_json`].
 
 mod machine;
+mod object;
 mod output;
 mod source;
 mod unsupported;
@@ -26,6 +27,7 @@ use crate::memory::layout;
 pub use crate::mmds::MmdsConfig;
 pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 pub use machine::{HugePages, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
+pub(crate) use object::objects_only;
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
 pub use source::{BootSource, MAX_CMDLINE};
 pub use unsupported::Unsupported;
@@ -83,7 +85,7 @@ fn is_false(value: &bool) -> bool {
 
 /// The configuration of one VM, as in `--config-file`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(remote = "Self", rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VmConfig {
     /// Kernel, initramfs and command line.
     pub boot_source: BootSource,
@@ -125,6 +127,8 @@ pub struct VmConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<SerialConfig>,
 }
+
+objects_only!(VmConfig);
 
 impl VmConfig {
     /// A VM with one vCPU and 128 MiB that boots `kernel` with an empty command line.

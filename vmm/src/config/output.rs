@@ -7,13 +7,13 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Unsupported, is_false};
+use super::{ConfigError, Unsupported, is_false, objects_only};
 use crate::log::LogLevel;
 use crate::rate_limiter::TokenBucketConfig;
 
 /// Where the log goes and how much there is of it. What is absent stays as it was.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct LoggerConfig {
     /// A file, which is appended to, or a FIFO that is read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,6 +31,8 @@ pub struct LoggerConfig {
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub module: Unsupported,
 }
+
+objects_only!(LoggerConfig);
 
 impl LoggerConfig {
     /// The level; `None` where none is asked for.
@@ -60,7 +62,7 @@ impl LoggerConfig {
 
 /// Where metrics go.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct MetricsConfig {
     /// A file, which is appended to, or a FIFO.
     pub metrics_path: PathBuf,
@@ -71,6 +73,8 @@ pub struct MetricsConfig {
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub properties: Unsupported,
 }
+
+objects_only!(MetricsConfig);
 
 impl MetricsConfig {
     /// Metrics to this file or FIFO.
@@ -95,7 +99,7 @@ impl MetricsConfig {
 
 /// Where the guest's serial line goes, and how fast.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct SerialConfig {
     /// A file, which is appended to, or a FIFO; standard output if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +108,8 @@ pub struct SerialConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<TokenBucketConfig>,
 }
+
+objects_only!(SerialConfig);
 
 impl SerialConfig {
     /// Opens the file for writing, if there is to be one.

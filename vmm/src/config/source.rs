@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::{ConfigError, objects_only};
 
 /// Longest kernel command line, in bytes without the closing NUL (`COMMAND_LINE_SIZE` of x86 Linux is 2048).
 pub const MAX_CMDLINE: usize = 2047;
 
 /// Kernel, initramfs and command line.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct BootSource {
     /// A bzImage, or an ELF image with a 64-bit or a PVH entry point.
     pub kernel_image_path: PathBuf,
@@ -22,6 +22,8 @@ pub struct BootSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
 }
+
+objects_only!(BootSource);
 
 impl BootSource {
     /// The command line, empty when none was given.

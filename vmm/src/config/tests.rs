@@ -90,6 +90,36 @@ fn unknown_duplicate_and_misplaced_fields_are_refused() {
 }
 
 #[test]
+fn a_list_is_no_object() {
+    // Lists of values in the order of the fields are what serde would take as well.
+    for part in [
+        r#""entropy": []"#,
+        r#""entropy": {"rate_limiter": []}"#,
+        r#""entropy": {"rate_limiter": {"ops": [1, null, 1]}}"#,
+        r#""machine-config": [1, 128]"#,
+        r#""drives": [["d", "/d"]]"#,
+        r#""drives": [{"drive_id": "d", "path_on_host": "/d", "is_root_device": false, "rate_limiter": []}]"#,
+        r#""network-interfaces": [["eth0", "tap0"]]"#,
+        r#""network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "tx_rate_limiter": []}]"#,
+        r#""vsock": [3, "/v"]"#,
+        r#""balloon": [1, false]"#,
+        r#""logger": []"#,
+        r#""metrics": ["/m"]"#,
+        r#""serial": []"#,
+        r#""serial": {"rate_limiter": [1, null, 1]}"#,
+        r#""mmds-config": [["eth0"]]"#,
+    ] {
+        let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, {part}}}"#);
+        match parse(&text) {
+            Err(ConfigError::Json { source, .. }) => assert!(source.to_string().contains("object"), "{part}: {source}"),
+            other => panic!("{part}: {other:?}"),
+        }
+    }
+    assert!(matches!(parse(r#"{"boot-source": ["/k"]}"#), Err(ConfigError::Json { .. })));
+    assert!(matches!(parse(r#"[["/k"]]"#), Err(ConfigError::Json { .. })));
+}
+
+#[test]
 fn sizes_are_bounded() {
     for (vcpus, mem) in [(0, 64), (33, 64), (255, 64), (1, 0), (1, 1), (1, MAX_MEM_MIB + 1), (1, u64::MAX)] {
         let text = format!(

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 use crate::devices::net::NetworkInterface;
 
 /// Where the guest finds the service, if nothing else is configured.
@@ -22,7 +22,7 @@ pub enum Version {
 
 /// Which cards reach the metadata service, and how.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct MmdsConfig {
     /// Whether the guest needs a session.
     #[serde(default)]
@@ -36,6 +36,8 @@ pub struct MmdsConfig {
     #[serde(default)]
     pub imds_compat: bool,
 }
+
+objects_only!(MmdsConfig);
 
 fn refused<T>(field: &'static str, found: String, allowed: &str) -> Result<T, ConfigError> {
     Err(ConfigError::OutOfRange { field, found, allowed: allowed.to_owned() })

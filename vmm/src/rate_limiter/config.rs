@@ -3,14 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::TokenBucket;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 
 /// Longest refill time, in milliseconds: what 64 bits of nanoseconds hold (584 years).
 const MAX_REFILL_MS: u64 = u64::MAX / 1_000_000;
 
 /// One bucket. A `size` or a `refill_time` of zero limits nothing.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct TokenBucketConfig {
     /// Tokens (bytes, or operations) that the bucket holds.
     pub size: u64,
@@ -21,6 +21,8 @@ pub struct TokenBucketConfig {
     pub refill_time: u64,
 }
 
+objects_only!(TokenBucketConfig);
+
 impl TokenBucketConfig {
     /// The bucket, full; `None` for one that limits nothing.
     pub(crate) fn bucket(self) -> Option<TokenBucket> {
@@ -30,7 +32,7 @@ impl TokenBucketConfig {
 
 /// What a device may do, in bytes and in operations. Without a bucket there is no limit.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct RateLimiterConfig {
     /// Bytes of data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +41,8 @@ pub struct RateLimiterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<TokenBucketConfig>,
 }
+
+objects_only!(RateLimiterConfig);
 
 impl RateLimiterConfig {
     /// Checks the values.

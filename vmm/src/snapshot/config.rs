@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 
 /// Most network cards that a load may connect otherwise.
 const MAX_OVERRIDES: usize = 16;
@@ -21,7 +21,7 @@ pub enum SnapshotType {
 
 /// `PUT /snapshot/create`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct SnapshotCreate {
     /// The file for the state of vCPUs and devices.
     pub snapshot_path: PathBuf,
@@ -34,6 +34,8 @@ pub struct SnapshotCreate {
     #[serde(default = "yes")]
     pub sync_snapshot_files: bool,
 }
+
+objects_only!(SnapshotCreate);
 
 fn yes() -> bool {
     true
@@ -60,7 +62,7 @@ pub enum MemoryBackendType {
 
 /// Where the memory of a loaded VM comes from.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct MemoryBackend {
     /// Only `File`.
     pub backend_type: MemoryBackendType,
@@ -68,9 +70,11 @@ pub struct MemoryBackend {
     pub backend_path: PathBuf,
 }
 
+objects_only!(MemoryBackend);
+
 /// Another tap for a network card of the snapshot.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkOverride {
     /// The card.
     pub iface_id: String,
@@ -78,17 +82,21 @@ pub struct NetworkOverride {
     pub host_dev_name: String,
 }
 
+objects_only!(NetworkOverride);
+
 /// Another socket for the vsock device of the snapshot.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct VsockOverride {
     /// The socket's path.
     pub uds_path: PathBuf,
 }
 
+objects_only!(VsockOverride);
+
 /// `PUT /snapshot/load`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct SnapshotLoad {
     /// The file with the state of vCPUs and devices.
     pub snapshot_path: PathBuf,
@@ -120,6 +128,8 @@ pub struct SnapshotLoad {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<String>,
 }
+
+objects_only!(SnapshotLoad);
 
 impl SnapshotLoad {
     /// Refuses by name what is not supported.

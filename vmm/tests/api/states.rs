@@ -311,6 +311,7 @@ fn what_firecracker_has_and_this_has_not_is_named() {
     vmm.refused("PUT", "/logger", Some(&json!({"module": "x"})), "module");
     vmm.refused("PUT", "/logger", Some(&json!({"level": "loud"})), "logger.level");
     vmm.refused("PUT", "/entropy", Some(&json!([])), "object");
+    vmm.refused("PUT", "/entropy", Some(&json!({"rate_limiter": []})), "object");
     vmm.refused("GET", "/version", Some(&json!({})), "cannot have a body");
     vmm.refused("PUT", "/vm", None, "Invalid request");
     vmm.refused("PATCH", "/vm", None, "Empty PATCH");

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 
 /// A memory balloon.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct BalloonConfig {
     /// How much memory the guest should give back, in MiB; no more than it has.
     pub amount_mib: u32,
@@ -22,6 +22,8 @@ pub struct BalloonConfig {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub free_page_hinting: bool,
 }
+
+objects_only!(BalloonConfig);
 
 impl BalloonConfig {
     /// Checks the values, for a guest with `mem_size_mib` of memory.

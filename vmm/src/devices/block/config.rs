@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::SECTOR;
-use crate::config::{ConfigError, Unsupported};
+use crate::config::{ConfigError, Unsupported, objects_only};
 use crate::rate_limiter::RateLimiterConfig;
 
 /// Longest name of a drive or a tenant, in characters.
@@ -33,7 +33,7 @@ pub enum IoEngine {
 
 /// One disk.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct DriveConfig {
     /// Its name: 1 to 64 letters, digits and underscores. The first 20 are the serial number that the guest sees.
     pub drive_id: String,
@@ -72,9 +72,11 @@ pub struct DriveConfig {
     pub tenant: Option<String>,
 }
 
+objects_only!(DriveConfig);
+
 /// What a PATCH of a drive may change.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct DriveUpdate {
     /// The drive.
     pub drive_id: String,
@@ -85,6 +87,8 @@ pub struct DriveUpdate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiterConfig>,
 }
+
+objects_only!(DriveUpdate);
 
 fn null_is_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)

@@ -2,17 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 use crate::rate_limiter::RateLimiterConfig;
 
 /// A source of entropy.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct EntropyConfig {
     /// Limits what the guest takes, in bytes and in requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiterConfig>,
 }
+
+objects_only!(EntropyConfig);
 
 impl EntropyConfig {
     /// Checks the values.

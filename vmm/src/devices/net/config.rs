@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::mac::MacAddress;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 use crate::rate_limiter::RateLimiterConfig;
 
 /// Longest name of a network interface of the host, in bytes (`IFNAMSIZ` less the closing NUL).
@@ -15,7 +15,7 @@ const MTUS: std::ops::RangeInclusive<u16> = 68..=u16::MAX;
 
 /// A network card of the guest, and the tap of the host that it is plugged into.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name in the API and in metrics.
     pub iface_id: String,
@@ -35,6 +35,8 @@ pub struct NetworkInterface {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiterConfig>,
 }
+
+objects_only!(NetworkInterface);
 
 fn refused<T>(field: &'static str, found: impl Into<String>, allowed: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError::OutOfRange { field, found: found.into(), allowed: allowed.into() })
@@ -108,7 +110,7 @@ impl NetworkInterface {
 
 /// What may be changed of an interface while the VM runs: the buckets that are named; others stay as they are.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct NetworkInterfaceUpdate {
     /// Which interface.
     pub iface_id: String,
@@ -119,6 +121,8 @@ pub struct NetworkInterfaceUpdate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiterConfig>,
 }
+
+objects_only!(NetworkInterfaceUpdate);
 
 impl NetworkInterfaceUpdate {
     /// Checks the values.

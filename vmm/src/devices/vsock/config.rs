@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, objects_only};
 
 /// Lowest address of a guest: those below belong to hypervisor, loopback and host (virtio 1.2, section 5.10.4).
 pub const MIN_CID: u32 = 3;
@@ -17,7 +17,7 @@ const MAX_PATH: usize = 107 - 11;
 
 /// Sockets between guest and host.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct VsockConfig {
     /// Firecracker's old name of the device, which means nothing any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,6 +28,8 @@ pub struct VsockConfig {
     /// of the host go to the socket of this path followed by `_P`.
     pub uds_path: PathBuf,
 }
+
+objects_only!(VsockConfig);
 
 impl VsockConfig {
     /// Checks the values.
