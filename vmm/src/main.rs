@@ -6,14 +6,23 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgGroup, Parser};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
 use portcullis_vmm::api::{Api, ApiError, Limits, Session, Socket, http};
 use portcullis_vmm::config::{ConfigError, LoggerConfig, MetricsConfig, VmConfig};
 use portcullis_vmm::jail;
 use portcullis_vmm::log::{self, LogLevel};
 use portcullis_vmm::mmds::{self, Mmds, SharedMmds};
 use portcullis_vmm::snapshot;
-use portcullis_vmm::vm::{self, Clock, Controller, Options, Supervisor, VmError};
+use portcullis_vmm::vm::{self, Clock, Controller, Options, StartTimes, Supervisor, VmError};
+
+/// The name by which clients of Firecracker call it, through a link.
+const FIRECRACKER: &str = "firecracker";
+/// What `--version` prints then behind `Firecracker`: the version whose API this one follows
+/// ([`portcullis_vmm::api::FIRECRACKER_VERSION`]), and what this really is.
+const FIRECRACKER_VERSION: &str = concat!("v1.16.0\nportcullis-vmm ", env!("CARGO_PKG_VERSION"));
+/// Firecracker's socket where none is named.
+const FIRECRACKER_SOCKET: &str = "/run/firecracker.socket";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +38,9 @@ A configuration (Firecracker's format):
                     \"boot_args\": \"console=ttyS0 panic=-1\"},
     \"machine-config\": {\"vcpu_count\": 2, \"mem_size_mib\": 512}
   }
+
+Called by the name firecracker (through a link), it prints the version of Firecracker that it
+follows first, and without --api-sock and --no-api serves the API on /run/firecracker.socket.
 
 The guest's serial line is standard input and output. SIGTERM ends the VM.
 
@@ -70,6 +82,27 @@ struct Args {
     /// Accepted for Firecracker's tools: each line of the log has its level.
     #[arg(long)]
     show_level: bool,
+    /// Accepted for Firecracker's tools, without effect: lines of the log do not name file and line of the source.
+    #[arg(long)]
+    show_log_origin: bool,
+    /// Accepted for Firecracker's tools, without effect: the log is not divided by Firecracker's modules.
+    #[arg(long, value_name = "MODULE")]
+    module: Option<String>,
+    /// Accepted for Firecracker's tools: the VM runs confined by this VMM's own filters all the same, and the log says so.
+    #[arg(long)]
+    no_seccomp: bool,
+    /// Accepted for Firecracker's tools: like --no-seccomp. The file is not read.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
+    seccomp_filter: Option<PathBuf>,
+    /// Count the metric process_startup_time_us from this time of the monotonic clock on, in microseconds.
+    #[arg(long, value_name = "MICROSECONDS")]
+    start_time_us: Option<u64>,
+    /// Count process_startup_time_cpu_us from this processor time of the process on, in microseconds.
+    #[arg(long, value_name = "MICROSECONDS")]
+    start_time_cpu_us: Option<u64>,
+    /// Add this processor time of the program that started this one. Needs --start-time-cpu-us to have an effect.
+    #[arg(long, value_name = "MICROSECONDS")]
+    parent_cpu_time_us: Option<u64>,
     /// Write metrics, a JSON line every minute, to this file or FIFO.
     #[arg(long, value_name = "FILE")]
     metrics_path: Option<PathBuf>,
@@ -103,7 +136,7 @@ fn main() -> ExitCode {
     let clock = Clock::start();
     vm::abort_on_panic();
     vm::share_heap();
-    let args = Args::parse();
+    let args = arguments();
     match run(&args, clock) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
@@ -112,6 +145,28 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Reads the command line; a wrong one ends the process.
+fn arguments() -> Args {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    if name.as_deref().and_then(Path::file_name).is_none_or(|name| name != FIRECRACKER) {
+        return Args::parse();
+    }
+    let mut command = Args::command().display_name("Firecracker").version(FIRECRACKER_VERSION);
+    command = command.mut_group("work", |work| work.required(false));
+    let matches = command.clone().get_matches();
+    let mut args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let works = args.api_sock.is_some() || args.describe_snapshot.is_some();
+    match (args.no_api, &args.config_file) {
+        _ if works => {}
+        (true, None) => {
+            command.error(ErrorKind::MissingRequiredArgument, "--no-api needs a VM: give --config-file FILE").exit()
+        }
+        (true, Some(_)) => {}
+        (false, _) => args.api_sock = Some(FIRECRACKER_SOCKET.into()),
+    }
+    args
 }
 
 /// What ends the process: exit code and words.
@@ -124,9 +179,18 @@ fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
         return writeln!(std::io::stdout(), "v{version}").map_err(|e| (3, e.to_string()));
     }
     let config = configuration(args)?;
+    let unheeded = [("--no-seccomp", args.no_seccomp), ("--seccomp-filter", args.seccomp_filter.is_some())];
+    for (argument, _) in unheeded.into_iter().filter(|(_, given)| *given) {
+        tracing::warn!("{argument} has no effect: the VM runs confined by this VMM's own system-call filters");
+    }
     let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, metadata: metadata(args)? };
     // Before any other thread, so that all leave the signals to this one.
     let (supervisor, controller) = Supervisor::new(options.clone(), clock).map_err(|e| vm_failure(&e))?;
+    let supervisor = supervisor.with_start_times(StartTimes {
+        start_us: args.start_time_us,
+        start_cpu_us: args.start_time_cpu_us,
+        parent_cpu_us: args.parent_cpu_time_us,
+    });
     let api = match &args.api_sock {
         None => {
             drop(controller);

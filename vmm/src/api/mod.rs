@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 pub use connection::SLOWEST;
 pub use fault::Fault;
 pub use http::Limits;
-pub use session::Session;
+pub use session::{FIRECRACKER_VERSION, Session};
 pub use socket::{Socket, SocketError};
 
 use crate::jail::landlock::Domain;

@@ -24,7 +24,7 @@ pub struct LoggerConfig {
     /// Accepted and without effect: each line of the log has its level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub show_level: Option<bool>,
-    /// File and line of the source that made a line of the log: only `false`.
+    /// Accepted and without effect: lines of the log do not name file and line of the source that made them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub show_log_origin: Option<bool>,
     /// Lines of one module only: never.
@@ -52,9 +52,6 @@ impl LoggerConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if !self.module.is_absent() {
             return Err(ConfigError::NotSupported("logger.module"));
-        }
-        if self.show_log_origin == Some(true) {
-            return Err(ConfigError::NotSupported("logger.show_log_origin"));
         }
         self.level().map(drop)
     }

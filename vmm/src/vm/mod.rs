@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-pub use clock::Clock;
+pub use clock::{Clock, StartTimes};
 pub use control::{Command, ControlError, Controller, Reply, VmState};
 pub use end::VmError;
 pub use heap::{STACK, share_heap};
@@ -60,6 +60,7 @@ pub struct Options {
 pub struct Supervisor {
     options: Options,
     clock: Clock,
+    start: StartTimes,
     signals: Signals,
     /// Wakes this thread: commands, vCPUs' messages, the serial line.
     wake: Arc<EventFd>,
@@ -77,15 +78,23 @@ impl Supervisor {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
         let wake = Arc::new(wake);
         let (controller, commands) = control::connect(Arc::clone(&wake))?;
-        Ok((Self { options, clock, signals, wake, commands }, controller))
+        let start = StartTimes::default();
+        Ok((Self { options, clock, start, signals, wake, commands }, controller))
+    }
+
+    /// Counts the metrics of the start from these times on.
+    #[must_use]
+    pub fn with_start_times(mut self, start: StartTimes) -> Self {
+        self.start = start;
+        self
     }
 
     /// Runs the VM of `config`, or the one that comes with a command, to its end. Whatever happens, the last line of the
     /// log is an `end`, and controllers are told.
     pub fn run(self, config: Option<&VmConfig>) -> Result<EndReason, VmError> {
         let (clock, shared) = (self.clock, Arc::clone(&self.commands.shared));
-        shared.metrics.api.process_startup_time_us.set(clock.elapsed_us());
-        shared.metrics.api.process_startup_time_cpu_us.set(Clock::cpu_us());
+        shared.metrics.api.process_startup_time_us.set(self.start.elapsed_us(clock));
+        shared.metrics.api.process_startup_time_cpu_us.set(self.start.cpu_us());
         let mut line = serial::Counters::default();
         let result = self.run_to_end(config, &mut line);
         let (reason, error) = match &result {

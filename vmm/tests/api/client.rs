@@ -122,6 +122,7 @@ impl Vmm {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (status, body) = answer(&text);
+        assert!(!text.to_ascii_lowercase().contains("\r\ndeprecation:"), "nothing of this API is deprecated: {text}");
         crate::openapi::conforms(method, path, status, &body);
         (status, body)
     }

@@ -309,6 +309,7 @@ fn what_firecracker_has_and_this_has_not_is_named() {
         vmm.refused(method, path, Some(&body).filter(|_| method != "GET"), word);
     }
     vmm.refused("PUT", "/logger", Some(&json!({"module": "x"})), "module");
+    vmm.must("PUT", "/logger", &json!({"show_log_origin": true, "show_level": true, "level": "Info"}));
     vmm.refused("PUT", "/logger", Some(&json!({"level": "loud"})), "logger.level");
     vmm.refused("PUT", "/entropy", Some(&json!([])), "object");
     vmm.refused("PUT", "/entropy", Some(&json!({"rate_limiter": []})), "object");

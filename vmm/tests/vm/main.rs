@@ -11,6 +11,7 @@ mod control;
 mod driver;
 mod entropy;
 mod faults;
+mod firecracker;
 mod guest;
 mod harness;
 mod hostile;

@@ -70,7 +70,7 @@ type Answer = Result<Response, Fault>;
 
 /// The version of Firecracker whose API this one follows. Clients ask for it to find out which requests there are: the
 /// VMM's own version would tell them that there is hardly any.
-const FIRECRACKER_VERSION: &str = "1.16.0";
+pub const FIRECRACKER_VERSION: &str = "1.16.0";
 
 impl Session {
     /// A session with a VM that was not started, or that runs with `config`.
