@@ -31,7 +31,8 @@ pub struct MachineConfig {
     pub vcpu_count: u8,
     /// Memory in MiB, [`MIN_MEM_MIB`] to [`MAX_MEM_MIB`].
     pub mem_size_mib: u64,
-    /// Two threads a core: only `false` for now.
+    /// Two threads a core, as far as the guest sees; then the number of vCPUs is 1 or even. Where the host runs them is
+    /// up to its scheduler.
     #[serde(default)]
     pub smt: bool,
     /// Dirty-page tracking for snapshots: only `false` for now.
@@ -80,6 +81,13 @@ impl MachineConfig {
                 allowed: format!("1 to {MAX_VCPUS}"),
             });
         }
+        if self.smt && self.vcpu_count > 1 && !self.vcpu_count.is_multiple_of(2) {
+            return Err(ConfigError::OutOfRange {
+                field: "machine-config.vcpu_count",
+                found: self.vcpu_count.to_string(),
+                allowed: "1 or an even number, with smt".to_owned(),
+            });
+        }
         if !(MIN_MEM_MIB..=MAX_MEM_MIB).contains(&self.mem_size_mib) {
             return Err(ConfigError::OutOfRange {
                 field: "machine-config.mem_size_mib",
@@ -96,7 +104,6 @@ impl MachineConfig {
         }
         let none = |value: &Option<String>| value.as_deref().is_none_or(|v| v == "None");
         match () {
-            () if self.smt => Err(ConfigError::NotSupported("machine-config.smt")),
             () if self.track_dirty_pages => Err(ConfigError::NotSupported("machine-config.track_dirty_pages")),
             () if !none(&self.cpu_template) => Err(ConfigError::NotSupported("machine-config.cpu_template")),
             () if !self.gdb_socket_path.is_absent() => Err(ConfigError::NotSupported("machine-config.gdb_socket_path")),

@@ -18,23 +18,49 @@ const AMD_PERFCTR: u32 = (1 << 23) | (1 << 24) | (1 << 28);
 const TOPOLOGY_LEVEL_THREAD: u32 = 1 << 8;
 const TOPOLOGY_LEVEL_CORE: u32 = 2 << 8;
 
-/// The VM's topology: one package, `vcpus` cores, one thread each.
+/// The VM's topology: one package, and cores of one thread or two. APIC ids are the vCPUs' numbers: with two threads a
+/// core, the lowest bit is the thread's.
 #[derive(Clone, Copy)]
 struct Topology {
     vcpu: u32,
     vcpus: u32,
+    /// Threads of a core.
+    threads: u32,
 }
 
 impl Topology {
-    /// Bits of the APIC id that number the core.
-    fn core_bits(self) -> u32 {
+    /// Bits of the APIC id that number the vCPU in its package.
+    fn package_bits(self) -> u32 {
         self.vcpus.next_power_of_two().trailing_zeros()
+    }
+
+    /// Those of them that number the thread in its core.
+    fn thread_bits(self) -> u32 {
+        self.threads.trailing_zeros()
+    }
+
+    /// The number of cores less one.
+    fn last_core(self) -> u32 {
+        (self.vcpus >> self.thread_bits()).saturating_sub(1)
+    }
+
+    /// The number of vCPUs less one that share a cache of this level.
+    fn sharers(self, level: u32) -> u32 {
+        let sharers = if level >= 3 { self.vcpus } else { self.threads };
+        sharers.saturating_sub(1)
     }
 }
 
-/// Adapts the table that KVM supports to vCPU `vcpu` of `vcpus`.
-pub fn for_vcpu(supported: &CpuId, vcpu: u8, vcpus: u8, tsc_deadline: bool) -> Result<CpuId, super::VcpuError> {
-    let topology = Topology { vcpu: u32::from(vcpu), vcpus: u32::from(vcpus) };
+/// Adapts the table that KVM supports to vCPU `vcpu` of `vcpus`. With `smt` and more than one, two of them are a core.
+pub fn for_vcpu(
+    supported: &CpuId,
+    vcpu: u8,
+    vcpus: u8,
+    smt: bool,
+    tsc_deadline: bool,
+) -> Result<CpuId, super::VcpuError> {
+    let threads = if smt && vcpus > 1 { 2 } else { 1 };
+    let topology = Topology { vcpu: u32::from(vcpu), vcpus: u32::from(vcpus), threads };
     let amd = is_amd(supported.as_slice());
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
@@ -63,7 +89,8 @@ fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
 }
 
 fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, amd: bool, tsc_deadline: bool) {
-    let Topology { vcpu, vcpus } = topology;
+    let Topology { vcpu, vcpus, threads } = topology;
+    let cache_level = (entry.eax >> 5) & 7;
     match entry.function {
         0x1 => {
             // Initial APIC id, number of logical processors; the cache line size in between stays.
@@ -74,8 +101,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, amd: bool, tsc_deadli
         }
         // Intel's caches: the last level is shared by all cores, the others belong to one.
         0x4 if entry.eax & 0x1f != 0 => {
-            let shared_by = if (entry.eax >> 5) & 7 >= 3 { vcpus - 1 } else { 0 };
-            entry.eax = (entry.eax & 0x3fff) | (shared_by << 14) | ((vcpus - 1) << 26);
+            entry.eax = (entry.eax & 0x3fff) | (topology.sharers(cache_level) << 14) | (topology.last_core() << 26);
         }
         // Performance counters, and nested virtualisation.
         0xa | 0x8000_000a | 0x8000_0022 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
@@ -83,15 +109,17 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, amd: bool, tsc_deadli
             entry.ecx &= !(AMD_SVM | AMD_PERFCTR);
             set(&mut entry.ecx, AMD_CMP_LEGACY, amd && vcpus > 1);
         }
-        // Number of cores, and how many bits of the APIC id number them.
-        0x8000_0008 if amd => entry.ecx = (topology.core_bits() << 12) | (vcpus - 1),
+        // Number of threads of all cores, and how many bits of the APIC id number them.
+        0x8000_0008 if amd => entry.ecx = (topology.package_bits() << 12) | (vcpus - 1),
         // AMD's caches, as Intel's leaf 4.
         0x8000_001d if entry.eax & 0x1f != 0 => {
-            let shared_by = if (entry.eax >> 5) & 7 >= 3 { vcpus - 1 } else { 0 };
-            entry.eax = (entry.eax & 0x3fff) | (shared_by << 14);
+            entry.eax = (entry.eax & 0x3fff) | (topology.sharers(cache_level) << 14);
         }
-        // Extended APIC id, core id with one thread a core, node 0 of one.
-        0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (vcpu, vcpu, 0),
+        // Extended APIC id, core id and threads of a core less one, node 0 of one.
+        0x8000_001e => {
+            let core = vcpu >> topology.thread_bits();
+            (entry.eax, entry.ebx, entry.ecx) = (vcpu, ((threads - 1) << 8) | core, 0);
+        }
         _ => {}
     }
 }
@@ -113,8 +141,8 @@ fn extended_topology(topology: Topology) -> [kvm_cpuid_entry2; 3] {
         ..kvm_cpuid_entry2::default()
     };
     [
-        level(0, TOPOLOGY_LEVEL_THREAD, 0, 1),
-        level(1, TOPOLOGY_LEVEL_CORE, topology.core_bits(), topology.vcpus),
+        level(0, TOPOLOGY_LEVEL_THREAD, topology.thread_bits(), topology.threads),
+        level(1, TOPOLOGY_LEVEL_CORE, topology.package_bits(), topology.vcpus),
         level(2, 0, 0, 0),
     ]
 }
@@ -146,6 +174,11 @@ mod tests {
             kvm_cpuid_entry2 { ecx: u32::MAX, ..entry(0x8000_0001, 0) },
             kvm_cpuid_entry2 { ecx: 0x3007, ..entry(0x8000_0008, 0) },
             kvm_cpuid_entry2 { eax: 1, ..entry(0x8000_000a, 0) },
+            // Caches of a core and of all cores, as AMD and as Intel say it.
+            kvm_cpuid_entry2 { eax: 0x0000_0121, ..entry(0x8000_001d, 0) },
+            kvm_cpuid_entry2 { eax: 0x0001_c163, ..entry(0x8000_001d, 3) },
+            kvm_cpuid_entry2 { eax: 0x0000_0121, ..entry(4, 0) },
+            kvm_cpuid_entry2 { eax: 0x0001_c163, ..entry(4, 3) },
             kvm_cpuid_entry2 { eax: 77, ..entry(0x8000_001e, 0) },
         ])
         .unwrap()
@@ -153,7 +186,7 @@ mod tests {
 
     #[test]
     fn topology_is_the_vms() {
-        let table = for_vcpu(&host(), 2, 6, true).unwrap();
+        let table = for_vcpu(&host(), 2, 6, false, true).unwrap();
         let find =
             |function, index| *table.as_slice().iter().find(|e| (e.function, e.index) == (function, index)).unwrap();
         let leaf1 = find(1, 0);
@@ -169,8 +202,42 @@ mod tests {
     }
 
     #[test]
+    fn with_smt_two_vcpus_are_a_core() {
+        // vCPU, vCPUs, smt; then the threads of a core, its number, and bits of the package.
+        for (vcpu, vcpus, smt, threads, core, bits) in [
+            (5, 6, true, 2, 2, 3),
+            (4, 6, true, 2, 2, 3),
+            (5, 6, false, 1, 5, 3),
+            (0, 1, true, 1, 0, 0),
+            (1, 2, true, 2, 0, 1),
+        ] {
+            let table = for_vcpu(&host(), vcpu, vcpus, smt, true).unwrap();
+            let find = |function, index| {
+                *table.as_slice().iter().find(|e| (e.function, e.index) == (function, index)).unwrap()
+            };
+            let (vcpu, vcpus) = (u32::from(vcpu), u32::from(vcpus));
+            let (thread, package) = (find(0xb, 0), find(0xb, 1));
+            assert_eq!((thread.ebx, package.ebx, thread.edx, package.edx), (threads, vcpus, vcpu, vcpu));
+            // What is left of the APIC id is the core's number, and the package's, which is 0.
+            assert_eq!((vcpu >> thread.eax, package.eax, vcpu >> package.eax), (core, bits, 0));
+            assert_eq!((find(1, 0).ebx >> 16) & 0xff, vcpus);
+            assert_eq!(
+                (find(1, 0).edx & EDX_HTT != 0, find(0x8000_0001, 0).ecx & AMD_CMP_LEGACY != 0),
+                (vcpus > 1, vcpus > 1)
+            );
+            assert_eq!(find(0x8000_0008, 0).ecx, (bits << 12) | (vcpus - 1));
+            assert_eq!((find(0x8000_001e, 0).eax, find(0x8000_001e, 0).ebx), (vcpu, ((threads - 1) << 8) | core));
+            for caches in [4, 0x8000_001d] {
+                let sharers = |index| ((find(caches, index).eax >> 14) & 0xfff) + 1;
+                assert_eq!((sharers(0), sharers(3)), (threads, vcpus), "{caches:#x}");
+            }
+            assert_eq!((find(4, 0).eax >> 26) + 1, vcpus / threads);
+        }
+    }
+
+    #[test]
     fn nesting_and_counters_are_out_and_the_hypervisor_leaf_stays() {
-        let table = for_vcpu(&host(), 0, 1, false).unwrap();
+        let table = for_vcpu(&host(), 0, 1, false, false).unwrap();
         let find = |function| *table.as_slice().iter().find(|e| e.function == function).unwrap();
         assert_eq!(find(1).ecx & (ECX_VMX | ECX_TSC_DEADLINE), 0);
         assert_eq!(find(1).edx & EDX_HTT, 0);

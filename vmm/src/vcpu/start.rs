@@ -39,6 +39,8 @@ pub struct Shared<'a> {
     pub supported: &'a CpuId,
     /// Number of vCPUs of the VM.
     pub vcpus: u8,
+    /// Whether two of them are the threads of a core.
+    pub smt: bool,
     /// Whether KVM emulates the LAPIC's TSC-deadline mode.
     pub tsc_deadline: bool,
     /// How the first one starts.
@@ -48,7 +50,7 @@ pub struct Shared<'a> {
 /// Configures vCPU `vcpu`, and gives its CPUID. All but the first wait for INIT and SIPI, so that they need no registers.
 pub fn configure(fd: &VcpuFd, vcpu: u8, shared: &Shared<'_>, ram: &GuestRam) -> Result<CpuId, VcpuError> {
     let kvm = |step| move |source| VcpuError::Kvm { vcpu, step, source };
-    let table = cpuid::for_vcpu(shared.supported, vcpu, shared.vcpus, shared.tsc_deadline)?;
+    let table = cpuid::for_vcpu(shared.supported, vcpu, shared.vcpus, shared.smt, shared.tsc_deadline)?;
     fd.set_cpuid2(&table).map_err(kvm("set its CPUID"))?;
     set_msrs(fd, vcpu)?;
     if vcpu == 0 {

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::kvm::{self, KvmError};
 use super::{STACK, VmError};
 use crate::boot::{BootFiles, Entry};
-use crate::config::{HugePages, VmConfig};
+use crate::config::{HugePages, MachineConfig, VmConfig};
 use crate::console::Outlet;
 use crate::devices::acpi_power::{self, AcpiPower};
 use crate::devices::boot_timer;
@@ -84,7 +84,7 @@ impl Machine {
             vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
             // A panic in a thread has aborted the process.
             let supported = supported.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            machine.boot_vcpus(&kvm, &supported, config.machine_config.vcpu_count, entry)?;
+            machine.boot_vcpus(&kvm, &supported, &config.machine_config, entry)?;
             Ok(machine)
         })
     }
@@ -152,9 +152,16 @@ impl Machine {
         Ok(Board { machine, places })
     }
 
-    fn boot_vcpus(&mut self, kvm: &Kvm, supported: &CpuId, count: u8, entry: Entry) -> Result<(), VmError> {
+    fn boot_vcpus(
+        &mut self,
+        kvm: &Kvm,
+        supported: &CpuId,
+        config: &MachineConfig,
+        entry: Entry,
+    ) -> Result<(), VmError> {
+        let (count, smt) = (config.vcpu_count, config.smt);
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let shared = vcpu::Shared { supported, vcpus: count, tsc_deadline, entry };
+        let shared = vcpu::Shared { supported, vcpus: count, smt, tsc_deadline, entry };
         for number in 0..count {
             let fd = create_vcpu(&self.vm, number)?;
             let cpuid = vcpu::configure(&fd, number, &shared, &self.ram)?;

@@ -105,13 +105,15 @@ fn a_request_that_is_refused_changes_nothing() {
     for body in [
         json!({"vcpu_count": 0}),
         json!({"vcpu_count": 2, "mem_size_mib": 0}),
-        json!({"vcpu_count": 2, "smt": true}),
+        json!({"smt": true}),
         json!({"vcpu_count": 2, "huge_pages": "1G"}),
         json!({"vcpu_count": 2, "colour": 1}),
         json!({}),
     ] {
         vmm.refused("PATCH", "/machine-config", Some(&body), "");
     }
+    vmm.must("PATCH", "/machine-config", &json!({"vcpu_count": 4, "smt": true}));
+    vmm.must("PATCH", "/machine-config", &json!({"vcpu_count": 3, "smt": false}));
     vmm.must("PATCH", "/machine-config", &json!({"mem_size_mib": 65, "cpu_template": null}));
     let machine = vmm.get("/machine-config").1;
     assert_eq!((&machine["vcpu_count"], &machine["mem_size_mib"]), (&json!(3), &json!(65)));
