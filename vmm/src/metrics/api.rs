@@ -35,9 +35,9 @@ const REQUESTS: [(&str, &str, &str); 24] = [
 /// What the API's thread counts.
 #[derive(Debug, Default)]
 pub struct Api {
-    /// Microseconds from the process's begin to the moment when it could take requests.
+    /// Microseconds from the process's begin, or from `--start-time-us`, to the moment when it could take requests.
     pub process_startup_time_us: Latest,
-    /// Processor time of the whole process up to then, in microseconds.
+    /// Processor time of the whole process up to then, in microseconds; from `--start-time-cpu-us` on, if that was given.
     pub process_startup_time_cpu_us: Latest,
     /// For each of [`REQUESTS`]: all, and those that were refused.
     requests: [(Counter, Counter); REQUESTS.len()],
