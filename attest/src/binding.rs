@@ -196,6 +196,12 @@ mod tests {
     }
 
     #[test]
+    fn a_launch_is_bound_to_the_order_and_the_parent() {
+        // Built by hand, for host and verifier make it with the same function.
+        assert_eq!(launch_body(b"order", b"parent"), b"\0\0\0\x05order\0\0\0\x06parent");
+    }
+
+    #[test]
     fn ids_are_plain() {
         for good in ["a", "host-1.example", &"x".repeat(64)] {
             assert!(is_valid_id(good), "{good}");

@@ -257,6 +257,12 @@ fn a_rule_accepts_content_that_its_digest_covers_and_nothing_by_name() {
         assert_eq!(differences(&values, &order(content, content), 1).len(), 1, "{content:?}");
     }
     assert_eq!(differences(&values, &order(&[0, 0], b"something else"), 1).len(), 1);
+    let named = |name: &str| {
+        let mut log = LogBuilder::new(&BANKS);
+        log.measure(1, EventType::EFI_VARIABLE_BOOT, &variable(Guid::GLOBAL, name, &[7, 0]), &[7, 0]);
+        differences(&values, &log, 1).len()
+    };
+    assert_eq!((named("BootOrder"), named("BootNext") > 0), (0, true));
 
     let boot = |command: &str, line: &str| {
         let mut log = grub_log(&[command]);
