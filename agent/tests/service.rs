@@ -22,7 +22,8 @@ use support::{wait_for, wait_or_tell};
 /// One agent on a machine at a time: each cleans up what it takes for another's leftovers.
 fn alone() -> Flock<File> {
     assert!(nix::unistd::geteuid().is_root(), "these tests mount volumes and so need root");
-    let path = std::env::temp_dir().join("portcullis-agent-tests.lock");
+    // Mappings are the host's, whatever folder each run of the tests has for its own files.
+    let path = "/tmp/portcullis-agent-tests.lock";
     Flock::lock(File::create(path).unwrap(), FlockArg::LockExclusive).unwrap()
 }
 
