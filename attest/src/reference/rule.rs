@@ -231,6 +231,9 @@ fn length(part: Part<'_>, text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eventlog::EventLog;
+    use crate::eventlog::log_builder::{self, LogBuilder};
+    use crate::key::Bank;
 
     #[test]
     fn patterns_take_what_fits_their_holes_and_nothing_else() {
@@ -272,6 +275,38 @@ mod tests {
         for end in 0..whole.len() {
             assert!(load_option_without_arguments(&whole[..end]).is_none(), "cut at {end}");
         }
+    }
+
+    /// Whether a rule accepts the only event of a log.
+    fn accepts(rule: Rule, event_type: EventType, data: &[u8], measured: &[u8]) -> bool {
+        let mut log = LogBuilder::new(&[Bank::Sha256]);
+        let bytes = log.measure(8, event_type, data, measured).bytes();
+        let log = EventLog::parse(&bytes).unwrap();
+        let event = log.events().last().unwrap();
+        rule.accepts(event, event.coverage(Bank::Sha256), &|line| line == "quiet")
+    }
+
+    #[test]
+    fn a_boot_option_is_told_by_its_name_and_owner() {
+        let option = [&[1, 0, 0, 0, 10, 0][..], b"d\0e\0\0\0", &[0x04, 0x04, 6, 0, 65, 0, 0x7f, 0xff, 4, 0]].concat();
+        let accepted = |owner, name: &str| {
+            let data = log_builder::variable(owner, name, &option);
+            accepts(Rule::BootOption, EventType::EFI_VARIABLE_BOOT2, &data, &data)
+        };
+        assert!(accepted(Guid::GLOBAL, "Boot0001") && accepted(Guid::GLOBAL, "BootFFFF"));
+        for name in ["Boot001", "Boot00001", "Boot000a", "BootNext", "Driver0001", ""] {
+            assert!(!accepted(Guid::GLOBAL, name), "{name}");
+        }
+        assert!(!accepted(Guid::IMAGE_SECURITY, "Boot0001"));
+    }
+
+    #[test]
+    fn a_command_line_by_rule_is_covered_and_of_a_boot_loader() {
+        let (line, text) = (b"kernel_cmdline: /vmlinuz quiet\0", b"/vmlinuz quiet");
+        assert!(accepts(Rule::CommandLine, EventType::IPL, line, text));
+        assert!(!accepts(Rule::CommandLine, EventType::IPL, b"kernel_cmdline: /vmlinuz loud\0", b"/vmlinuz loud"));
+        assert!(!accepts(Rule::CommandLine, EventType::IPL, line, b"/vmlinuz init=/bin/sh"), "covered by no digest");
+        assert!(!accepts(Rule::CommandLine, EventType::ACTION, b"quiet", b"quiet"), "no text of a boot loader");
     }
 
     #[test]
