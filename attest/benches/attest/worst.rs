@@ -19,7 +19,7 @@ use crate::rounds::{self, Contender};
 use crate::software_tpm::binding;
 use crate::verdict::Rules;
 
-/// How many bytes of logs fit 16 MiB of JSON, in base64 and with the quotes beside them.
+/// How many bytes of logs fit into 16 MiB of JSON, as base64 and next to the quotes.
 const SIZE: usize = (12 << 20) - (64 << 10);
 
 const EV_EVENT_TAG: u32 = 6;

@@ -181,7 +181,7 @@ fn state(quote: &QuotedState, bank: Bank) -> Result<BankState, Reason> {
     }
 }
 
-/// Whether no PCR of the firmware was ever extended in this bank, of which all were quoted.
+/// Whether all the firmware's PCRs of this bank were quoted and none was ever extended.
 pub(super) fn is_untouched(quote: &QuotedState, bank: Bank) -> bool {
     state(quote, bank) == Ok(BankState::Unextended)
 }

@@ -69,7 +69,7 @@ pub struct Judged {
     pub ima: Option<ImaState>,
 }
 
-/// The static PCRs of judgements that do not say of which PCRs they are.
+/// The static PCRs of stored judgements without a list of PCRs.
 fn first_static_pcrs() -> Vec<u8> {
     (0..=9).chain([14]).collect()
 }

@@ -6,6 +6,7 @@
 mod balloon;
 mod block;
 mod block_file;
+mod block_limits;
 mod console;
 mod control;
 mod driver;

@@ -126,7 +126,7 @@ impl<'a> Claims<'a> {
     /// certainly a command, and what does not begin with a kernel's path has no text here. The load options that GRUB's
     /// `chainloader` gives an image count, too.
     ///
-    /// In PCRs 8 and 12, anything of which no digest covers the text counts: a label could hide a command line. So does a
+    /// In PCRs 8 and 12, any event whose text no digest covers counts: a label could hide a command line. So does a
     /// unified kernel image's `.cmdline`, of which the log has the digest alone.
     pub fn command_lines(&self) -> Vec<Claim<'a, CommandLine>> {
         let mut lines: Vec<_> = self.grub_lines().collect();

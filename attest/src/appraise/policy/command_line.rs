@@ -1,19 +1,7 @@
 //! Rules on the kernel's command line, argument by argument.
 //!
-//! A command line has many readers, and they do not agree on where its arguments end:
-//!
-//! | reader | splits at | quoting | ends at |
-//! |---|---|---|---|
-//! | kernel: `next_arg` in lib/cmdline.c | space, `\t \n \v \f \r`, byte a0 | `"` anywhere in a word | `--` |
-//! | early boot code: `cmdline_find_option` in arch/x86/boot and its like | every byte up to space | none | the end |
-//! | systemd: `extract_first_word` in `proc_cmdline_parse` | space, `\t \n \r` | `"`, `'` and `\` | the end |
-//! | shells in initrds: `for x in $(cat /proc/cmdline)` (initramfs-tools), `getarg` (dracut) | space, `\t \n`; file names replace words with `*`, `?`, `[` | none | the end |
-//!
-//! `"root=/dev/sda1 init=/bin/sh x"` is one argument to the kernel, and has an `init=` for a shell. So a line on which two of
-//! them could differ ([`AmbiguousLine`]) passes no rule at all, not even an empty one. What is left is printable ASCII
-//! without quotes, backslashes and wildcards, split at spaces: all readers split that alike.
-//!
-//! In how they read one argument they differ too, and a rule takes the strictest reading:
+//! Where arguments end on a line, and which lines no rule is applied to, is for `arguments`. In how programs read one argument
+//! they differ too, and a rule takes the strictest reading:
 //!
 //! - The kernel and systemd take `-` and `_` in a name for the same, early boot code and shells do not. What is required must
 //!   be there in the rule's own spelling; the values of all spellings must be right, and all spellings are forbidden.
@@ -30,14 +18,11 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
+use super::arguments::{Argument, arguments};
 use crate::appraise::MAX_REASONS;
 use crate::reason::{Reason, ReasonCode};
 use crate::work;
-
-/// What the kernel reads of a command line on the architectures that it is used on; it cuts what is longer.
-const KERNEL_MAX: usize = 2047;
 
 /// What the arguments of a kernel must be, must not be, and may be.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
@@ -121,88 +106,6 @@ impl std::fmt::Display for ArgumentRule {
             Some([]) => write!(f, "{} without a value", self.name),
             Some(values) => write!(f, "{}={}", self.name, values.join("|")),
         }
-    }
-}
-
-/// One argument, as all readers of the line read it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Argument {
-    /// Its name.
-    pub name: String,
-    /// Its value; `None` for an argument without `=`.
-    pub value: Option<String>,
-}
-
-impl std::fmt::Display for Argument {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.value {
-            Some(value) => write!(f, "{}={value}", self.name),
-            None => f.write_str(&self.name),
-        }
-    }
-}
-
-/// Why the arguments of a command line cannot be told for certain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum AmbiguousLine {
-    /// The kernel cuts it.
-    #[error("{0} bytes, of which the kernel reads {KERNEL_MAX} at most")]
-    TooLong(usize),
-    /// `"`.
-    #[error("a double quote: the kernel, early boot code, systemd and shells split quoted text differently")]
-    DoubleQuote,
-    /// `'`.
-    #[error("a single quote: systemd joins what it quotes, the kernel and shells do not")]
-    SingleQuote,
-    /// `\`.
-    #[error("a backslash: systemd takes it away, the kernel and shells do not")]
-    Backslash,
-    /// A tab, a newline, or anything else below the space, and DEL.
-    #[error("the control character {0:#04x}: not all programs split at it")]
-    Control(u32),
-    /// Anything outside ASCII.
-    #[error("the character {0:#06x}: the kernel takes bytes of it for blanks or quotes, other programs do not")]
-    NotAscii(u32),
-    /// `*`, `?` or `[`.
-    #[error("the wildcard {0:?}: shells put names of files in its place")]
-    Wildcard(char),
-    /// The word `--`.
-    #[error("the word --: the kernel stops reading there, other programs do not")]
-    DoubleDash,
-    /// A word that begins with `=`.
-    #[error("a word that begins with =: programs do not agree on its name")]
-    NoName,
-}
-
-/// The arguments of a command line.
-///
-/// # Errors
-/// If the kernel would cut the line, or its readers could split it differently.
-pub fn arguments(line: &str) -> Result<Vec<Argument>, AmbiguousLine> {
-    if line.len() > KERNEL_MAX {
-        return Err(AmbiguousLine::TooLong(line.len()));
-    }
-    for c in line.chars() {
-        match c {
-            '"' => return Err(AmbiguousLine::DoubleQuote),
-            '\'' => return Err(AmbiguousLine::SingleQuote),
-            '\\' => return Err(AmbiguousLine::Backslash),
-            '*' | '?' | '[' => return Err(AmbiguousLine::Wildcard(c)),
-            ' '..='~' => {}
-            '\0'..='\x1f' | '\x7f' => return Err(AmbiguousLine::Control(c.into())),
-            _ => return Err(AmbiguousLine::NotAscii(c.into())),
-        }
-    }
-    line.split(' ').filter(|word| !word.is_empty()).map(argument).collect()
-}
-
-fn argument(word: &str) -> Result<Argument, AmbiguousLine> {
-    match word.split_once('=') {
-        _ if word == "--" => Err(AmbiguousLine::DoubleDash),
-        Some(("", _)) => Err(AmbiguousLine::NoName),
-        Some((name, value)) => Ok(Argument { name: name.to_owned(), value: Some(value.to_owned()) }),
-        None => Ok(Argument { name: word.to_owned(), value: None }),
     }
 }
 
@@ -370,6 +273,7 @@ fn by_name<'r>(rules: &'r [ArgumentRule], name: impl Fn(&'r str) -> Cow<'r, str>
 
 #[cfg(test)]
 mod tests {
+    use super::super::arguments::AmbiguousLine;
     use super::*;
 
     fn rules(text: &str) -> CommandLineRules {

@@ -2,6 +2,7 @@
 //!
 //! A policy says what must be; it cannot say what may be overlooked. Whatever it leaves out makes it trust less.
 
+mod arguments;
 mod command_line;
 pub(super) mod demands;
 mod shim;
@@ -13,8 +14,9 @@ use serde_with::{hex::Hex, serde_as};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub use arguments::{AmbiguousLine, Argument, arguments};
 pub(super) use command_line::PreparedRules;
-pub use command_line::{AmbiguousLine, Argument, ArgumentRule, CommandLineRules, arguments};
+pub use command_line::{ArgumentRule, CommandLineRules};
 pub use shim::ShimRules;
 
 use super::program_rules::ProgramRules;
