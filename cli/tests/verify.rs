@@ -6,6 +6,7 @@ mod support;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use portcullis_attest::binding::{Binding, Purpose};
 use portcullis_attest::endorsement::{ENROLMENT_TYP, EnrolmentStatement};
 use portcullis_attest::evidence::Evidence;
 use portcullis_attest::key::{Bank, PublicArea};
@@ -14,7 +15,7 @@ use portcullis_verifier::service::signer::Signer;
 use program::{codes, json, run};
 use serde_json::{Value, json as object};
 use support::Host;
-use support::boot::Boot;
+use support::boot::{Boot, POLICY};
 use support::verifier::Verifier;
 
 const NONCE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -57,6 +58,62 @@ fn good_evidence_is_trusted_only_with_its_nonce_its_anchor_and_its_host() {
         std::fs::write(dir.join(name), sized).unwrap();
     }
     verify(&dir, NONCE, &ANCHOR, 0);
+}
+
+#[test]
+fn a_nonce_has_sixteen_to_sixty_four_bytes() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    for (bytes, code) in [(15, 2), (16, 0), (64, 0), (65, 2)] {
+        let nonce = "5a".repeat(bytes);
+        let dir = if code == 0 { host.evidence(&nonce) } else { host.dir.path().to_owned() };
+        let (_, error) = run(&dir, &[&["verify"], &FILES[..], &["--nonce", &nonce], &ANCHOR].concat(), code);
+        assert_eq!(error.contains("16 to 64 bytes"), code == 2, "{error}");
+    }
+}
+
+/// What a host has made for its verifier, or for one order, is no evidence for whoever finds it in a file.
+#[test]
+fn evidence_for_another_purpose_or_of_a_body_is_not_a_files() {
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    let binding = Evidence::from_json(&std::fs::read(dir.join("evidence.json")).unwrap()).unwrap().binding;
+    for (changed, expected) in [
+        (Binding { purpose: Purpose::Attest, ..binding.clone() }, "quote.purpose-mismatch"),
+        (Binding { purpose: Purpose::Enrol, ..binding.clone() }, "quote.purpose-mismatch"),
+        (Binding { body_sha256: [1; 32], ..binding.clone() }, "quote.body-mismatch"),
+    ] {
+        let (evidence, _) = host.session.prover.evidence(&changed, 0).unwrap();
+        std::fs::write(dir.join("evidence.json"), evidence.to_json().unwrap()).unwrap();
+        assert_eq!(codes(&verify(&dir, NONCE, &ANCHOR, 1)), [expected]);
+    }
+    host.evidence(NONCE);
+    verify(&dir, NONCE, &ANCHOR, 0);
+}
+
+#[test]
+fn a_verdict_says_what_nobody_signed_and_nobody_judged() {
+    const UNSIGNED: &str = "the reference values are not signed";
+    const UNJUDGED: &str = "which programs ran";
+    let verifier = Verifier::new();
+    let mut host = Host::new("honest", &verifier);
+    let dir = host.evidence(NONCE);
+    let caveats = || {
+        let good = verify(&dir, NONCE, &ANCHOR, 0)["caveats"].to_string();
+        (good.contains(UNSIGNED), good.contains(UNJUDGED))
+    };
+    assert_eq!(caveats(), (true, false));
+    let policy = |text: &str| std::fs::write(dir.join("policy.toml"), text).unwrap();
+    let blind = POLICY.replace("ima = true", "ima = false");
+    assert_ne!(blind, POLICY);
+    policy(&blind);
+    assert_eq!(caveats(), (true, true));
+    std::fs::write(dir.join("sign.pem"), SIGNING_KEY).unwrap();
+    let signed = json(&dir, &["reference", "sign", "reference.toml", "--key", "sign.pem"], 0);
+    let public = signed["public_key"].as_str().unwrap();
+    policy(&format!("{POLICY}reference_signers = [\"\"\"\n{public}\"\"\"]\n"));
+    assert_eq!(caveats(), (false, false));
 }
 
 const SIGNING_KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
