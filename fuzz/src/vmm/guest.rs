@@ -2,15 +2,16 @@
 //!
 //! After each turn of the device a [`Ledger`] compares memory with what it may have changed.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use portcullis_vmm::devices::Device;
 use portcullis_vmm::memory::GuestRam;
+use portcullis_vmm::virtio::queue_thread::QueueThread;
 use portcullis_vmm::virtio::registers::{offset, status};
-use portcullis_vmm::virtio::{EventLoop, MmioTransport, QueueState, Slot, SlotState, VirtioDevice};
+use portcullis_vmm::virtio::{EventLoop, MmioTransport, Slot, SlotState, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::input::Input;
@@ -70,6 +71,8 @@ struct Place {
     slot: Arc<Slot>,
     registers: MmioTransport,
     events: EventLoop,
+    /// What serves queues on threads, where there are threads.
+    threads: Vec<QueueThread>,
 }
 
 struct Guest<H> {
@@ -97,29 +100,35 @@ impl Place {
         let slot = Slot::new(device, ram.clone(), line).expect("a slot");
         let mut events = EventLoop::new().expect("an event loop");
         events.add(Arc::clone(&slot)).expect("a place in it");
-        Self { registers: MmioTransport::new(Arc::clone(&slot)), slot, events }
+        let threads = events.take_threads();
+        events.resume();
+        Self { registers: MmioTransport::new(Arc::clone(&slot)), slot, events, threads }
     }
 
     fn is_busy(&self) -> bool {
-        // SAFETY: the descriptor lives as long as the loop, which is borrowed here.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
-        loop {
-            match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO) {
-                // libFuzzer looks at its clock by a signal.
-                Err(Errno::EINTR) => {}
-                result => return result.expect("a poll") > 0,
-            }
-        }
+        self.threads.iter().map(AsRawFd::as_raw_fd).chain([self.events.as_raw_fd()]).any(is_ready)
     }
 
-    /// Where the queues are, if the driver is ready or was before it broke the rules.
-    fn queues(&self) -> Option<Vec<Option<QueueState>>> {
-        self.slot.control(|_, active| {
-            let state = |active: &mut portcullis_vmm::virtio::Active| {
-                active.queues.iter().map(|queue| queue.as_ref().map(portcullis_vmm::virtio::Queue::state)).collect()
-            };
-            (active.map(state), false)
-        })
+    /// One turn.
+    fn serve(&mut self) {
+        self.events.serve().expect("a turn");
+        for thread in &mut self.threads {
+            thread.serve(0).expect("a turn");
+        }
+        // What its queue's thread has met, the device hears of.
+        self.events.serve().expect("a turn");
+    }
+}
+
+fn is_ready(fd: RawFd) -> bool {
+    // SAFETY: the descriptor lives as long as the loop or the thread, which the caller borrows.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO) {
+            // libFuzzer looks at its clock by a signal.
+            Err(Errno::EINTR) => {}
+            result => return result.expect("a poll") > 0,
+        }
     }
 }
 
@@ -270,7 +279,7 @@ impl<H: Host> Guest<H> {
     /// One turn of the device, by itself.
     fn serve(&mut self) {
         self.watch(|guest| {
-            guest.place().events.serve().expect("a turn");
+            guest.place.as_mut().expect("there is one between two steps").serve();
         });
         self.host.check();
     }
@@ -278,11 +287,11 @@ impl<H: Host> Guest<H> {
     /// Does `work`, and enters into the ledger what the device has made of it.
     fn watch(&mut self, work: impl FnOnce(&mut Self)) {
         let live = self.is_live();
-        let queues = self.place().queues();
+        let queues = self.place().slot.queues();
         let host = &self.host;
         self.ledger.begin(&self.ram, queues, live, |index, readable| host.takes(index, readable));
         work(self);
-        let queues = self.place().queues();
+        let queues = self.place().slot.queues();
         let told = self.read(offset::INTERRUPT_STATUS) & 1 != 0 || !self.is_live();
         let host = &self.host;
         self.ledger.end(&self.ram, queues, told, |index, readable| host.takes(index, readable));
@@ -330,7 +339,7 @@ impl<H: Host> Guest<H> {
         let seen = |guest: &Self| {
             let registers = [offset::STATUS, offset::INTERRUPT_STATUS, offset::QUEUE_READY, offset::CONFIG_GENERATION];
             // A device that waits for its reset has none any more.
-            let queues = guest.place().queues().filter(|_| guest.is_live());
+            let queues = guest.place().slot.queues().filter(|_| guest.is_live());
             (queues, registers.map(|register| guest.read(register)))
         };
         let before = seen(self);
@@ -353,7 +362,7 @@ impl<H: Host> Guest<H> {
             self.replace();
         }
         self.ledger.distrust();
-        self.place().queues();
+        self.place().slot.queues();
     }
 }
 

@@ -3,36 +3,29 @@
 
 mod bucket;
 mod config;
+mod limits;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::jail::seccomp::Call;
 
 pub use bucket::{Level, TokenBucket};
 pub use config::{RateLimiterConfig, TokenBucketConfig};
+pub use limits::{Limits, RateLimiterState};
 
 /// The limits of one device, or of one direction of it.
 ///
 /// A device asks [`RateLimiter::admit`] before each request. Told no, it leaves the request where it is, watches the
 /// limiter's descriptor, and when that is readable calls [`RateLimiter::timer_event`] and asks again.
 pub struct RateLimiter {
-    bandwidth: Option<TokenBucket>,
-    ops: Option<TokenBucket>,
+    limits: Limits,
     timer: TimerFd,
     /// Something had to wait, and the timer has not gone off yet.
     waiting: bool,
-}
-
-/// What a snapshot keeps of a limiter.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-pub struct RateLimiterState {
-    bandwidth: Option<Level>,
-    ops: Option<Level>,
 }
 
 impl RateLimiter {
@@ -43,20 +36,13 @@ impl RateLimiter {
     /// [`RateLimiter::update`] gives it limits.
     pub fn new(config: Option<&RateLimiterConfig>) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        let mut limiter = Self { bandwidth: None, ops: None, timer, waiting: false };
-        limiter.update(config.unwrap_or(&RateLimiterConfig::default()));
-        Ok(limiter)
+        Ok(Self { limits: Limits::new(config), timer, waiting: false })
     }
 
     /// Takes over the buckets that `config` names, full. Those that it does not name stay as they are. What waits is
     /// looked at again at once.
     pub fn update(&mut self, config: &RateLimiterConfig) {
-        if let Some(bandwidth) = config.bandwidth {
-            self.bandwidth = bandwidth.bucket();
-        }
-        if let Some(ops) = config.ops {
-            self.ops = ops.bucket();
-        }
+        self.limits.update(config);
         if self.waiting {
             self.wake_after(Duration::ZERO);
         }
@@ -68,15 +54,8 @@ impl RateLimiter {
         if self.waiting {
             return false;
         }
-        if self.bandwidth.is_none() && self.ops.is_none() {
-            return true;
-        }
-        let now = Instant::now();
-        let mut costs = [(self.bandwidth.as_mut(), bytes), (self.ops.as_mut(), 1)];
-        let waits = costs.iter_mut().filter_map(|(bucket, cost)| bucket.as_mut().map(|bucket| bucket.wait(*cost, now)));
-        let wait = waits.max().unwrap_or_default();
+        let wait = self.limits.admit(bytes);
         if wait.is_zero() {
-            costs.into_iter().filter_map(|(bucket, cost)| Some((bucket?, cost))).for_each(|(b, cost)| b.take(cost));
             return true;
         }
         self.wake_after(wait);
@@ -104,19 +83,12 @@ impl RateLimiter {
 
     /// What a snapshot keeps.
     pub fn save(&mut self) -> RateLimiterState {
-        RateLimiterState {
-            bandwidth: self.bandwidth.as_mut().map(TokenBucket::save),
-            ops: self.ops.as_mut().map(TokenBucket::save),
-        }
+        self.limits.save()
     }
 
     /// Puts back what a snapshot has kept; the text says what is wrong with it.
     pub fn restore(&mut self, state: RateLimiterState) -> Result<(), String> {
-        let bucket = |level: Option<Level>| {
-            level.map(|level| TokenBucket::restore(level).ok_or("a token bucket that cannot be".to_owned())).transpose()
-        };
-        (self.bandwidth, self.ops) = (bucket(state.bandwidth)?, bucket(state.ops)?);
-        Ok(())
+        self.limits.restore(state)
     }
 }
 

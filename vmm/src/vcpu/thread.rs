@@ -30,7 +30,7 @@ const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
 const SYSTEM_EVENT_CRASH: u32 = 3;
 
-/// What a vCPU thread tells the main thread.
+/// What a vCPU's thread, or a queue's, tells the main thread.
 #[derive(Debug)]
 pub enum Message {
     /// The thread is confined and waits, or could not be confined.
@@ -41,6 +41,8 @@ pub enum Message {
     Ended(EndReason),
     /// The vCPU cannot go on.
     Fault(Fault),
+    /// The thread of a queue cannot wait for it.
+    QueueThread(std::io::Error),
 }
 
 /// What every vCPU thread of a VM shares.
@@ -129,9 +131,9 @@ impl Threads {
         Ok(all)
     }
 
-    /// Waits until every thread is confined.
-    pub fn wait_confined(&self, messages: &Receiver<Message>) -> Result<(), JailError> {
-        let mut waiting = self.handles.len();
+    /// Waits until every thread is confined, and so many others.
+    pub fn wait_confined(&self, others: usize, messages: &Receiver<Message>) -> Result<(), JailError> {
+        let mut waiting = self.handles.len().saturating_add(others);
         while waiting > 0 {
             match messages.recv() {
                 Ok(Message::Confined(result)) => {

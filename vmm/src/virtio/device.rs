@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::queue_thread::QueueServer;
 use super::{Interrupt, Queue, QueueError, Source, Watch};
 use crate::jail::seccomp::Call;
 use crate::memory::GuestRam;
@@ -69,7 +70,8 @@ pub enum Progress {
 /// One virtio device, behind its transport.
 ///
 /// Calls come with the device's lock held, from the main thread; only those for configuration space come from vCPU
-/// threads, which may use no system calls beyond locks. None may block for longer than the operation of the host that
+/// threads, which may use no system calls beyond locks. Queues may have threads, see [`VirtioDevice::queue_servers`]. No
+/// call may block for longer than the operation of the host that
 /// it stands for, panic, or take memory that the guest decides about.
 ///
 /// A [`QueueError`] means that the driver broke the rules: the transport sets `DEVICE_NEEDS_RESET` and serves the
@@ -109,9 +111,18 @@ pub trait VirtioDevice: Send {
     /// The driver has reset the device: forget everything that belongs to requests in flight.
     fn reset(&mut self) {}
 
+    /// What serves its queues on threads of their own, one for each of [`VirtioDevice::queue_sizes`] and in their order.
+    /// Asked for once, when the device gets its place. Without any, the main thread serves the queues.
+    fn queue_servers(&mut self) -> std::io::Result<Vec<Box<dyn QueueServer>>> {
+        Ok(Vec::new())
+    }
+
     /// The driver may have put something into queue `index`. Serve as many chains as the queue has entries, at most:
-    /// a driver that puts in more meanwhile must not keep the main thread from everything else.
-    fn serve_queue(&mut self, active: &mut Active, index: usize) -> Result<Progress, QueueError>;
+    /// a driver that puts in more meanwhile must not keep the main thread from everything else. Not called for a device
+    /// whose queues have threads.
+    fn serve_queue(&mut self, _active: &mut Active, index: usize) -> Result<Progress, QueueError> {
+        Err(QueueError::NoSuchQueue(index))
+    }
 
     /// What to hear of from the start: taps, timers, listening sockets.
     fn sources(&self) -> Vec<Source> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::queue_thread::QueueThread;
 use super::transport::Slot;
 use crate::jail::seccomp::Call;
 
@@ -110,6 +111,32 @@ impl EventLoop {
     /// Tells the devices that the VM is about to run, see [`VirtioDevice::settle`](super::VirtioDevice::settle).
     pub fn settle(&self) {
         self.slots.iter().for_each(|slot| slot.settle());
+    }
+
+    /// What serves queues on threads of their own, once. The devices stand still until [`EventLoop::resume`].
+    pub fn take_threads(&self) -> Vec<QueueThread> {
+        self.slots.iter().flat_map(|slot| slot.take_threads()).collect()
+    }
+
+    /// Lets the queues' threads go on, or begin.
+    pub fn resume(&self) {
+        self.slots.iter().for_each(|slot| slot.resume());
+    }
+
+    /// Lets them stand still: nothing is in flight then. If one is not ready by the end of `limit`, all go on, and its
+    /// device's name is given back.
+    pub fn pause(&self, limit: Duration) -> Result<(), String> {
+        let end = Instant::now() + limit;
+        let late = self.slots.iter().find(|slot| !slot.pause(end.saturating_duration_since(Instant::now())));
+        late.map_or(Ok(()), |slot| {
+            self.resume();
+            Err(slot.name())
+        })
+    }
+
+    /// Lets them end.
+    pub fn end(&self) {
+        self.slots.iter().for_each(|slot| slot.end());
     }
 
     /// Hears also of a descriptor that is no device's, each time that there is something new to be read.

@@ -7,6 +7,7 @@
 //! - [`buffers`]: the memory of one request.
 //! - [`device`]: what a device brings along.
 //! - [`event_loop`]: the main thread's loop over all devices.
+//! - [`queue_thread`]: threads for queues whose work may take the host long.
 //! - [`interrupt`]: how a device calls its driver.
 //!
 //! The devices themselves are folders of `devices`.
@@ -16,6 +17,7 @@ pub mod device;
 pub mod event_loop;
 pub mod interrupt;
 pub mod queue;
+pub mod queue_thread;
 pub mod registers;
 pub mod transport;
 

@@ -6,6 +6,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ use super::Interrupt;
 use super::device::{Active, Progress, VirtioDevice};
 use super::event_loop::{Source, Watch};
 use super::queue::{Queue, QueueError, QueueState};
+use super::queue_thread::QueueThread;
+use super::queue_thread::desk::{Desk, Served};
 use super::registers::{Change, Registers, offset};
 use crate::devices::{Action, Device, Line};
 use crate::jail::seccomp::Call;
@@ -50,9 +53,13 @@ pub struct Slot {
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
     /// One for each queue: the driver has put something into it.
-    doorbells: Vec<EventFd>,
-    /// The driver's state has changed.
-    wake: EventFd,
+    doorbells: Vec<Arc<EventFd>>,
+    /// The driver's state has changed, or a queue's thread has something to say.
+    wake: Arc<EventFd>,
+    /// One for each queue, if threads of their own serve them.
+    desks: Vec<Arc<Desk>>,
+    /// What serves them, until there are the threads.
+    threads: Mutex<Vec<QueueThread>>,
 }
 
 /// What a snapshot keeps of a slot.
@@ -66,15 +73,27 @@ pub struct SlotState {
 
 impl Slot {
     /// A device after power-on, whose interrupt is `line`.
-    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, line: impl Line + 'static) -> std::io::Result<Arc<Self>> {
-        let counter = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let doorbells = device.queue_sizes().iter().map(|_| counter()).collect::<Result<_, _>>()?;
+    pub fn new(
+        mut device: Box<dyn VirtioDevice>,
+        ram: GuestRam,
+        line: impl Line + 'static,
+    ) -> std::io::Result<Arc<Self>> {
+        let counter = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
+        let doorbells = device.queue_sizes().iter().map(|_| counter()).collect::<Result<Vec<_>, _>>()?;
+        let wake = counter()?;
+        let (mut desks, mut threads) = (Vec::new(), Vec::new());
+        for (server, doorbell) in device.queue_servers()?.into_iter().zip(&doorbells) {
+            let desk = Arc::new(Desk::new(Arc::clone(doorbell), Arc::clone(&wake)));
+            threads.push(QueueThread::new(Arc::clone(&desk), doorbell, server)?);
+            desks.push(desk);
+        }
         let id = device.kind() as u32;
         let registers = Registers::new(id, device.features(), device.queue_sizes());
         let (reset, fresh, unserved) = (false, false, false);
         let inner = Inner { registers, device, active: None, reset, fresh, unserved, broken: None, errors: 0 };
         let interrupt = Arc::new(Interrupt::new(line));
-        Ok(Arc::new(Self { inner: Mutex::new(inner), ram, interrupt, doorbells, wake: counter()? }))
+        let (inner, threads) = (Mutex::new(inner), Mutex::new(threads));
+        Ok(Arc::new(Self { inner, ram, interrupt, doorbells, wake, desks, threads }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -92,7 +111,7 @@ impl Slot {
     /// `true` with its result; the driver is then told.
     pub fn control<T>(&self, work: impl FnOnce(&mut dyn VirtioDevice, Option<&mut Active>) -> (T, bool)) -> T {
         let inner = &mut *self.lock();
-        inner.catch_up();
+        self.catch_up(inner);
         let (result, changed) = work(inner.device.as_mut(), inner.active.as_mut());
         if changed {
             inner.registers.next_generation();
@@ -100,6 +119,8 @@ impl Slot {
                 self.interrupt.config_changed();
             }
         }
+        // What had to wait may go on under other limits.
+        self.ring_threads();
         result
     }
 
@@ -111,11 +132,57 @@ impl Slot {
     /// What a snapshot keeps. The VM is paused.
     pub fn save(&self) -> SlotState {
         let inner = &mut *self.lock();
-        inner.catch_up();
+        self.catch_up(inner);
         let device = inner.device.save(inner.active.as_mut());
-        let queues =
-            inner.active.as_ref().map(|active| active.queues.iter().map(|q| q.as_ref().map(Queue::state)).collect());
+        let queues = self.queue_states(inner);
         SlotState { registers: inner.registers.clone(), queues, interrupt: self.interrupt.status(), device }
+    }
+
+    /// Where the queues are and how far, if the driver is ready. Threads that serve them stand still.
+    pub fn queues(&self) -> Option<Vec<Option<QueueState>>> {
+        let inner = &mut *self.lock();
+        self.catch_up(inner);
+        self.queue_states(inner)
+    }
+
+    fn queue_states(&self, inner: &Inner) -> Option<Vec<Option<QueueState>>> {
+        let own = |queue: &Option<Queue>| queue.as_ref().map(Queue::state);
+        let active = inner.active.as_ref()?;
+        Some(if self.desks.is_empty() {
+            active.queues.iter().map(own).collect()
+        } else {
+            self.desks.iter().map(|desk| desk.state()).collect()
+        })
+    }
+
+    /// What serves the queues on threads of their own, once.
+    pub(super) fn take_threads(&self) -> Vec<QueueThread> {
+        std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// See [`EventLoop::resume`](super::EventLoop::resume).
+    pub(super) fn resume(&self) {
+        self.desks.iter().for_each(|desk| desk.resume());
+    }
+
+    /// Whether the threads stand still within `limit`.
+    pub(super) fn pause(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        self.desks.iter().all(|desk| desk.pause(end.saturating_duration_since(Instant::now())))
+    }
+
+    /// See [`EventLoop::end`](super::EventLoop::end).
+    pub(super) fn end(&self) {
+        self.desks.iter().for_each(|desk| desk.end());
+    }
+
+    /// The device's name.
+    pub(super) fn name(&self) -> String {
+        self.lock().device.name()
+    }
+
+    fn ring_threads(&self) {
+        self.desks.iter().for_each(|desk| desk.ring());
     }
 
     /// Puts a device, which was just made, into the state of a snapshot. The text says what does not fit.
@@ -150,9 +217,16 @@ impl Slot {
     /// A write to a register, on a vCPU thread.
     fn write_register(&self, at: u64, value: u32) {
         let inner = &mut *self.lock();
-        match inner.registers.write(at, value) {
+        let change = inner.registers.write(at, value);
+        match change {
+            Change::None if !inner.registers.is_live() => {
+                // The driver may have said that it gives up.
+                self.desks.iter().for_each(|desk| desk.halt());
+                return;
+            }
             Change::None => return,
             Change::Reset => {
+                self.desks.iter().for_each(|desk| desk.close());
                 // From here on nothing of the guest's memory is touched for this device.
                 inner.active = None;
                 (inner.fresh, inner.reset) = (false, true);
@@ -191,7 +265,8 @@ impl Slot {
 
     /// What the event loop has to watch for this slot from the start.
     pub(super) fn sources(&self) -> Vec<Source> {
-        let doorbells = (QUEUE_TOKENS..).zip(&self.doorbells).map(|(token, doorbell)| (doorbell, token));
+        let doorbells = (QUEUE_TOKENS..).zip(&self.doorbells).filter(|_| self.desks.is_empty());
+        let doorbells = doorbells.map(|(token, doorbell)| (doorbell, token));
         let own = doorbells.chain([(&self.wake, WAKE_TOKEN)]);
         // By edges: each write to a counter is told once, and nobody has to read it.
         let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
@@ -202,7 +277,11 @@ impl Slot {
     /// Something that the event loop watches for this slot is ready.
     pub(super) fn serve(&self, token: u32, set: EventSet, watch: Watch<'_>) {
         let inner = &mut *self.lock();
-        inner.catch_up();
+        self.catch_up(inner);
+        if let Some(error) = self.desks.iter().find_map(|desk| desk.take_fault()) {
+            self.desks.iter().for_each(|desk| desk.halt());
+            inner.give_up(error, &self.interrupt);
+        }
         if std::mem::take(&mut inner.unserved) {
             // What came before the device knew of its driver.
             (0..self.doorbells.len()).for_each(|index| self.ring(inner, index));
@@ -217,6 +296,27 @@ impl Slot {
             }
         }
         inner.report();
+    }
+
+    /// Tells the device of a reset or a start that it does not know of.
+    fn catch_up(&self, inner: &mut Inner) {
+        if std::mem::take(&mut inner.reset) {
+            inner.device.reset();
+        }
+        if std::mem::take(&mut inner.fresh)
+            && let Some(active) = inner.active.as_mut()
+        {
+            inner.device.activate(active);
+            inner.unserved = true;
+            let (features, interrupt) = (active.features, &active.interrupt);
+            // What is not live any more was closed and is not opened again.
+            let desks = self.desks.iter().filter(|_| inner.registers.is_live());
+            for (desk, queue) in desks.zip(&mut active.queues) {
+                let served =
+                    |queue| Served { ram: active.ram.clone(), queue, features, interrupt: Arc::clone(interrupt) };
+                queue.take().map(served).into_iter().for_each(|served| desk.open(served));
+            }
+        }
     }
 
     /// Serves queue `index` until it is empty or others should have a turn.
@@ -243,19 +343,6 @@ fn same_places(queues: &[Option<QueueState>], registers: &[Option<QueueState>]) 
 }
 
 impl Inner {
-    /// Tells the device of a reset or a start that it does not know of.
-    fn catch_up(&mut self) {
-        if std::mem::take(&mut self.reset) {
-            self.device.reset();
-        }
-        if std::mem::take(&mut self.fresh)
-            && let Some(active) = self.active.as_mut()
-        {
-            self.device.activate(active);
-            self.unserved = true;
-        }
-    }
-
     fn give_up(&mut self, error: QueueError, interrupt: &Interrupt) {
         self.broken = Some(error);
         if self.registers.set_needs_reset() {

@@ -40,6 +40,7 @@ use crate::metrics::Output;
 use crate::mmds::SharedMmds;
 use crate::snapshot::{self, Files, SnapshotLoad};
 use crate::vcpu::{self, Threads, VcpuContext};
+use crate::virtio::queue_thread::{self, Report};
 use control::Commands;
 use machine::{Machine, Restore};
 use running::{METRICS_INTERVAL, Running};
@@ -240,6 +241,7 @@ impl Supervisor {
     /// Gives up what the process does not need to run the VM. The vCPUs stand still.
     fn confine(self, mut machine: Machine, metrics: Option<Output>) -> Result<Running, VmError> {
         let (messages, inbox) = channel();
+        let report = Report { messages: messages.clone(), wake: Arc::clone(&self.wake) };
         let context = VcpuContext {
             ports: Arc::clone(&machine.ports),
             mmio: Arc::clone(&machine.mmio),
@@ -262,15 +264,21 @@ impl Supervisor {
         machine.devices.settle();
         let vcpus = std::mem::take(&mut machine.vcpus);
         let mut threads = Threads::start(u8::try_from(vcpus.len()).unwrap_or(u8::MAX), &context)?;
+        let queues = machine.devices.take_threads();
+        let others = queues.len();
+        let started = queue_thread::start(queues, &report).map_err(VmError::Thread);
         // The threads' clones are the only senders left: when all have ended, the inbox says so.
-        drop(context);
+        drop((context, report));
         // At the same time as those threads.
-        let confined = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())
-            .and_then(|filter| seccomp::install(ThreadKind::Main, &filter))
-            .and_then(|()| threads.wait_confined(&inbox));
+        let confined = started.and_then(|()| {
+            let filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
+            seccomp::install(ThreadKind::Main, &filter)?;
+            Ok(threads.wait_confined(others, &inbox)?)
+        });
         if let Err(error) = confined {
+            machine.devices.end();
             threads.stop(Some(vcpus));
-            return Err(error.into());
+            return Err(error);
         }
         Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
         Ok(Running {

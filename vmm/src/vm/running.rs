@@ -29,6 +29,11 @@ const FIXED: usize = 3;
 /// Between two lines of metrics that nobody asked for.
 pub(super) const METRICS_INTERVAL: Duration = Duration::from_mins(1);
 
+/// How long the host may take for a piece of a request to a disk until a pause fails.
+const QUEUE_LIMIT: Duration = Duration::from_secs(2);
+/// The same at the VM's end, which does not wait longer.
+const END_LIMIT: Duration = Duration::from_millis(50);
+
 /// How a VM ended, once it has.
 type End = Result<EndReason, VmError>;
 
@@ -196,6 +201,7 @@ impl Running {
                 Message::Mark(mark) => Event::GuestMark(mark).emit(),
                 Message::Ended(reason) => return Some(Ok(reason)),
                 Message::Fault(fault) => return Some(Err(VmError::Guest(fault))),
+                Message::QueueThread(source) => return Some(Err(VmError::Devices(source))),
                 Message::Confined(_) => {}
             }
         }
@@ -243,7 +249,12 @@ impl Running {
         if self.paused.is_none() {
             let begin = Instant::now();
             let stopped = self.threads.pause();
-            self.paused = Some(stopped.ok_or_else(|| ControlError::Failed("vCPUs did not stop in time".to_owned()))?);
+            let vcpus = stopped.ok_or_else(|| ControlError::Failed("vCPUs did not stop in time".to_owned()))?;
+            if let Err(device) = self.machine.devices.pause(QUEUE_LIMIT) {
+                self.threads.run(vcpus);
+                return Err(ControlError::Failed(format!("the host does not finish a request to {device}")));
+            }
+            self.paused = Some(vcpus);
             self.set_state(VmState::Paused);
             self.commands.shared.metrics.latencies.pause_vm.set_since(begin);
         }
@@ -266,6 +277,7 @@ impl Running {
             if let Some(clock) = self.began.take() {
                 Event::Running { setup_us: clock.elapsed_us() }.emit();
             }
+            self.machine.devices.resume();
             self.threads.run(vcpus);
             self.commands.shared.metrics.latencies.resume_vm.set_since(begin);
         }
@@ -274,6 +286,11 @@ impl Running {
     /// Stops the vCPUs and passes on what the guest last wrote.
     pub(super) fn end(mut self) -> serial::Counters {
         let stopped = self.threads.stop(self.paused.take());
+        self.machine.devices.end();
+        // A request that the host does not finish is given up with the process: nobody was told that it is done.
+        if let Err(device) = self.machine.devices.pause(END_LIMIT) {
+            tracing::warn!(device, "the host does not finish a request");
+        }
         self.console.finish(&self.machine.fixed.serial);
         self.write_metrics();
         let line = self.machine.fixed.serial.counters();

@@ -43,10 +43,11 @@ fn ranges_and_flushes_count_where_a_disk_is_limited() {
         (FLUSH_KIND, 0, limits(Some((1, HOUR)), None), "03"),
     ] {
         let start = Guest::new().virtio_start(FIRST, FEATURES, &[limited]).virtio_start(FIRST + 0x1000, 0, &[free]);
-        // The second disk has its turn in the same loop, and the limited one would have had its own by then.
-        let guest = (1..=4).fold(offer_all(start, kind, flags), |guest, number| {
-            guest.disk_request_at(free, number + 4, READ_KIND, 0, &[room(0x8000, 512)])
-        });
+        // What may pass has passed then; the second disk's requests give time to what may not.
+        let guest = (1..=4)
+            .fold(offer_all(start, kind, flags).wait_for16(limited.used_index(), count(passes)), |guest, number| {
+                guest.disk_request_at(free, number + 4, READ_KIND, 0, &[room(0x8000, 512)])
+            });
         let guest = guest.print_hex(limited.used_index(), 1).reset();
         let (mut setup, path) = with_disk(&guest, &numbered(4));
         setup.config.drives[0].cache_type = CacheType::Writeback;
@@ -56,6 +57,10 @@ fn ranges_and_flushes_count_where_a_disk_is_limited() {
         setup.config = setup.config.with_drive(DriveConfig::new("second", second));
         assert_eq!(run(setup, &path).0, passes, "{kind} {flags} {limit:?}");
     }
+}
+
+fn count(hex: &str) -> u16 {
+    u16::from_str_radix(hex, 16).unwrap()
 }
 
 /// Limits of one kind: so many at once, and so many milliseconds until as many again.
@@ -90,8 +95,8 @@ fn limits_let_through_what_they_allow_and_the_rest_later() {
         (None, "04"),
     ] {
         let start = Guest::new().virtio_start(FIRST, 0, &[limited]).virtio_start(FIRST + 0x1000, 0, &[free]);
-        // The second disk has its turn in the same loop, and the limited one would have had its own by then.
-        let guest = (1..=4).fold(offer_all(start), |guest, number| {
+        // What may pass has passed then; the second disk's requests give time to what may not.
+        let guest = (1..=4).fold(offer_all(start).wait_for16(limited.used_index(), count(passes)), |guest, number| {
             guest.disk_request_at(free, number, READ_KIND, 0, &[room(0x8000, 512)])
         });
         let guest = guest.print_hex(limited.used_index(), 1).reset();

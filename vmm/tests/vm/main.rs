@@ -22,6 +22,7 @@ mod life;
 mod mmds;
 mod net;
 mod refusals;
+mod slow_disk;
 mod tap;
 mod virtio;
 mod vsock;

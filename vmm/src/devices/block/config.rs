@@ -1,10 +1,11 @@
-//! `drives`, as Firecracker writes them, and three fields of our own: `offset`, `key_fd` and `tenant`.
+//! `drives`, as Firecracker writes them, and four fields of our own: `num_queues`, `offset`, `key_fd` and
+//! `tenant`.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::SECTOR;
+use super::{MAX_QUEUES, SECTOR};
 use crate::config::{ConfigError, Unsupported, objects_only};
 use crate::rate_limiter::RateLimiterConfig;
 
@@ -32,7 +33,7 @@ pub enum IoEngine {
 }
 
 /// One disk.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct DriveConfig {
     /// Its name: 1 to 64 letters, digits and underscores. The first 20 are the serial number that the guest sees.
@@ -60,6 +61,10 @@ pub struct DriveConfig {
     /// A vhost-user socket: not supported.
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub socket: Unsupported,
+    /// Ours: how many queues it has, 1 to 16, each with a thread of its own. The guest's kernel divides them among its
+    /// vCPUs.
+    #[serde(default = "one_queue", skip_serializing_if = "is_one")]
+    pub num_queues: u16,
     /// Ours: where the guest's first sector lies in the file, in bytes, a multiple of 512. What is before is not the
     /// guest's: a volume's header.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -94,10 +99,40 @@ fn null_is_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(des
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
+fn one_queue() -> u16 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as below
+fn is_one(value: &u16) -> bool {
+    *value == 1
+}
+
 // serde's `skip_serializing_if` hands over a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(value: &u64) -> bool {
     *value == 0
+}
+
+impl Default for DriveConfig {
+    /// Nobody's disk yet: no name, no file, one queue.
+    fn default() -> Self {
+        Self {
+            drive_id: String::new(),
+            path_on_host: PathBuf::new(),
+            is_root_device: false,
+            partuuid: None,
+            is_read_only: false,
+            cache_type: CacheType::default(),
+            io_engine: IoEngine::default(),
+            rate_limiter: None,
+            socket: Unsupported::default(),
+            num_queues: 1,
+            offset: 0,
+            key_fd: None,
+            tenant: None,
+        }
+    }
 }
 
 impl DriveConfig {
@@ -145,6 +180,9 @@ impl DriveConfig {
         }
         if !self.offset.is_multiple_of(SECTOR) {
             return Err(out_of_range("drives.offset", &self.offset.to_string(), "a multiple of 512"));
+        }
+        if !(1..=MAX_QUEUES).contains(&self.num_queues) {
+            return Err(out_of_range("drives.num_queues", &self.num_queues.to_string(), "1 to 16"));
         }
         if let Some(tenant) = &self.tenant {
             let label = |c: char| plain(c) || c == '-' || c == '.';
@@ -212,7 +250,7 @@ mod tests {
         .unwrap();
         assert!(drive.is_read_only && drive.cache_type == CacheType::Writeback && drive.rate_limiter.is_some());
         assert_eq!(read(r#", "is_read_only": null, "io_engine": null"#).unwrap(), DriveConfig::new("rootfs", "/d"));
-        let ours = read(r#", "offset": 4096, "tenant": "a-1.b""#).unwrap();
+        let ours = read(r#", "num_queues": 16, "offset": 4096, "tenant": "a-1.b""#).unwrap();
         assert_eq!((ours.offset, ours.tenant.as_deref()), (4096, Some("a-1.b")));
         assert_eq!(serde_json::from_str::<DriveConfig>(&serde_json::to_string(&ours).unwrap()).unwrap(), ours);
     }
@@ -239,6 +277,8 @@ mod tests {
     fn values_are_checked() {
         for (fields, name) in [
             (r#", "offset": 511"#, "drives.offset"),
+            (r#", "num_queues": 0"#, "drives.num_queues"),
+            (r#", "num_queues": 17"#, "drives.num_queues"),
             (r#", "tenant": """#, "drives.tenant"),
             (r#", "tenant": "a b""#, "drives.tenant"),
             (r#", "partuuid": "abc""#, "drives.partuuid"),

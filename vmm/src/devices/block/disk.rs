@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::sync::Arc;
 
 use super::{DriveConfig, SECTOR};
 use crate::devices::DeviceError;
@@ -17,11 +18,17 @@ const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 /// Most vectors of one call (`IOV_MAX`).
 const MAX_VECTORS: usize = 1024;
+/// Most bytes that one call moves: whoever wants the queue waits for it.
+const MOVED_AT_ONCE: usize = 1 << 20;
+/// Most bytes that one call gives up or makes zeros. Some disks have to write them.
+const ZEROED_AT_ONCE: u64 = 16 << 20;
+/// Between two calls for one request: whether to stop there. An error of the kind [`ErrorKind::Interrupted`] says so then.
+pub(super) type Wish<'a> = &'a dyn Fn() -> bool;
 
 /// An open file or block device, and which part of it is the guest's.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    file: Arc<File>,
     /// Which file it is: one of two equal ones sees what the other writes.
     identity: (u64, u64),
     /// Where the guest's first sector lies, in bytes.
@@ -32,14 +39,17 @@ pub struct Disk {
 
 impl Disk {
     /// System calls on a disk that only reads.
-    pub(super) const READ_CALLS: [Call; 2] =
-        [Call::any(libc::SYS_preadv), Call::with(libc::SYS_flock, 1, (libc::LOCK_SH | libc::LOCK_NB) as u32)];
+    pub(super) const READ_CALLS: [Call; 1] = [Call::any(libc::SYS_preadv)];
     /// System calls on a disk that writes, beside those.
-    pub(super) const WRITE_CALLS: [Call; 5] = [
-        Call::any(libc::SYS_pwritev2),
+    pub(super) const WRITE_CALLS: [Call; 4] = [
+        Call::any(libc::SYS_pwritev),
         Call::any(libc::SYS_fdatasync),
         Call::with(libc::SYS_fallocate, 1, PUNCH_HOLE as u32),
         Call::with(libc::SYS_fallocate, 1, ZERO_RANGE as u32),
+    ];
+    /// What locks a disk that only reads, and one that writes.
+    pub(super) const LOCK_CALLS: [Call; 2] = [
+        Call::with(libc::SYS_flock, 1, (libc::LOCK_SH | libc::LOCK_NB) as u32),
         Call::with(libc::SYS_flock, 1, (libc::LOCK_EX | libc::LOCK_NB) as u32),
     ];
 
@@ -69,7 +79,13 @@ impl Disk {
             );
         }
         let identity = if kind.is_file() { (info.dev(), info.ino()) } else { (u64::MAX, info.rdev()) };
-        Ok(Self { file, identity, start: config.offset, sectors: len / SECTOR, read_only: config.is_read_only })
+        Ok(Self {
+            file: Arc::new(file),
+            identity,
+            start: config.offset,
+            sectors: len / SECTOR,
+            read_only: config.is_read_only,
+        })
     }
 
     /// Makes sure that nobody writes what somebody else uses: a disk that can be written is one VM's alone. The lock is
@@ -99,9 +115,10 @@ impl Disk {
         self.identity == other.identity
     }
 
-    /// Takes over the size that another descriptor of the same file has shown.
-    pub fn resize_as(&mut self, other: &Self) {
-        (self.start, self.sectors) = (other.start, other.sectors);
+    /// The same disk, of the size that another descriptor of the same file has shown.
+    #[must_use]
+    pub fn resized_as(&self, other: &Self) -> Self {
+        Self { file: Arc::clone(&self.file), start: other.start, sectors: other.sectors, ..*self }
     }
 
     /// Number of sectors of 512 bytes.
@@ -122,21 +139,20 @@ impl Disk {
     }
 
     /// Fills guest memory from byte `at` of the file on. An error if the file is shorter.
-    pub fn read(&self, ram: &GuestRam, data: &Buffers, at: u64) -> io::Result<()> {
+    pub(super) fn read(&self, ram: &GuestRam, data: &Buffers, at: u64, wish: Wish<'_>) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
-        transfer(vectors(ram, data)?, at, ErrorKind::UnexpectedEof, |vectors, count, at| {
+        transfer(vectors(ram, data)?, at, ErrorKind::UnexpectedEof, wish, |vectors, count, at| {
             // SAFETY: `transfer` gives as many vectors as it says, each of memory that is the guest's and mapped.
             unsafe { libc::preadv(fd, vectors, count, at) }
         })
     }
 
-    /// Writes guest memory to the file from byte `at` on; when `durable`, it is on the host's disk after it.
-    pub fn write(&self, ram: &GuestRam, data: &Buffers, at: u64, durable: bool) -> io::Result<()> {
+    /// Writes guest memory to the file from byte `at` on.
+    pub(super) fn write(&self, ram: &GuestRam, data: &Buffers, at: u64, wish: Wish<'_>) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
-        let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        transfer(vectors(ram, data)?, at, ErrorKind::WriteZero, |vectors, count, at| {
+        transfer(vectors(ram, data)?, at, ErrorKind::WriteZero, wish, |vectors, count, at| {
             // SAFETY: as in `read`.
-            unsafe { libc::pwritev2(fd, vectors, count, at, flags) }
+            unsafe { libc::pwritev(fd, vectors, count, at) }
         })
     }
 
@@ -146,22 +162,18 @@ impl Disk {
     }
 
     /// Makes a range read as zeros, and gives its space up where `deallocate` says so and the host can.
-    pub fn zero(&self, at: u64, len: u64, deallocate: bool) -> io::Result<()> {
-        if len == 0 {
-            // fallocate does not take it.
-            return Ok(());
-        }
+    pub(super) fn zero(&self, at: u64, len: u64, deallocate: bool, wish: Wish<'_>) -> io::Result<()> {
         // Not every file system and device has both.
         let (first, second) = if deallocate { (PUNCH_HOLE, ZERO_RANGE) } else { (ZERO_RANGE, PUNCH_HOLE) };
-        match self.fallocate(first, at, len) {
+        by_pieces(at, len, wish, |at, len| match self.fallocate(first, at, len) {
             Err(error) if is_unsupported(&error) => self.fallocate(second, at, len),
             result => result,
-        }
+        })
     }
 
     /// Gives the space of a range up; it reads as zeros then.
-    pub fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        if len == 0 { Ok(()) } else { self.fallocate(PUNCH_HOLE, at, len) }
+    pub(super) fn discard(&self, at: u64, len: u64, wish: Wish<'_>) -> io::Result<()> {
+        by_pieces(at, len, wish, |at, len| self.fallocate(PUNCH_HOLE, at, len))
     }
 
     fn fallocate(&self, mode: i32, at: u64, len: u64) -> io::Result<()> {
@@ -191,19 +203,43 @@ fn vectors(ram: &GuestRam, data: &Buffers) -> io::Result<Vec<IoVec>> {
     data.io_vecs(ram).map_err(io::Error::other)
 }
 
+/// Stops where it is wished.
+fn go_on(wish: Wish<'_>) -> io::Result<()> {
+    if wish() { Err(ErrorKind::Interrupted.into()) } else { Ok(()) }
+}
+
+/// Does `call` for one piece of a range after the other.
+fn by_pieces(at: u64, len: u64, wish: Wish<'_>, call: impl Fn(u64, u64) -> io::Result<()>) -> io::Result<()> {
+    let end = at.checked_add(len).ok_or(ErrorKind::InvalidInput)?;
+    let mut next = at;
+    // fallocate does not take an empty range.
+    while next < end {
+        if next > at {
+            go_on(wish)?;
+        }
+        let piece = ZEROED_AT_ONCE.min(end - next);
+        call(next, piece)?;
+        next += piece;
+    }
+    Ok(())
+}
+
 /// Repeats `call` until all vectors are done. `at_end` is the error when it moves nothing any more.
 fn transfer(
     mut vectors: Vec<IoVec>,
     at: u64,
     at_end: ErrorKind,
+    wish: Wish<'_>,
     call: impl Fn(*const IoVec, libc::c_int, libc::off_t) -> isize,
 ) -> io::Result<()> {
     let too_big = |_| io::Error::from(ErrorKind::InvalidInput);
-    let mut at = libc::off_t::try_from(at).map_err(too_big)?;
-    let mut next = 0;
+    let begin = libc::off_t::try_from(at).map_err(too_big)?;
+    let (mut at, mut next) = (begin, 0);
     while let Some(rest) = vectors.get_mut(next..).filter(|rest| !rest.is_empty()) {
-        let count = libc::c_int::try_from(rest.len().min(MAX_VECTORS)).unwrap_or(0);
-        let done = call(rest.as_ptr(), count, at);
+        if at > begin {
+            go_on(wish)?;
+        }
+        let done = move_piece(rest, at, &call);
         if done < 0 {
             let error = io::Error::last_os_error();
             if error.kind() == ErrorKind::Interrupted {
@@ -228,6 +264,26 @@ fn transfer(
         }
     }
     Ok(())
+}
+
+/// Does `call` for as many of the first vectors as one call moves.
+fn move_piece(
+    vectors: &[IoVec],
+    at: libc::off_t,
+    call: impl Fn(*const IoVec, libc::c_int, libc::off_t) -> isize,
+) -> isize {
+    let mut bytes = 0usize;
+    let fits = |vector: &&IoVec| {
+        bytes = bytes.saturating_add(vector.iov_len);
+        bytes <= MOVED_AT_ONCE
+    };
+    let count = vectors.iter().take(MAX_VECTORS).take_while(fits).count();
+    match (libc::c_int::try_from(count), vectors.first()) {
+        (Ok(count @ 1..), _) => call(vectors.as_ptr(), count, at),
+        // The first alone is too long.
+        (_, Some(first)) => call([IoVec { iov_len: MOVED_AT_ONCE, ..*first }].as_ptr(), 1, at),
+        (_, None) => 0,
+    }
 }
 
 #[cfg(test)]

@@ -7,30 +7,29 @@ mod config;
 mod disk;
 mod metrics;
 mod request;
+mod server;
 
-use std::io;
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
-use vmm_sys_util::epoll::EventSet;
 
 use super::DeviceError;
 use crate::jail::seccomp::Call;
-use crate::rate_limiter::{RateLimiter, RateLimiterConfig, RateLimiterState};
-use crate::virtio::{Active, DeviceKind, Progress, QueueError, Source, VirtioDevice, Watch};
+use crate::rate_limiter::{Limits, RateLimiterConfig, RateLimiterState};
+use crate::virtio::queue_thread::QueueServer;
+use crate::virtio::{Active, DeviceKind, VirtioDevice};
 
 pub use config::{CacheType, DriveConfig, DriveUpdate, IoEngine};
 pub use disk::Disk;
-use metrics::Metrics;
-use request::{Done, Failure, ID_BYTES, Kind, Request};
+use server::{Server, Shared};
 
 /// Bytes of a sector, the unit of everything here. What the host's device has below is its own business.
 pub const SECTOR: u64 = 512;
 
-/// Entries of the only queue.
+/// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
+/// Most queues of one disk.
+const MAX_QUEUES: u16 = 16;
 /// Most buffers of data in one request: the queue's size less header and status.
 const MAX_SEGMENTS: u32 = 254;
 /// Most bytes of one buffer.
@@ -46,35 +45,15 @@ const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 21;
 /// Sectors that a discard should begin at a multiple of: file systems give up whole pages.
 const DISCARD_ALIGNMENT: u32 = 8;
 
-/// Bytes after which others have a turn.
-const TURN_BYTES: u64 = 4 << 20;
-/// Bytes after which the driver is told of what is done, while there is more to do: it could go on meanwhile.
-const NOTIFY_BYTES: u64 = 256 * 1024;
-/// Errors of the host that are logged for one disk; later ones are only counted. A guest must not fill the log.
-const LOGGED_ERRORS: u32 = 8;
-/// The limiter's timer.
-const TIMER: u32 = 0;
-
 // Feature bits (section 5.2.3).
 const SIZE_MAX: u32 = 1;
 const SEG_MAX: u32 = 2;
 const READ_ONLY: u32 = 5;
 const BLK_SIZE: u32 = 6;
 const FLUSH: u32 = 9;
+const MQ: u32 = 12;
 const DISCARD: u32 = 13;
 const WRITE_ZEROES: u32 = 14;
-
-/// System calls of a disk that is read only.
-const READ_CALLS: [Call; 3] = {
-    let ([timer], [read, lock]) = (RateLimiter::SYSTEM_CALLS, Disk::READ_CALLS);
-    [timer, read, lock]
-};
-/// System calls of a disk that is written.
-const WRITE_CALLS: [Call; 7] = {
-    let ([timer], [read, _]) = (RateLimiter::SYSTEM_CALLS, Disk::READ_CALLS);
-    let [write, flush, punch, zero, lock] = Disk::WRITE_CALLS;
-    [timer, read, write, flush, punch, zero, lock]
-};
 
 /// What was agreed on with the driver, and what a flush is worth.
 #[derive(Clone, Copy, Debug)]
@@ -97,12 +76,9 @@ impl Features {
 
 /// The device.
 pub struct Block {
-    id: String,
-    cache: CacheType,
-    disk: Disk,
-    limiter: RateLimiter,
-    metrics: Metrics,
-    logged: u32,
+    shared: Arc<Shared>,
+    /// The sizes of its queues.
+    queues: Vec<u16>,
 }
 
 /// What a snapshot keeps of it.
@@ -118,18 +94,14 @@ impl Block {
         let disk = Disk::open(config)?;
         let device = || format!("drive {}", config.drive_id);
         disk.lock().map_err(|reason| DeviceError::Unusable { device: device(), reason })?;
-        let limiter = RateLimiter::new(config.rate_limiter.as_ref()).map_err(|source| DeviceError::Host {
-            device: device(),
-            step: "make a timer",
-            source,
-        })?;
-        let metrics = Metrics::default();
-        Ok(Self { id: config.drive_id.clone(), cache: config.cache_type, disk, limiter, metrics, logged: 0 })
+        let limits = Limits::new(config.rate_limiter.as_ref());
+        let queues = vec![QUEUE_SIZE; usize::from(config.num_queues)];
+        Ok(Self { shared: Arc::new(Shared::new(&config.drive_id, config.cache_type, disk, limits)), queues })
     }
 
     /// The drive's name.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.shared.id
     }
 
     /// Replaces the file by another one, or takes over the new size of the same one. The driver has to be told that the
@@ -138,39 +110,34 @@ impl Block {
     /// The disk is opened by whoever may still open files; it is locked here, because the same file may be locked
     /// already. Requests that the driver has not been answered go to the new file.
     pub fn replace(&mut self, disk: Disk) -> Result<(), String> {
-        let result = self.try_replace(disk);
+        let (result, metrics) = (self.try_replace(disk), &self.shared.metrics);
         match &result {
-            Ok(()) => self.metrics.update_count.inc(),
-            Err(_) => self.metrics.update_fails.inc(),
+            Ok(()) => metrics.update_count.inc(),
+            Err(_) => metrics.update_fails.inc(),
         }
         result
     }
 
     fn try_replace(&mut self, disk: Disk) -> Result<(), String> {
-        if disk.is_read_only() != self.disk.is_read_only() {
+        let now = self.shared.disk();
+        if disk.is_read_only() != now.is_read_only() {
             return Err("whether it is read only cannot be changed".to_owned());
         }
-        if disk.is_same_file(&self.disk) {
-            self.disk.resize_as(&disk);
-            return Ok(());
-        }
-        disk.lock()?;
-        self.disk = disk;
+        let disk = if disk.is_same_file(&now) {
+            // Its lock is the descriptor's that there is.
+            now.resized_as(&disk)
+        } else {
+            disk.lock()?;
+            disk
+        };
+        self.shared.replace(disk);
         Ok(())
     }
 
     /// Replaces the limits that `limits` names.
     pub fn limit(&mut self, limits: &RateLimiterConfig) {
-        self.limiter.update(limits);
-        self.metrics.update_count.inc();
-    }
-
-    /// The serial number: the drive's name, as far as there is room. Unlike numbers of the host's file system it stays
-    /// when the file is replaced, and tells the guest nothing of the host.
-    fn serial(&self) -> [u8; ID_BYTES] {
-        let mut serial = [0; ID_BYTES];
-        serial.iter_mut().zip(self.id.bytes()).for_each(|(to, from)| *to = from);
-        serial
+        self.shared.limits().update(limits);
+        self.shared.metrics.update_count.inc();
     }
 
     /// Section 5.2.4.
@@ -179,7 +146,8 @@ impl Block {
         let mut put = |at: usize, bytes: &[u8]| {
             space.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
         };
-        put(0, &self.disk.sectors().to_le_bytes());
+        put(0, &self.shared.disk().sectors().to_le_bytes());
+        put(34, &u16::try_from(self.queues.len()).unwrap_or(1).to_le_bytes());
         let max_discard_segments = u32::try_from(MAX_DISCARD_SEGMENTS).unwrap_or(1);
         let sector = u32::try_from(SECTOR).unwrap_or(512);
         for (at, value) in [
@@ -198,46 +166,6 @@ impl Block {
         }
         space
     }
-
-    /// Does one request and counts it. Gives how much of the driver's memory was written.
-    fn serve(&mut self, active: &Active, mut request: Request) -> Result<u32, QueueError> {
-        let features = Features { agreed: active.features, cache: self.cache };
-        let (kind, begin) = (request.kind, Instant::now());
-        let result = request.execute(&active.ram, &self.disk, features, &self.serial());
-        match &result {
-            Ok(done) => self.count(kind, *done, begin.elapsed()),
-            Err(Failure::Invalid | Failure::Unsupported) => self.metrics.invalid_reqs_count.inc(),
-            Err(Failure::Host(error)) => self.failed(kind, error),
-        }
-        request.answer(&active.ram, &result)
-    }
-
-    fn count(&self, kind: Kind, done: Done, time: Duration) {
-        let metrics = &self.metrics;
-        match kind {
-            Kind::Read => {
-                metrics.read_count.inc();
-                metrics.read_bytes.add(done.bytes);
-                metrics.read_agg.add(time);
-            }
-            Kind::Write => {
-                metrics.write_count.inc();
-                metrics.write_bytes.add(done.bytes);
-                metrics.write_agg.add(time);
-            }
-            Kind::Flush => metrics.flush_count.inc(),
-            Kind::Discard | Kind::WriteZeroes => metrics.discard_bytes.add(done.bytes),
-            Kind::GetId | Kind::Unknown => {}
-        }
-    }
-
-    fn failed(&mut self, kind: Kind, error: &io::Error) {
-        self.metrics.execute_fails.inc();
-        self.logged = self.logged.saturating_add(1);
-        if self.logged <= LOGGED_ERRORS {
-            warn!(drive = self.id, request = ?kind, %error, "the host could not do what the guest asked of its disk");
-        }
-    }
 }
 
 impl VirtioDevice for Block {
@@ -246,28 +174,32 @@ impl VirtioDevice for Block {
     }
 
     fn name(&self) -> String {
-        format!("drive {}", self.id)
+        format!("drive {}", self.shared.id)
     }
 
     fn features(&self) -> u64 {
         let mut features = (1 << SIZE_MAX) | (1 << SEG_MAX) | (1 << BLK_SIZE);
-        if self.disk.is_read_only() {
+        if self.shared.is_read_only {
             features |= 1 << READ_ONLY;
         } else {
             features |= (1 << DISCARD) | (1 << WRITE_ZEROES);
         }
-        if self.cache == CacheType::Writeback {
+        if self.shared.cache == CacheType::Writeback {
             features |= 1 << FLUSH;
+        }
+        if self.queues.len() > 1 {
+            features |= 1 << MQ;
         }
         features
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queues
     }
 
     fn system_calls(&self) -> &'static [Call] {
-        if self.disk.is_read_only() { &READ_CALLS } else { &WRITE_CALLS }
+        // Another file is locked by the main thread.
+        &Disk::LOCK_CALLS
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -276,76 +208,13 @@ impl VirtioDevice for Block {
         data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
     }
 
-    fn reset(&mut self) {
-        self.limiter.timer_event();
-    }
-
-    fn serve_queue(&mut self, active: &mut Active, index: usize) -> Result<Progress, QueueError> {
-        self.metrics.queue_event_count.inc();
-        if self.limiter.is_waiting() {
-            return Ok(Progress::Idle);
-        }
-        let (mut bytes, mut untold) = (0u64, 0u64);
-        for _ in 0..active.queue(index)?.size() {
-            let Some(chain) = active.queue(index)?.pop()? else {
-                if bytes == 0 {
-                    self.metrics.no_avail_buffer.inc();
-                }
-                let more = active.queue(index)?.enable_notification()?;
-                active.notify(index)?;
-                return Ok(if more { Progress::More } else { Progress::Idle });
-            };
-            let head = chain.head;
-            let features = Features { agreed: active.features, cache: self.cache };
-            let request = Request::parse(&active.ram, chain, &self.disk, features)?;
-            let data = request.data_bytes();
-            if !self.limiter.admit(request.cost()) {
-                self.metrics.rate_limiter_throttled_events.inc();
-                active.queue(index)?.unpop();
-                active.notify(index)?;
-                return Ok(Progress::Idle);
-            }
-            let is_slow = request.kind == Kind::Flush;
-            let written = self.serve(active, request)?;
-            active.queue(index)?.push(head, written)?;
-            (bytes, untold) = (bytes.saturating_add(data), untold.saturating_add(data));
-            if untold >= NOTIFY_BYTES || is_slow {
-                active.notify(index)?;
-                untold = 0;
-            }
-            if bytes >= TURN_BYTES {
-                break;
-            }
-        }
-        active.notify(index)?;
-        Ok(Progress::More)
-    }
-
-    fn sources(&self) -> Vec<Source> {
-        vec![Source { fd: self.limiter.as_raw_fd(), token: TIMER, set: EventSet::IN }]
-    }
-
-    fn serve_source(
-        &mut self,
-        active: Option<&mut Active>,
-        _token: u32,
-        _set: EventSet,
-        _watch: Watch<'_>,
-    ) -> Result<(), QueueError> {
-        self.metrics.rate_limiter_event_count.inc();
-        self.limiter.timer_event();
-        // The driver may have been reset since, and may have set up no queue.
-        if let Some(active) = active
-            && active.queue(0).is_ok()
-            && self.serve_queue(active, 0)? == Progress::More
-        {
-            self.limiter.wake_after(Duration::ZERO);
-        }
-        Ok(())
+    fn queue_servers(&mut self) -> std::io::Result<Vec<Box<dyn QueueServer>>> {
+        let server = |_: &u16| Server::new(&self.shared).map(|server| Box::new(server) as _);
+        self.queues.iter().map(server).collect()
     }
 
     fn save(&mut self, _active: Option<&mut Active>) -> Vec<u8> {
-        let state = State { sectors: self.disk.sectors(), limiter: self.limiter.save() };
+        let state = State { sectors: self.shared.disk().sectors(), limiter: self.shared.limits().save() };
         postcard::to_stdvec(&state).unwrap_or_default()
     }
 
@@ -356,15 +225,16 @@ impl VirtioDevice for Block {
         if !rest.is_empty() {
             return Err(broken(&"it is too long"));
         }
-        if state.sectors != self.disk.sectors() {
-            let (then, now) = (state.sectors, self.disk.sectors());
+        let (then, now) = (state.sectors, self.shared.disk().sectors());
+        if then != now {
             return Err(format!("{name}: it had {then} sectors when the snapshot was made, now it has {now}"));
         }
-        self.limiter.restore(state.limiter).map_err(|e| broken(&e))
+        self.shared.limits().restore(state.limiter).map_err(|e| broken(&e))
     }
 
     fn metrics(&self) -> Vec<(String, serde_json::Value)> {
-        vec![(format!("block_{}", self.id), serde_json::to_value(&self.metrics).unwrap_or_default())]
+        let shared = &self.shared;
+        vec![(format!("block_{}", shared.id), serde_json::to_value(&shared.metrics).unwrap_or_default())]
     }
 
     fn as_any(&mut self) -> &mut dyn std::any::Any {

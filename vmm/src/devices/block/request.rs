@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::disk::{Disk, is_unsupported};
+use super::disk::{Disk, Wish, is_unsupported};
 use super::{
     DISCARD, FLUSH, Features, MAX_DATA, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
     WRITE_ZEROES,
@@ -59,11 +59,17 @@ pub(super) enum Failure {
     Unsupported,
     /// The host could not do it.
     Host(io::Error),
+    /// Somebody wants the queue: it is to be done again, from its beginning.
+    Stopped,
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        if is_unsupported(&error) { Self::Unsupported } else { Self::Host(error) }
+        match error.kind() {
+            io::ErrorKind::Interrupted => Self::Stopped,
+            _ if is_unsupported(&error) => Self::Unsupported,
+            _ => Self::Host(error),
+        }
     }
 }
 
@@ -144,13 +150,23 @@ impl Request {
         wrong.is_empty() && self.data_bytes() <= MAX_DATA
     }
 
-    /// Does it on a disk with these features and this serial number.
+    /// Whether the host's disk has to have everything before it is answered, once it is done.
+    pub(super) fn is_durable(&self, features: Features) -> bool {
+        match self.kind {
+            Kind::Flush => true,
+            Kind::Write | Kind::Discard | Kind::WriteZeroes => features.is_write_through(),
+            Kind::Read | Kind::GetId | Kind::Unknown => false,
+        }
+    }
+
+    /// Does it on a disk with these features and this serial number, but for what [`Request::is_durable`] demands.
     pub(super) fn execute(
         &mut self,
         ram: &GuestRam,
         disk: &Disk,
         features: Features,
         id: &[u8; ID_BYTES],
+        wish: Wish<'_>,
     ) -> Result<Done, Failure> {
         if !self.is_sound() {
             return Err(Failure::Invalid);
@@ -158,26 +174,23 @@ impl Request {
         match self.kind {
             Kind::Read => {
                 let (at, bytes) = self.locate(disk, self.writable.len())?;
-                disk.read(ram, &self.writable, at)?;
+                disk.read(ram, &self.writable, at, wish)?;
                 Ok(Done { bytes, written: u32::try_from(bytes).map_err(|_| Failure::Invalid)? })
             }
             Kind::Write if disk.is_read_only() => Err(Failure::Invalid),
             Kind::Write => {
                 let (at, bytes) = self.locate(disk, self.readable.len())?;
-                disk.write(ram, &self.readable, at, features.is_write_through())?;
+                disk.write(ram, &self.readable, at, wish)?;
                 Ok(Done { bytes, written: 0 })
             }
-            Kind::Flush if features.has(FLUSH) => {
-                disk.flush()?;
-                Ok(Done::default())
-            }
+            Kind::Flush if features.has(FLUSH) => Ok(Done::default()),
             // A buffer that is too short for all of it is the driver's mistake.
             Kind::GetId if self.writable.len() < ID_BYTES as u64 => Err(Failure::Invalid),
             Kind::GetId => {
                 let written = self.writable.write(ram, id).map_err(|_| Failure::Invalid)?;
                 Ok(Done { bytes: 0, written: u32::try_from(written).map_err(|_| Failure::Invalid)? })
             }
-            Kind::Discard | Kind::WriteZeroes => self.zero(disk, features),
+            Kind::Discard | Kind::WriteZeroes => self.zero(disk, wish),
             Kind::Flush | Kind::Unknown => Err(Failure::Unsupported),
         }
     }
@@ -223,13 +236,11 @@ impl Request {
     }
 
     /// Discards the ranges, or makes them zeros.
-    fn zero(&mut self, disk: &Disk, features: Features) -> Result<Done, Failure> {
+    fn zero(&mut self, disk: &Disk, wish: Wish<'_>) -> Result<Done, Failure> {
         let bytes = self.range_bytes();
         for Range { at, bytes, unmap } in std::mem::replace(&mut self.ranges, Ok(Vec::new()))? {
-            if self.kind == Kind::Discard { disk.discard(at, bytes) } else { disk.zero(at, bytes, unmap) }?;
-        }
-        if features.is_write_through() {
-            disk.flush()?;
+            let discards = self.kind == Kind::Discard;
+            if discards { disk.discard(at, bytes, wish) } else { disk.zero(at, bytes, unmap, wish) }?;
         }
         Ok(Done { bytes, written: 0 })
     }
@@ -238,7 +249,7 @@ impl Request {
     pub(super) fn answer(mut self, ram: &GuestRam, result: &Result<Done, Failure>) -> Result<u32, QueueError> {
         let (status, written) = match result {
             Ok(done) => (status::OK, done.written),
-            Err(Failure::Invalid | Failure::Host(_)) => (status::IO_ERROR, 0),
+            Err(Failure::Invalid | Failure::Host(_) | Failure::Stopped) => (status::IO_ERROR, 0),
             Err(Failure::Unsupported) => (status::UNSUPPORTED, 0),
         };
         self.status.write(ram, &[status])?;

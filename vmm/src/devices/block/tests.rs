@@ -41,7 +41,7 @@ fn the_file_is_replaced_by_another_or_by_its_own_new_size() {
     drop(other);
     let read_only = DriveConfig { is_read_only: true, ..drive(&first) };
     assert!(block.replace(Disk::open(&read_only).unwrap()).unwrap_err().contains("read only"));
-    assert_eq!((block.metrics.update_count.total(), block.metrics.update_fails.total()), (2, 2));
+    assert_eq!((block.shared.metrics.update_count.total(), block.shared.metrics.update_fails.total()), (2, 2));
 }
 
 #[test]
@@ -56,6 +56,9 @@ fn what_is_offered_is_what_was_configured() {
     assert_eq!(features(DriveConfig { is_read_only: true, ..drive(&path) }), [true, false, false, false]);
     let flushed = DriveConfig { cache_type: CacheType::Writeback, ..drive(&path) };
     assert_eq!(features(flushed), [false, true, true, true]);
+    let queues = |count| Block::open(&DriveConfig { num_queues: count, ..drive(&path) }).unwrap();
+    assert_eq!([1, 2, 16].map(|count| queues(count).features() & (1 << MQ) != 0), [false, true, true]);
+    assert_eq!([1, 16].map(|count| queues(count).queue_sizes().len()), [1, 16]);
     let writes = Features { agreed: 1 << FLUSH, cache: CacheType::Writeback };
     assert!(!writes.is_write_through());
     assert!(Features { agreed: 0, ..writes }.is_write_through());
@@ -75,6 +78,8 @@ fn the_configuration_space_is_the_standards_and_ends() {
     assert_eq!([0, 4, 8, 12, 20].map(word), [8, 0, 256 * 1024, 254, 512]);
     // max_discard_sectors, max_discard_seg, discard_sector_alignment, and the same of zeros, which may be unmapped.
     assert_eq!([36, 40, 44, 48, 52, 56].map(word), [1 << 21, 16, 8, 1 << 21, 1, 1]);
+    // num_queues
+    assert_eq!(word(32) >> 16, 1);
     assert_eq!([58, 60, 0xeff, u64::MAX].map(word), [0; 4]);
 }
 
@@ -85,11 +90,12 @@ fn a_snapshots_state_fits_the_same_disk_only() {
     let limits = RateLimiterConfig { ops: Some(ops), bandwidth: None };
     let limited = |path: &Path| DriveConfig { rate_limiter: Some(limits), ..drive(path) };
     let mut block = Block::open(&limited(&file(&dir, "first", 8))).unwrap();
-    assert!(block.limiter.admit(0) && block.limiter.admit(0));
+    let passes = |block: &Block| block.shared.limits().admit(0).is_zero();
+    assert!(passes(&block) && passes(&block));
     let state = block.save(None);
     let mut same = Block::open(&limited(&file(&dir, "second", 8))).unwrap();
     same.restore(&state).unwrap();
-    assert!(same.limiter.admit(0) && !same.limiter.admit(0));
+    assert!(passes(&same) && !passes(&same));
     let mut other = Block::open(&drive(&file(&dir, "third", 9))).unwrap();
     assert!(other.restore(&state).unwrap_err().contains("sectors"));
     for broken in [&state[..state.len() - 1], &[state.as_slice(), &[0]].concat(), &[]] {

@@ -20,6 +20,8 @@ use metrics::Metrics;
 const QUEUE_SIZE: u16 = 256;
 /// Most bytes of one request that are filled; the driver asks again for more.
 const MAX_BYTES: u64 = 64 * 1024;
+/// Bytes after which others have a turn: a fraction of a millisecond.
+const TURN_BYTES: u64 = 128 * 1024;
 /// Bytes that are fetched from the kernel at once.
 const CHUNK: usize = 256;
 
@@ -101,6 +103,7 @@ impl VirtioDevice for Entropy {
         if self.limiter.is_waiting() {
             return Ok(Progress::Idle);
         }
+        let mut bytes = 0;
         for _ in 0..active.queue(index)?.size() {
             let Some(chain) = active.queue(index)?.pop()? else {
                 let more = active.queue(index)?.enable_notification()?;
@@ -120,6 +123,10 @@ impl VirtioDevice for Entropy {
             }
             self.metrics.entropy_bytes.add(u64::from(filled));
             active.queue(index)?.push(chain.head, filled)?;
+            bytes += u64::from(filled);
+            if bytes >= TURN_BYTES {
+                break;
+            }
         }
         active.notify(index)?;
         Ok(Progress::More)
@@ -178,6 +185,25 @@ impl VirtioDevice for Entropy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::transport::driver::{CHAINS, Driver, FREE};
+
+    #[test]
+    fn others_have_a_turn_before_all_large_requests_are_done() {
+        let mut driver = Driver::new(Box::new(Entropy::new(&EntropyConfig::default()).unwrap()));
+        driver.start(0);
+        driver.settle();
+        for number in 0..CHAINS {
+            driver.offer(0, &[(FREE + 0x1_0000 * u64::from(number), 0x1_0000, true)]);
+        }
+        let mut turns = 0;
+        while driver.is_busy() {
+            driver.events.wait(0).unwrap();
+            let used = std::iter::from_fn(|| driver.used(0)).count();
+            assert!(used <= 2, "{used} requests of 64 KiB in one turn");
+            turns += usize::from(used > 0);
+        }
+        assert_eq!(turns, usize::from(CHAINS) / 2);
+    }
 
     #[test]
     fn a_snapshot_keeps_what_is_left_of_the_limits() {

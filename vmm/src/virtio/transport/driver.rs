@@ -12,6 +12,7 @@ use super::super::registers::{offset, status};
 use super::{MmioTransport, Slot, SlotState};
 use crate::devices::Device;
 use crate::memory::{self, GuestRam};
+use crate::virtio::queue_thread::QueueThread;
 use crate::virtio::{EventLoop, VirtioDevice};
 
 /// Entries of every queue.
@@ -38,6 +39,8 @@ pub(crate) struct Driver {
     pub(crate) ram: GuestRam,
     pub(crate) slot: Arc<Slot>,
     pub(crate) events: EventLoop,
+    /// Without threads: they work when the driver lets the device work.
+    pub(crate) threads: Vec<QueueThread>,
     registers: MmioTransport,
     rings: Vec<Ring>,
 }
@@ -54,7 +57,9 @@ impl Driver {
         let slot = Slot::new(device, ram.clone(), EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap();
         let mut events = EventLoop::new().unwrap();
         events.add(Arc::clone(&slot)).unwrap();
-        Self { ram, registers: MmioTransport::new(Arc::clone(&slot)), slot, events, rings }
+        let threads = events.take_threads();
+        events.resume();
+        Self { ram, registers: MmioTransport::new(Arc::clone(&slot)), slot, events, threads, rings }
     }
 
     /// The same guest, saved and put into a new process with `device`.
@@ -159,18 +164,30 @@ impl Driver {
         Some((u16::try_from(head).unwrap() / PER_CHAIN, len))
     }
 
-    /// Whether the event loop has something to do.
+    /// Whether the event loop, or a queue's thread, has something to do.
     pub(crate) fn is_busy(&self) -> bool {
-        // SAFETY: the descriptor lives as long as the loop, which is borrowed here.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
-        poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() > 0
+        let threads = self.threads.iter().map(AsRawFd::as_raw_fd);
+        let ready = |fd| {
+            // SAFETY: the descriptor lives as long as the loop or the thread, which are borrowed here.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() > 0
+        };
+        threads.chain([self.events.as_raw_fd()]).any(ready)
+    }
+
+    /// Lets the device work a while.
+    pub(crate) fn work(&mut self) {
+        self.events.serve().unwrap();
+        for thread in &mut self.threads {
+            thread.serve(0).unwrap();
+        }
     }
 
     /// Lets the device work until `done` gives something. A device that never does is a failure, not a hang.
     pub(crate) fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
-            self.events.serve().unwrap();
+            self.work();
             if let Some(found) = done(self) {
                 return found;
             }
@@ -182,12 +199,12 @@ impl Driver {
     }
 
     /// Lets the device work until it has nothing to do. One that always has is a failure.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             if !self.is_busy() {
                 return;
             }
-            self.events.serve().unwrap();
+            self.work();
         }
         panic!("the device is busy for ever");
     }

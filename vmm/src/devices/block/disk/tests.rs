@@ -5,6 +5,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Nobody wants the queue.
+fn never() -> bool {
+    false
+}
+
 fn file(dir: &tempfile::TempDir, name: &str, len: u64) -> std::path::PathBuf {
     let path = dir.path().join(name);
     File::create(&path).unwrap().set_len(len).unwrap();
@@ -25,7 +30,7 @@ proptest! {
         bytes in prop_oneof![0..10_000u64, any::<u64>()],
     ) {
         let file = tempfile::tempfile().unwrap();
-        let disk = Disk { file, identity: (0, 0), start, sectors, read_only: false };
+        let disk = Disk { file: Arc::new(file), identity: (0, 0), start, sectors, read_only: false };
         let end = u128::from(sector) * 512 + u128::from(bytes);
         let fits = end <= u128::from(sectors) * 512;
         prop_assert_eq!(disk.locate(sector, bytes), fits.then(|| start + sector * 512));
@@ -68,7 +73,7 @@ fn a_read_only_disk_has_a_descriptor_that_cannot_write() {
     };
     assert_eq!(mode(&open(&path, 0, true).unwrap()), libc::O_RDONLY);
     assert_eq!(mode(&open(&path, 0, false).unwrap()), libc::O_RDWR);
-    assert!((&open(&path, 0, true).unwrap().file).write(b"x").is_err());
+    assert!((&*open(&path, 0, true).unwrap().file).write(b"x").is_err());
 }
 
 #[test]
@@ -94,12 +99,12 @@ fn zeros_and_discards_leave_their_neighbours_alone() {
     let path = dir.path().join("disk");
     std::fs::write(&path, vec![7; 64 * 1024]).unwrap();
     let disk = open(&path, 0, false).unwrap();
-    disk.zero(4096, 4096, false).unwrap();
-    disk.zero(12288, 512, true).unwrap();
-    disk.discard(16384, 8192).unwrap();
+    disk.zero(4096, 4096, false, &never).unwrap();
+    disk.zero(12288, 512, true, &never).unwrap();
+    disk.discard(16384, 8192, &never).unwrap();
     for len in [0, 0, 0] {
-        disk.zero(32768, len, true).unwrap();
-        disk.discard(32768, len).unwrap();
+        disk.zero(32768, len, true, &never).unwrap();
+        disk.discard(32768, len, &never).unwrap();
     }
     disk.flush().unwrap();
     let zeros = [4096..8192, 12288..12800, 16384..24576];
@@ -114,18 +119,18 @@ fn zeros_and_discards_leave_their_neighbours_alone() {
 proptest! {
     #[test]
     fn what_the_host_does_in_parts_is_done_whole_and_in_order(
-        lengths in proptest::collection::vec(1..5000usize, 1..1500),
+        lengths in proptest::collection::vec(prop_oneof![50 => 1..5000usize, 1 => 1_000_000..3_000_000usize], 1..1500),
         parts in proptest::collection::vec(1..200_000usize, 1..50),
         interrupted: bool,
     ) {
         let total: usize = lengths.iter().sum();
         // Addresses that nobody follows: one vector after the other, with gaps.
-        let place = |number: usize| 0x10_0000 + number * 8192;
+        let place = |number: usize| 0x10_0000 + number * 0x40_0000;
         let vectors = lengths.iter().enumerate();
         let vectors = vectors.map(|(n, len)| IoVec { iov_base: std::ptr::without_provenance_mut(place(n)), iov_len: *len });
         let moved = std::cell::RefCell::new(Vec::new());
         let calls = std::cell::Cell::new(0);
-        let result = transfer(vectors.collect(), 512, ErrorKind::UnexpectedEof, |vectors, count, at| {
+        let result = transfer(vectors.collect(), 512, ErrorKind::UnexpectedEof, &never, |vectors, count, at| {
             calls.set(calls.get() + 1);
             if interrupted && calls.get() % 3 == 1 {
                 nix::errno::Errno::EINTR.set();
@@ -137,6 +142,8 @@ proptest! {
             assert_eq!(usize::try_from(at).unwrap(), 512 + before);
             // SAFETY: `transfer` says how many there are.
             let vectors = unsafe { std::slice::from_raw_parts(vectors, count) };
+            let offered: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+            assert!(offered <= MOVED_AT_ONCE, "{offered} bytes in one call");
             let mut left = parts[calls.get() % parts.len()];
             for vector in vectors {
                 let part = left.min(vector.iov_len);
@@ -162,14 +169,47 @@ proptest! {
 }
 
 #[test]
+fn large_requests_stop_between_two_pieces_where_it_is_wished() {
+    let calls = std::cell::Cell::new(0);
+    let after = |count: u32| move |calls: &std::cell::Cell<u32>| calls.get() >= count;
+    let large = || vec![IoVec { iov_base: std::ptr::null_mut(), iov_len: 4 * MOVED_AT_ONCE }];
+    let pieces = |wished: u32| {
+        calls.set(0);
+        let wish = || after(wished)(&calls);
+        let result = transfer(large(), 0, ErrorKind::WriteZero, &wish, |_, _, _| {
+            calls.set(calls.get() + 1);
+            isize::try_from(MOVED_AT_ONCE).unwrap()
+        });
+        (calls.get(), result.map_err(|error| error.kind()))
+    };
+    assert_eq!(pieces(9), (4, Ok(())));
+    // Also where it is wished all the time one piece is done: whoever asks again and again does not keep it from ending.
+    for wished in [0, 1] {
+        assert_eq!(pieces(wished), (1, Err(ErrorKind::Interrupted)));
+    }
+    let ranges = |wished: u32| {
+        let done = std::cell::RefCell::new(Vec::new());
+        let wish = || done.borrow().len() >= wished as usize;
+        let result = by_pieces(512, 2 * ZEROED_AT_ONCE + 1, &wish, |at, len| {
+            done.borrow_mut().push((at, len));
+            Ok(())
+        });
+        (done.take(), result.map_err(|error| error.kind()))
+    };
+    let all = vec![(512, ZEROED_AT_ONCE), (512 + ZEROED_AT_ONCE, ZEROED_AT_ONCE), (512 + 2 * ZEROED_AT_ONCE, 1)];
+    assert_eq!(ranges(9), (all.clone(), Ok(())));
+    assert_eq!(ranges(2), (all[..2].to_vec(), Err(ErrorKind::Interrupted)));
+}
+
+#[test]
 fn a_host_that_moves_nothing_or_fails_ends_it() {
     let one = || vec![IoVec { iov_base: std::ptr::null_mut(), iov_len: 512 }];
-    let end = transfer(one(), 0, ErrorKind::WriteZero, |_, _, _| 0).unwrap_err();
+    let end = transfer(one(), 0, ErrorKind::WriteZero, &never, |_, _, _| 0).unwrap_err();
     assert_eq!(end.kind(), ErrorKind::WriteZero);
-    let failed = transfer(one(), 0, ErrorKind::WriteZero, |_, _, _| {
+    let failed = transfer(one(), 0, ErrorKind::WriteZero, &never, |_, _, _| {
         nix::errno::Errno::EIO.set();
         -1
     });
     assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
-    assert!(transfer(one(), u64::MAX, ErrorKind::WriteZero, |_, _, _| 512).is_err());
+    assert!(transfer(one(), u64::MAX, ErrorKind::WriteZero, &never, |_, _, _| 512).is_err());
 }
