@@ -13,6 +13,7 @@ mod driver;
 mod entropy;
 mod faults;
 mod firecracker;
+mod foreign_driver;
 mod guest;
 mod harness;
 mod hostile;
