@@ -286,19 +286,52 @@ fn a_name_that_only_the_evidence_gives_is_said_to_be_that() {
     assert!(named(&["--enrolment", "enrolment", "--verifier-keys", "keys.json"]));
 }
 
-/// What two verdicts say of the time between them; a host remembered nowhere else.
-#[test]
-fn n40_n41_counters_that_go_back_are_refused_and_after_a_reset_nothing_continues() {
+/// A directory with a verifier's keys, and what writes results that it signed, changed before.
+fn results() -> (tempfile::TempDir, impl Fn(&str, &dyn Fn(&mut ResultClaims))) {
     let dir = tempfile::tempdir().unwrap();
     let signer = Signer::from_pem(SIGNING_KEY).unwrap();
     std::fs::write(dir.path().join("keys.json"), object!({ "keys": [signer.jwk()] }).to_string()).unwrap();
-    let write = |name: &str, counters: (u32, u32)| {
+    let folder = dir.path().to_owned();
+    let write = move |name: &str, change: &dyn Fn(&mut ResultClaims)| {
         let example = include_str!("../../attest/schemas/examples/result-1.json");
-        let mut result: ResultClaims = serde_json::from_str(example).unwrap();
-        for submodule in result.submods.values_mut() {
-            (submodule.boot.reset_count, submodule.boot.restart_count) = counters;
-        }
-        std::fs::write(dir.path().join(name), signer.sign(TYP, &result).unwrap()).unwrap();
+        let mut result = serde_json::from_str(example).unwrap();
+        change(&mut result);
+        std::fs::write(folder.join(name), signer.sign(TYP, &result).unwrap()).unwrap();
+    };
+    (dir, write)
+}
+
+#[test]
+fn a_result_holds_for_its_time_and_is_compared_with_one_of_its_own_host() {
+    let (dir, write) = results();
+    let keys = ["--verifier-keys", "keys.json"];
+    let check = |code| json(dir.path(), &[&["result", "check", "result"], &keys[..]].concat(), code);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    write("result", &|result| (result.iat, result.exp) = (now - 60, now + 600));
+    check(0);
+    write("result", &|result| (result.iat, result.exp) = (now - 600, now - 60));
+    assert_eq!(codes(&check(1)), ["result.expired"]);
+
+    write("theirs", &|result| {
+        let submodules = std::mem::take(&mut result.submods);
+        result.submods = submodules.into_values().map(|submodule| ("other".to_owned(), submodule)).collect();
+    });
+    // What went by is no matter of expiry.
+    json(dir.path(), &[&["result", "compare", "result", "result"], &keys[..]].concat(), 0);
+    let two = json(dir.path(), &[&["result", "compare", "result", "theirs"], &keys[..]].concat(), 1);
+    assert_eq!(codes(&two), ["result.other-host"]);
+}
+
+/// What two verdicts say of the time between them; a host remembered nowhere else.
+#[test]
+fn n40_n41_counters_that_go_back_are_refused_and_after_a_reset_nothing_continues() {
+    let (dir, write_result) = results();
+    let write = |name: &str, counters: (u32, u32)| {
+        write_result(name, &|result| {
+            for submodule in result.submods.values_mut() {
+                (submodule.boot.reset_count, submodule.boot.restart_count) = counters;
+            }
+        });
     };
     let compare = |later: (u32, u32), code: i32| {
         write("earlier", (7, 2));
