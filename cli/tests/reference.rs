@@ -65,6 +65,14 @@ fn a_recorded_boot_is_accepted_and_an_update_is_one_more_value() {
     assert_eq!((checked["signature"].as_str(), checked["changes"].as_array()), (Some("none"), Some(changed)));
     let older = json(dir, &["reference", "check", "made.toml", "--against", "next.toml"], 1);
     assert_eq!(codes(&older), ["reference.not-newer"]);
+    // Values of another name are no edition of these, however much newer they are.
+    let next = std::fs::read_to_string(dir.join("next.toml")).unwrap();
+    let named = next.replacen("name = \"good\"", "name = \"better\"", 1);
+    assert_ne!(named, next);
+    std::fs::write(dir.join("named.toml"), named).unwrap();
+    let other = json(dir, &["reference", "check", "named.toml", "--against", "made.toml"], 1);
+    assert_eq!(codes(&other), ["reference.not-newer"]);
+    assert!(other.to_string().contains("better"), "{other}");
     let (text, _) = run(dir, &["reference", "show", "next.toml"], 0);
     assert!(text.contains("quiet debug") && text.contains("/usr/bin/portcullis-agent"), "{text}");
     assert_eq!(json(dir, &["reference", "show", "next.toml"], 0)["version"], 2);
