@@ -39,7 +39,7 @@ fn n37_evidence_is_accepted_once_and_a_replay_does_not_hurt_the_host() {
 
 #[test]
 fn n37_a_challenge_is_for_one_host_purpose_and_key_and_not_for_long() {
-    let setup = Setup::new(&["nonce_ttl_s = 2"]);
+    let setup = Setup::new(&[]);
     let service = setup.serve();
     let (mut host, mut other) = (Host::new("h1"), Host::new("h2"));
     host.join(&service);
@@ -64,12 +64,17 @@ fn n37_a_challenge_is_for_one_host_purpose_and_key_and_not_for_long() {
         service.client(Some(&Identity::new_for_host("h1").unwrap())).challenge("h1", Purpose::Attest).unwrap().nonce;
     let evidence = host.evidence(&host.binding(Purpose::Attest, &nonce, &[]));
     assert_eq!(codes(client.attest("h1", evidence)), ["nonce.other-tls-key"]);
-    // Too late.
+    assert!(host.attest(&service).unwrap().trusted);
+    // Too late, with a verifier of its own: on a busy machine some seconds are over before a quote is made.
+    let setup = Setup::new(&["nonce_ttl_s = 6"]);
+    let (service, mut host) = (setup.serve(), Host::new("h1"));
+    let enrolled = host.enrol(&service).unwrap();
+    service.person("olga").admit(&enrolled.ek_fingerprint, "h1", "a test").unwrap();
+    let client = host.client(&service);
     let nonce = client.challenge("h1", Purpose::Attest).unwrap().nonce;
     let evidence = host.evidence(&host.binding(Purpose::Attest, &nonce, &[]));
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(7));
     assert_eq!(codes(client.attest("h1", evidence)), ["nonce.expired"]);
-    assert!(host.attest(&service).unwrap().trusted);
 }
 
 #[test]
