@@ -4,6 +4,12 @@ use kvm_ioctls::VcpuFd;
 
 use crate::log::Registers;
 
+/// Whether a vCPU is at the first instruction of a PC's firmware (Intel SDM volume 3, 11.1.4). An INIT brings the first vCPU
+/// there; there is no memory, so KVM has to emulate what it cannot read. A firmware would reset the machine.
+pub(super) fn are_at_reset(registers: &Registers) -> bool {
+    (registers.cs_base, registers.rip) == (0xffff_0000, 0xfff0)
+}
+
 /// The registers of a vCPU that has stopped; zeroes for what KVM does not tell.
 pub(super) fn read(fd: &VcpuFd, vcpu: u8) -> Registers {
     let regs = fd.get_regs().unwrap_or_default();

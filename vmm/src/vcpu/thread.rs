@@ -311,8 +311,11 @@ impl Vcpu<'_> {
                 Next::Do(Action::Reset) => return self.end(Message::Ended(EndReason::Reset)),
                 Next::Do(Action::PowerOff) => return self.end(Message::Ended(EndReason::PowerOff)),
                 Next::Fail(kind) => {
-                    self.counters.failures.inc();
                     let registers = Box::new(registers::read(&self.fd, self.number));
+                    if matches!(kind, FaultKind::CannotEmulate { .. }) && registers::are_at_reset(&registers) {
+                        return self.end(Message::Ended(EndReason::Reset));
+                    }
+                    self.counters.failures.inc();
                     return self.end(Message::Fault(Fault { kind, registers }));
                 }
             }
