@@ -10,11 +10,11 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
 use portcullis_vmm::api::{Api, ApiError, Limits, Session, Socket, http};
 use portcullis_vmm::config::{ConfigError, LoggerConfig, MetricsConfig, VmConfig};
-use portcullis_vmm::jail;
+use portcullis_vmm::jail::{self, Layer, Reach};
 use portcullis_vmm::log::{self, LogLevel};
 use portcullis_vmm::mmds::{self, Mmds, SharedMmds};
 use portcullis_vmm::snapshot;
-use portcullis_vmm::vm::{self, Clock, Controller, Options, StartTimes, Supervisor, VmError};
+use portcullis_vmm::vm::{self, Clock, Confinement, Controller, Options, StartTimes, Supervisor, VmError};
 
 /// The name by which clients of Firecracker call it, through a link.
 const FIRECRACKER: &str = "firecracker";
@@ -48,7 +48,12 @@ Exit codes:
   0  the guest reset or powered off, or a signal ended it
   1  the guest could not go on (triple fault, KVM error): see the last lines of the log
   2  bad usage, configuration, kernel or initrd
-  3  the host lacks something: /dev/kvm, memory, a way to confine the process";
+  3  the host lacks something: /dev/kvm, memory, a layer of the confinement
+
+What requests of the API may name (docs/ISOLATION.md):
+  Files in the folders of --api-dir, and below. Without one: those in the current folder, in the folder of the socket, and
+  in the folders of the configuration's drives; called by the name firecracker: those in the top-level folders of the host
+  but for /boot, /dev, /etc, /proc, /sys, and those of programs. Never all of / or /dev, and nothing of /proc or /sys.";
 
 /// Runs one virtual machine in one confined process.
 #[derive(Parser, Debug)]
@@ -61,6 +66,13 @@ struct Args {
     /// Serve Firecracker's API on a unix socket at this path. There must be no file yet.
     #[arg(long, value_name = "PATH", conflicts_with = "no_api")]
     api_sock: Option<PathBuf>,
+    /// Let requests of the API name files in this folder and below; with a device or file, that one. Can be given again.
+    #[arg(long, value_name = "PATH", requires = "api_sock")]
+    api_dir: Vec<PathBuf>,
+    /// Leave out this layer of the confinement, for development: landlock, seccomp, capabilities or user. Can be given again.
+    /// Without it a VM does not start on a host that lacks a layer.
+    #[arg(long, value_name = "LAYER")]
+    unconfined: Vec<Layer>,
     /// Print the version of the format of a snapshot's state file, and end.
     #[arg(long, value_name = "FILE")]
     describe_snapshot: Option<PathBuf>,
@@ -147,10 +159,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whether it was called by Firecracker's name.
+fn is_firecracker() -> bool {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    name.as_deref().and_then(Path::file_name).is_some_and(|name| name == FIRECRACKER)
+}
+
 /// Reads the command line; a wrong one ends the process.
 fn arguments() -> Args {
-    let name = std::env::args_os().next().map(PathBuf::from);
-    if name.as_deref().and_then(Path::file_name).is_none_or(|name| name != FIRECRACKER) {
+    if !is_firecracker() {
         return Args::parse();
     }
     let mut command = Args::command().display_name("Firecracker").version(FIRECRACKER_VERSION);
@@ -186,7 +203,9 @@ fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
     let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, metadata: metadata(args)? };
     // Before any other thread, so that all leave the signals to this one.
     let (supervisor, controller) = Supervisor::new(options.clone(), clock).map_err(|e| vm_failure(&e))?;
-    let supervisor = supervisor.with_start_times(StartTimes {
+    let confinement =
+        Confinement { omitted: args.unconfined.iter().copied().collect(), reach: reach(args, config.as_ref()) };
+    let supervisor = supervisor.with_confinement(confinement.clone()).with_start_times(StartTimes {
         start_us: args.start_time_us,
         start_cpu_us: args.start_time_cpu_us,
         parent_cpu_us: args.parent_cpu_time_us,
@@ -196,7 +215,10 @@ fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
             drop(controller);
             None
         }
-        Some(path) => Some(serve(args, path, Session::new(&options, controller.clone(), config.clone()), controller)?),
+        Some(path) => {
+            let session = Session::new(&options, controller.clone(), config.clone());
+            Some(serve(args, path, session, controller, &confinement)?)
+        }
     };
     let ended = supervisor.run(config.as_ref());
     if let Some(api) = api {
@@ -232,14 +254,43 @@ fn logging<'a>(args: &'a Args, logger: &'a LoggerConfig) -> Result<(Option<&'a P
     Ok((path, level.unwrap_or_default()))
 }
 
+/// What requests of the API may name.
+fn reach(args: &Args, config: Option<&VmConfig>) -> Reach {
+    let Some(socket) = &args.api_sock else {
+        return Reach::default();
+    };
+    let folder = |file: &Path| file.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
+    let drives = config.map(|config| config.drives.as_slice()).unwrap_or_default();
+    let drives = |read_only| {
+        let some = drives.iter().filter(move |drive| drive.is_read_only == read_only);
+        Reach::usable(some.filter_map(|drive| folder(&drive.path_on_host)))
+    };
+    let named = match args.api_dir.as_slice() {
+        [] if is_firecracker() => Reach::top_level(),
+        [] => {
+            let own = [std::env::current_dir().ok(), folder(socket)];
+            Reach::usable(own.into_iter().flatten())
+        }
+        named => named.to_vec(),
+    };
+    Reach { written: [named, drives(false)].concat(), read: drives(true), socket: Some(socket.clone()) }
+}
+
 /// Starts the API's thread.
-fn serve(args: &Args, path: &Path, mut session: Session, controller: Controller) -> Result<Api, Failure> {
+fn serve(
+    args: &Args,
+    path: &Path,
+    mut session: Session,
+    controller: Controller,
+    confinement: &Confinement,
+) -> Result<Api, Failure> {
     let socket = Socket::bind(path).map_err(|e| (e.exit_code(), e.to_string()))?;
     let limits = Limits { body: args.http_api_max_payload_size, ..Limits::default() };
     if let Some(path) = &args.metrics_path {
         session.send_metrics_to(path);
     }
-    Api::start(socket, limits, session, controller).map_err(|error: ApiError| (3, error.to_string()))
+    Api::start(socket, limits, session, controller, confinement)
+        .map_err(|error: ApiError| (error.exit_code(), error.to_string()))
 }
 
 fn vm_failure(error: &VmError) -> Failure {

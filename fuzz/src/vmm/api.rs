@@ -200,9 +200,8 @@ fn obey(commands: &Commands) {
                 let state = snapshot::read(&files.state).and_then(|state| state.config(&request));
                 reply.send(state.map(Box::new).map_err(|error| ControlError::Failed(error.to_string())));
             }
-            Command::CreateSnapshot { files, reply, .. } => {
-                reply.send(if events.is_some() { Ok(files) } else { Err(ControlError::NotStarted) });
-            }
+            // There are no vCPUs whose state could be saved.
+            Command::CreateSnapshot { reply, .. } => reply.send(Err(ControlError::NotPaused)),
             Command::Pause(reply) => reply.send(change(commands, events.is_some(), VmState::Paused)),
             Command::Resume(reply) => reply.send(change(commands, events.is_some(), VmState::Running)),
             Command::Device(work) => work(events.as_ref()),

@@ -23,7 +23,8 @@ fn open_regular(options: &mut OpenOptions, what: &str, path: &Path) -> Result<Fi
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> Fault {
-    Fault::new(format!("cannot {what} {}: {error}", path.display()))
+    let hint = if error.kind() == ErrorKind::PermissionDenied { "; is it in a folder of --api-dir?" } else { "" };
+    Fault::new(format!("cannot {what} {}: {error}{hint}", path.display()))
 }
 
 /// The fault of a lock that was not given.

@@ -1,7 +1,8 @@
 //! Firecracker's HTTP API on a unix socket.
 //!
-//! One thread serves it, which is confined before it takes a connection: it may open files, accept, read and write, and
-//! remove its socket when the VM has ended. It never holds anything that the VM waits for. What a request asks of the VM
+//! One thread serves it, which is confined before it takes a connection, and waits for the main thread to be so: it may open the files of
+//! [`Reach`](crate::jail::Reach), accept, read and write, and remove its socket when the VM has ended. Snapshots are
+//! written here, so that the main thread needs no call that lets a file grow. It never holds anything that the VM waits for. What a request asks of the VM
 //! goes through a [`Controller`](crate::vm::Controller) to the main thread, with files opened here.
 //!
 //! - `http`: bytes to requests, responses to bytes; [`server`]: many clients on one thread; `socket`: the file.
@@ -30,16 +31,16 @@ pub use http::Limits;
 pub use session::{FIRECRACKER_VERSION, Session};
 pub use socket::{Socket, SocketError};
 
-use crate::jail::landlock::Domain;
-use crate::jail::seccomp::{self, ThreadKind};
-use crate::jail::{self, JailError};
+use crate::jail::landlock::{self, Domain};
+use crate::jail::seccomp::{self, Descriptors, ThreadKind};
+use crate::jail::{self, JailError, Layer};
 use crate::vcpu::RAISE_LIMITS;
-use crate::vm::{Controller, STACK};
+use crate::vm::{Confinement, Controller, STACK};
 
 /// How long the thread may take to end after the VM has. It never waits for a client then.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why the API could not be started. Exit code 3.
+/// Why the API could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// The thread could not be confined.
@@ -48,6 +49,16 @@ pub enum ApiError {
     /// The thread could not be started.
     #[error("cannot start the thread of the API: {0}; {RAISE_LIMITS}")]
     Thread(std::io::Error),
+}
+
+impl ApiError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Jail(JailError::Reach { .. }) => 2,
+            Self::Jail(_) | Self::Thread(_) => 3,
+        }
+    }
 }
 
 /// The thread that serves the API.
@@ -64,15 +75,20 @@ impl Api {
         limits: Limits,
         mut session: Session,
         controller: Controller,
+        confinement: &Confinement,
     ) -> Result<Self, ApiError> {
-        let filter = seccomp::compile(ThreadKind::Api, &[])?;
-        let domain = Domain::for_api(socket.path())?;
+        let omitted = confinement.omitted;
+        let filtered = !omitted.contains(Layer::Seccomp);
+        let filter = seccomp::compile(ThreadKind::Api, &[], &Descriptors::default())?;
+        let domain = landlock::unless(omitted, || Domain::for_api(&confinement.reach))?;
         let (sender, confined) = channel();
         let serve = move || {
-            let result = jail::restrict_thread(domain).and_then(|()| seccomp::install(ThreadKind::Api, &filter));
+            let install = |_| if filtered { seccomp::install(ThreadKind::Api, &filter) } else { Ok(()) };
+            let result = jail::restrict_thread(omitted, domain).and_then(install);
             let ok = result.is_ok();
             let _ = sender.send(result);
             if ok {
+                controller.wait_restricted();
                 server::serve(&socket, controller.ended(), limits, &mut session);
             }
             drop(socket);

@@ -83,6 +83,11 @@ impl Console {
         self.input
     }
 
+    /// Where output goes, until nobody reads it.
+    pub fn output(&self) -> Option<RawFd> {
+        self.output
+    }
+
     /// Whether there may be input to wait for now.
     fn wants_input(&self, serial: &Serial) -> bool {
         self.input.is_some() && serial.input_room() > 0

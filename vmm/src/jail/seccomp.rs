@@ -1,10 +1,15 @@
 //! System-call filters: an allow list for each kind of thread, and death of the process for everything else.
+//!
+//! docs/ISOLATION.md has the list, and the reason for each call in it.
 
+mod calls;
 mod program;
+
+use std::os::fd::RawFd;
 
 use seccompiler::BpfProgram;
 
-use self::program::{Condition, Rules};
+use self::program::Condition;
 use super::JailError;
 
 /// What a thread does, and so what it may ask of the kernel.
@@ -18,172 +23,83 @@ pub enum ThreadKind {
     Queue,
     /// Serves the API: takes connections, opens files and hands them on.
     Api,
+    /// Builds a VM: the main thread before it is of the kind above, under whose filter it comes then.
+    Building,
 }
 
-// Requests of ioctl. They are 32-bit numbers, and only those bits are compared, as the kernel does.
-const KVM_RUN: u32 = 0xae80;
-/// An interrupt of a device.
-const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
-const KVM_GET_REGS: u32 = 0x8090_ae81;
-const KVM_GET_SREGS: u32 = 0x8138_ae83;
-/// `TCGETS` and `TCSETS`: the terminal may have to be restored.
-const TERMINAL: [u32; 2] = [0x5401, 0x5402];
-/// What reads the state of a VM that stands still: of its vCPUs (`KVM_KVMCLOCK_CTRL`, which tells the guest of the pause,
-/// then `KVM_GET_MP_STATE`, `REGS`, `SREGS`, `XSAVE`, `XCRS`, `DEBUGREGS`, `LAPIC`, `MSRS`, `TSC_KHZ`,
-/// `VCPU_EVENTS`), and of its clock.
-const PAUSED: [u32; 12] = [
-    0xaead,
-    0x8004_ae98,
-    KVM_GET_REGS,
-    KVM_GET_SREGS,
-    0x9000_aea4,
-    0x8188_aea6,
-    0x8080_aea1,
-    0x8400_ae8e,
-    0xc008_ae88,
-    0xaea3,
-    0x8040_ae9f,
-    0x8030_ae7c,
-];
-
-/// What every thread needs: memory for the allocator (never executable), locks, time, its own end, and abort.
-const COMMON: &[i64] = &[
-    libc::SYS_brk,
-    libc::SYS_clock_gettime,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_futex,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_madvise,
-    libc::SYS_munmap,
-    // To say something last, where nobody may be listening.
-    libc::SYS_poll,
-    libc::SYS_restart_syscall,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sched_yield,
-    libc::SYS_sigaltstack,
-    libc::SYS_write,
-];
-
-/// What only the main thread needs beside [`COMMON`].
-const MAIN: &[i64] = &[
-    libc::SYS_clock_nanosleep,
-    libc::SYS_close,
-    libc::SYS_epoll_wait,
-    // Snapshots and metrics, on descriptors that were handed over.
-    libc::SYS_fsync,
-    libc::SYS_ftruncate,
-    // The allocator, when something large grows: the state of many vCPUs.
-    libc::SYS_mremap,
-    libc::SYS_nanosleep,
-    libc::SYS_ppoll,
-    libc::SYS_pwrite64,
-    libc::SYS_read,
-];
-
-/// What only the thread of a queue needs beside [`COMMON`] and what its device's work takes.
-const QUEUE: &[i64] = &[
-    // The file of a disk that was replaced, when the last request to it is done.
-    libc::SYS_close,
-    libc::SYS_epoll_wait,
-];
-
-/// What only the API's thread needs beside [`COMMON`]. It opens files, where its Landlock domain lets it; it connects to
-/// nothing and starts nothing.
-const API: &[i64] = &[
-    libc::SYS_accept4,
-    libc::SYS_close,
-    // The files of snapshots, which are their owner's alone and get their names last.
-    libc::SYS_fchmod,
-    libc::SYS_flock,
-    libc::SYS_fstat,
-    libc::SYS_fsync,
-    libc::SYS_ftruncate,
-    libc::SYS_linkat,
-    libc::SYS_lseek,
-    // The allocator, when a large body grows.
-    libc::SYS_mremap,
-    libc::SYS_openat,
-    libc::SYS_ppoll,
-    libc::SYS_read,
-    libc::SYS_statx,
-    libc::SYS_unlink,
-];
-
-/// A system call that a device needs on the main thread, beside what every VM needs.
+/// A system call that a device needs on the thread that serves it, beside what every VM needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     number: i64,
-    /// Index and value of the argument (32 bits) that it is allowed with; any, if there is none.
-    argument: Option<(u8, u32)>,
+    /// Indices and values of the arguments (32 bits) that it is allowed with; any, if there are none.
+    arguments: [Option<(u8, u32)>; 2],
+    /// Only where the first argument is a descriptor that the event loop watches from the start.
+    watched: bool,
 }
 
 impl Call {
     /// With any arguments.
     pub const fn any(number: i64) -> Self {
-        Self { number, argument: None }
+        Self { number, arguments: [None; 2], watched: false }
     }
 
     /// Only where the 32-bit argument `index`, counted from 0, is `value`.
     pub const fn with(number: i64, index: u8, value: u32) -> Self {
-        Self { number, argument: Some((index, value)) }
+        Self { number, arguments: [Some((index, value)), None], watched: false }
+    }
+
+    /// Only where these two arguments are as said.
+    pub const fn with_both(number: i64, first: (u8, u32), second: (u8, u32)) -> Self {
+        Self { number, arguments: [Some(first), Some(second)], watched: false }
+    }
+
+    /// And only on a descriptor that the event loop watches from the start
+    /// ([`VirtioDevice::sources`](crate::virtio::VirtioDevice::sources)), as the first argument.
+    #[must_use]
+    pub const fn on_watched(mut self) -> Self {
+        self.watched = true;
+        self
+    }
+
+    fn conditions(&self, known: &Descriptors) -> program::Together {
+        let given = self.arguments.iter().flatten();
+        let given = given.map(|(index, value)| Condition::one_of(*index, &[*value]));
+        given.chain(self.watched.then(|| Condition::one_of(0, &numbers(&known.watched)))).collect()
     }
 }
 
-/// A system call's number as the kernel's filters see it. The C library's are small and not negative.
-fn number(call: i64) -> u32 {
-    u32::try_from(call).unwrap_or(u32::MAX)
+/// The descriptors that are known when a filter is made: calls that take one take none but these. Empty lists allow none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Descriptors {
+    /// The VM: devices' interrupts, its clock.
+    pub vm: Vec<RawFd>,
+    /// Its vCPUs.
+    pub vcpus: Vec<RawFd>,
+    /// Event counters that a vCPU rings, the log, standard error.
+    pub rung: Vec<RawFd>,
+    /// What the main thread reads: signals, counters, timers, input.
+    pub read: Vec<RawFd>,
+    /// What only the main thread writes to: serial line, metrics.
+    pub written: Vec<RawFd>,
+    /// What the event loop watches for the devices, but for what they open later.
+    pub watched: Vec<RawFd>,
+    /// The thread's event loop.
+    pub events: Vec<RawFd>,
+    /// The terminal that may have to be put back.
+    pub terminal: Vec<RawFd>,
 }
 
-fn rules(kind: ThreadKind, devices: &[Call]) -> Rules {
-    let mut rules: Rules = COMMON.iter().map(|call| (number(*call), Vec::new())).collect();
-    // New memory is never executable: there is nothing to allow it for.
-    let not_executable = Condition { index: 2, mask: libc::PROT_EXEC as u32, value: 0 };
-    rules.insert(number(libc::SYS_mmap), vec![not_executable]);
-    rules.insert(number(libc::SYS_mprotect), vec![not_executable]);
-    // Signals go to threads of this process.
-    rules.insert(number(libc::SYS_tgkill), vec![Condition::equals(0, std::process::id())]);
-    // Rust's standard library looks whether a descriptor is open before it closes it, in builds with debug assertions.
-    rules.insert(number(libc::SYS_fcntl), vec![Condition::equals(1, libc::F_GETFD as u32)]);
-    let ioctls: &[u32] = match kind {
-        ThreadKind::Vcpu => &[KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_SIGNAL_MSI],
-        ThreadKind::Main => {
-            rules.extend(MAIN.iter().map(|call| (number(*call), Vec::new())));
-            &[TERMINAL.as_slice(), &PAUSED, &[KVM_SIGNAL_MSI]].concat()
-        }
-        ThreadKind::Queue => {
-            rules.extend(QUEUE.iter().map(|call| (number(*call), Vec::new())));
-            &[KVM_SIGNAL_MSI]
-        }
-        ThreadKind::Api => {
-            rules.extend(API.iter().map(|call| (number(*call), Vec::new())));
-            &[]
-        }
-    };
-    // No condition would mean any request.
-    if !ioctls.is_empty() {
-        let requests = ioctls.iter().map(|request| Condition::equals(1, *request));
-        rules.insert(number(libc::SYS_ioctl), requests.collect());
-    }
-    for call in devices {
-        match (rules.get_mut(&number(call.number)), call.argument) {
-            // No condition means any arguments.
-            (_, None) => drop(rules.insert(number(call.number), Vec::new())),
-            (Some(allowed), Some(_)) if allowed.is_empty() => {}
-            (Some(allowed), Some((index, value))) => allowed.push(Condition::equals(index, value)),
-            (None, Some((index, value))) => {
-                rules.insert(number(call.number), vec![Condition::equals(index, value)]);
-            }
-        }
-    }
-    rules
+/// Descriptors as the filters compare them. Open ones are not negative.
+fn numbers(descriptors: &[RawFd]) -> Vec<u32> {
+    let mut numbers: Vec<u32> = descriptors.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
 }
 
-/// Makes the filter of `kind`, with what `devices` need beside.
-pub fn compile(kind: ThreadKind, devices: &[Call]) -> Result<BpfProgram, JailError> {
-    program::assemble(&rules(kind, devices)).ok_or(JailError::Filter { kind })
+/// Makes the filter of `kind`, with what `devices` need beside, for these descriptors.
+pub fn compile(kind: ThreadKind, devices: &[Call], descriptors: &Descriptors) -> Result<BpfProgram, JailError> {
+    program::assemble(&calls::rules(kind, devices, descriptors)).ok_or(JailError::Filter { kind })
 }
 
 /// Installs a filter on the calling thread. There is no way back.
@@ -193,18 +109,11 @@ pub fn install(kind: ThreadKind, program: &BpfProgram) -> Result<(), JailError> 
 
 #[cfg(test)]
 mod tests {
+    use super::calls::number;
     use super::*;
 
-    #[test]
-    fn filters_stay_small() {
-        for kind in [ThreadKind::Vcpu, ThreadKind::Main, ThreadKind::Queue, ThreadKind::Api] {
-            compile(kind, &[]).unwrap();
-        }
-        // What is measured: distinct system calls a thread. Firecracker's vCPU threads have 27.
-        assert!(rules(ThreadKind::Vcpu, &[]).len() <= 21);
-        assert!(rules(ThreadKind::Main, &[]).len() <= 31);
-        assert!(rules(ThreadKind::Queue, &[]).len() <= 23);
-        assert!(rules(ThreadKind::Api, &[]).len() <= 35);
+    fn rules(kind: ThreadKind, devices: &[Call]) -> program::Rules {
+        calls::rules(kind, devices, &Descriptors::default())
     }
 
     #[test]
@@ -249,8 +158,10 @@ mod tests {
         assert_eq!(count(&[narrow, other], libc::SYS_socket), Some(2));
         // Zero rules: any arguments.
         assert_eq!(count(&[narrow, Call::any(libc::SYS_socket), other], libc::SYS_socket), Some(0));
-        assert_eq!(count(&[Call::with(libc::SYS_read, 0, 1)], libc::SYS_read), Some(0));
+        assert_eq!(count(&[Call::with(libc::SYS_close, 0, 1)], libc::SYS_close), Some(0));
         let terminal = count(&[], libc::SYS_ioctl).unwrap();
         assert_eq!(count(&[Call::with(libc::SYS_ioctl, 1, 7)], libc::SYS_ioctl), Some(terminal + 1));
+        let both = rules(ThreadKind::Main, &[Call::with_both(libc::SYS_socket, (0, 1), (1, 2))]);
+        assert_eq!(both.get(&number(libc::SYS_socket)).unwrap()[0].len(), 2);
     }
 }

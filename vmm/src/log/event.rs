@@ -130,12 +130,18 @@ pub enum Event {
     },
     /// The process is confined.
     Confined {
-        /// System-call filters are on in every thread (the VM does not run without them).
+        /// System-call filters are on in every thread.
         seccomp: bool,
-        /// What the kernel enforces of Landlock: `full`, `partial` or `none`.
+        /// What the kernel enforces of Landlock: `full`, or `partial` on an older kernel; `none` only where it was left out.
         landlock: String,
         /// No way to more rights through `execve`.
         no_new_privs: bool,
+        /// No thread has any capability.
+        #[serde(default)]
+        capabilities: bool,
+        /// As whom it runs: `own` (it was started as another than root), `nobody`, or `root: ` and the reason.
+        #[serde(default)]
+        user: String,
     },
     /// vCPUs run.
     Running {
@@ -177,8 +183,8 @@ impl Event {
             Self::Start { id, version, pid, vcpus, mem_mib } => {
                 info!(event = "start", id, version, pid, vcpus, mem_mib);
             }
-            Self::Confined { seccomp, landlock, no_new_privs } => {
-                info!(event = "confined", seccomp, landlock, no_new_privs);
+            Self::Confined { seccomp, landlock, no_new_privs, capabilities, user } => {
+                info!(event = "confined", seccomp, landlock, no_new_privs, capabilities, user);
             }
             Self::Running { setup_us } => info!(event = "running", setup_us),
             Self::GuestBoot(mark) => emit_mark("guest-boot", mark),

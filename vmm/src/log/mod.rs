@@ -6,7 +6,7 @@
 //! | event | when | fields |
 //! |---|---|---|
 //! | `start` | configuration read | `id`, `version`, `pid`, `vcpus`, `mem_mib` |
-//! | `confined` | the process gave up its rights, no guest instruction has run | `seccomp`, `landlock`, `no_new_privs` |
+//! | `confined` | the process gave up its rights, no guest instruction has run | `seccomp`, `landlock`, `no_new_privs`, `capabilities`, `user` |
 //! | `running` | vCPUs were let loose | `setup_us` |
 //! | `guest-boot` | the guest's first boot mark, see [`crate::devices::boot_timer`] | `source`, `value`, `boot_us`, `cpu_us` |
 //! | `guest-mark` | another mark, each value once | the same |
@@ -22,7 +22,7 @@ mod writer;
 use serde::Deserialize;
 
 pub use event::{EndReason, Event, Mark, MarkSource, Registers};
-pub use writer::{LogError, LogLevel, install, missed, redirect, tell};
+pub use writer::{LogError, LogLevel, descriptor, install, missed, redirect, tell};
 
 /// One line of the log, read back.
 #[derive(Deserialize, Clone, Debug, PartialEq, Eq)]

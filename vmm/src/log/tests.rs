@@ -42,7 +42,13 @@ fn every_event_is_read_back_as_it_was_written() {
     };
     for event in [
         Event::Start { id: "web-1".into(), version: "0.1.0".into(), pid: 7, vcpus: 2, mem_mib: 128 },
-        Event::Confined { seccomp: true, landlock: "partial".into(), no_new_privs: true },
+        Event::Confined {
+            seccomp: true,
+            landlock: "partial".into(),
+            no_new_privs: true,
+            capabilities: true,
+            user: "own".into(),
+        },
         Event::Running { setup_us: 900 },
         Event::GuestBoot(mark),
         Event::GuestMark(Mark { source: MarkSource::Mmio, ..mark }),

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -68,6 +68,15 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Lines of the log that could not be written, since the start of the process.
 pub fn missed() -> u64 {
     MISSED.load(Ordering::Relaxed)
+}
+
+/// The descriptor that lines are written to.
+pub fn descriptor() -> RawFd {
+    let file = CONTROL.get().and_then(|control| {
+        let target = control.target.0.lock().unwrap_or_else(PoisonError::into_inner);
+        target.as_ref().map(AsRawFd::as_raw_fd)
+    });
+    file.unwrap_or(libc::STDERR_FILENO)
 }
 
 /// Where lines go: a file, or standard error.

@@ -12,6 +12,7 @@
 //! | `latencies_us` | [`Latencies`]: how long the last one took, in microseconds |
 //! | `logger` | [`Logger`]: lines of metrics and of the log that were lost |
 //! | `mmds` | the metadata service |
+//! | `unconfined` | [layers](crate::jail::Layer) of the confinement: 1 where it was left out, not counted anew in each line |
 //! | `block`, `net` | sums over all disks, all network cards |
 //! | `block_ID`, `net_ID`, `vsock`, `balloon`, `entropy` | each device's own |
 //!

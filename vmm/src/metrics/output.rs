@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::fd::{AsRawFd, RawFd};
 
 /// A file or FIFO, opened so that it never blocks. What nobody reads waits: one line at most, until the next.
 #[derive(Debug)]
@@ -11,6 +12,12 @@ pub struct Output<W = File> {
     waiting: Vec<u8>,
     /// The last byte that was written ends no line.
     unfinished: bool,
+}
+
+impl AsRawFd for Output {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
 }
 
 impl<W: Write> Output<W> {

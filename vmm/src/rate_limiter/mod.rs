@@ -30,7 +30,7 @@ pub struct RateLimiter {
 
 impl RateLimiter {
     /// System calls that a limiter makes on the thread that uses it.
-    pub const SYSTEM_CALLS: [Call; 1] = [Call::any(libc::SYS_timerfd_settime)];
+    pub const SYSTEM_CALLS: [Call; 1] = [Call::any(libc::SYS_timerfd_settime).on_watched()];
 
     /// A limiter as configured, its buckets full; without a configuration, one that lets everything through until
     /// [`RateLimiter::update`] gives it limits.

@@ -37,6 +37,14 @@ pub struct Files {
     pub memory: File,
 }
 
+/// What a snapshot is made of.
+pub struct Saved {
+    /// The state of vCPUs and devices.
+    pub state: State,
+    /// The guest's memory. It does not change while the VM is paused.
+    pub ram: GuestRam,
+}
+
 /// Why a snapshot was not made or loaded. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {

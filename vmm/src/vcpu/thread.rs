@@ -58,8 +58,8 @@ pub struct VcpuContext {
     pub messages: Sender<Message>,
     /// Written after each message from a guest.
     pub wake: Arc<EventFd>,
-    /// The filter of vCPU threads.
-    pub filter: Arc<BpfProgram>,
+    /// The filter of vCPU threads, unless filters are left out.
+    pub filter: Option<Arc<BpfProgram>>,
 }
 
 /// Makes the signal that stops vCPU threads (SIGUSR1) interrupt system calls and do nothing else.
@@ -242,7 +242,8 @@ fn thread(
     park: &Sender<Parked>,
     run: impl Fn(VcpuFd) -> (VcpuFd, Stop),
 ) -> Receiver<VcpuFd> {
-    let confined = seccomp::install(ThreadKind::Vcpu, &context.filter);
+    let install = |filter: &Arc<BpfProgram>| seccomp::install(ThreadKind::Vcpu, filter);
+    let confined = context.filter.as_ref().map_or(Ok(()), install);
     let ok = confined.is_ok();
     // The main thread waits for just this, see `Threads::wait_confined`: it needs not be woken by the counter.
     let _ = context.messages.send(Message::Confined(confined));
@@ -374,9 +375,20 @@ impl Vcpu<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::sync::atomic::AtomicU32;
 
     use super::*;
+    use crate::jail::seccomp::Descriptors;
+
+    fn filter(vcpu: &VcpuFd, wake: &EventFd) -> BpfProgram {
+        let known = Descriptors {
+            vcpus: vec![vcpu.as_raw_fd()],
+            rung: vec![wake.as_raw_fd(), libc::STDERR_FILENO],
+            ..Descriptors::default()
+        };
+        seccomp::compile(ThreadKind::Vcpu, &[], &known).unwrap()
+    }
 
     #[test]
     fn a_vcpu_that_has_ended_the_vm_does_not_run_again() {
@@ -384,13 +396,14 @@ mod tests {
         let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
         let (messages, inbox) = channel();
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let vcpu = vm.create_vcpu(0).unwrap();
         let context = VcpuContext {
             ports: Arc::default(),
             mmio: Arc::default(),
             clock: Clock::start(),
             messages,
             wake: Arc::clone(&wake),
-            filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[]).unwrap()),
+            filter: Some(Arc::new(filter(&vcpu, &wake))),
         };
         let ((park, parked), (open, gate)) = (channel(), sync_channel(1));
         let runs = Arc::new(AtomicU32::new(0));
@@ -404,7 +417,7 @@ mod tests {
         let interrupt = Arc::default();
         let (handles, gates) = (vec![handle], vec![open]);
         let mut threads = Threads { handles, gates, parked, ended: Vec::new(), interrupt, metrics: Vec::new() };
-        threads.run(vec![vm.create_vcpu(0).unwrap()]);
+        threads.run(vec![vcpu]);
         while !matches!(inbox.recv(), Ok(Message::Ended(_))) {}
         // The main thread has looked for messages just before this one came, and now looks for late vCPUs.
         for _ in 0..100 {
@@ -421,13 +434,14 @@ mod tests {
         let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
         let (messages, _inbox) = channel();
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let vcpu = vm.create_vcpu(0).unwrap();
         let context = VcpuContext {
             ports: Arc::default(),
             mmio: Arc::default(),
             clock: Clock::start(),
             messages,
             wake: Arc::clone(&wake),
-            filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[]).unwrap()),
+            filter: Some(Arc::new(filter(&vcpu, &wake))),
         };
         let ((park, parked), (open, gate), (release, held)) = (channel(), sync_channel(1), channel());
         let runs = Arc::new(AtomicU32::new(0));
@@ -448,7 +462,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        threads.run(vec![vm.create_vcpu(0).unwrap()]);
+        threads.run(vec![vcpu]);
         wait_until(&|| runs.load(Ordering::SeqCst) == 1);
         assert!(threads.pause().is_none());
         while wake.read().is_ok() {}

@@ -94,6 +94,11 @@ pub trait VirtioDevice: Send {
         &[]
     }
 
+    /// Bytes of the largest regular file that it writes to: the host lets the process make no file larger.
+    fn largest_file(&self) -> u64 {
+        0
+    }
+
     /// Fills `data` from the configuration space at `offset`; it comes filled with zeros.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 

@@ -108,6 +108,16 @@ impl EventLoop {
         self.slots.iter().flat_map(|slot| slot.system_calls()).copied().collect()
     }
 
+    /// What is watched for the devices from the start.
+    pub fn watched(&self) -> Vec<RawFd> {
+        self.slots.iter().flat_map(|slot| slot.sources()).map(|source| source.fd).collect()
+    }
+
+    /// The counters that a vCPU rings when its driver has something to say.
+    pub fn counters(&self) -> Vec<RawFd> {
+        self.slots.iter().flat_map(|slot| slot.counters()).collect()
+    }
+
     /// Tells the devices that the VM is about to run, see [`VirtioDevice::settle`](super::VirtioDevice::settle).
     pub fn settle(&self) {
         self.slots.iter().for_each(|slot| slot.settle());

@@ -4,7 +4,7 @@
 //! the registers of the start and for configuration space, not for what is frequent: notifications are event counters
 //! that KVM writes itself, and the interrupt's registers are atomic.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -261,6 +261,16 @@ impl Slot {
     /// See [`VirtioDevice::settle`].
     pub(super) fn settle(&self) {
         self.lock().device.settle();
+    }
+
+    /// See [`VirtioDevice::largest_file`].
+    pub(crate) fn largest_file(&self) -> u64 {
+        self.lock().device.largest_file()
+    }
+
+    /// The counters that vCPUs ring.
+    pub(super) fn counters(&self) -> Vec<RawFd> {
+        self.doorbells.iter().chain([&self.wake]).map(AsRawFd::as_raw_fd).collect()
     }
 
     /// What the event loop has to watch for this slot from the start.

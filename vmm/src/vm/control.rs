@@ -4,17 +4,17 @@
 //! its turn, and the answer comes back through a [`Reply`]. Files are opened by who asks, and handed over open: the
 //! main thread can open none once a guest runs.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::VmError;
 use crate::config::{MetricsConfig, VmConfig};
 use crate::metrics::Metrics;
-use crate::snapshot::{Files, SnapshotLoad};
+use crate::snapshot::{Files, Saved, SnapshotLoad};
 use crate::virtio::{Active, EventLoop, VirtioDevice};
 
 /// What a VM does, as Firecracker's `InstanceInfo` says it.
@@ -94,17 +94,13 @@ pub enum Command {
     Pause(Reply<()>),
     /// Let them go on. Nothing to do where they do already.
     Resume(Reply<()>),
-    /// Write the paused VM into these files, new or empty ones. It stays as it is, also when that fails. The files are on
-    /// disk at the answer if `sync`. The answer gives them back, for those that have no name yet.
+    /// Give out what a snapshot of the paused VM is made of. It stays paused, and whoever asks must not let it go on before
+    /// the snapshot is written ([`snapshot::write`](crate::snapshot::write)).
     CreateSnapshot {
-        /// Where to.
-        files: Files,
-        /// Whether to wait for the disk.
-        sync: bool,
         /// The configuration as it is now, with what was changed since the start.
         config: Box<VmConfig>,
         /// The answer.
-        reply: Reply<Files>,
+        reply: Reply<Saved>,
     },
     /// Build the VM that lies in these files, instead of a start. It is paused, unless the request says otherwise. The
     /// answer is its configuration. On an error nothing has been started, and something else may be tried.
@@ -133,6 +129,8 @@ pub(super) struct Shared {
     bell: Arc<EventFd>,
     /// Readable, for ever, once the VM has ended.
     ended: EventFd,
+    /// Set once the main thread is restricted, or has ended.
+    restricted: OnceLock<()>,
     pub(super) metrics: Metrics,
 }
 
@@ -140,9 +138,19 @@ impl Shared {
     pub(super) fn set_state(&self, state: VmState) {
         self.state.store(state as u8, Ordering::SeqCst);
         if state == VmState::Ended {
+            self.set_restricted();
             // Nobody reads it, so it cannot be full.
             let _ = self.ended.write(1);
         }
+    }
+
+    /// Lets requests be read: what they bring meets a main thread that is restricted.
+    pub(super) fn set_restricted(&self) {
+        let _ = self.restricted.set(());
+    }
+
+    pub(super) fn ended_descriptor(&self) -> RawFd {
+        self.ended.as_raw_fd()
     }
 
     fn state(&self) -> VmState {
@@ -180,8 +188,13 @@ impl Commands {
 /// A pair of ends; `bell` is written with each command.
 pub fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
     let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
-    let shared =
-        Arc::new(Shared { state: AtomicU8::new(VmState::NotStarted as u8), bell, ended, metrics: Metrics::default() });
+    let shared = Arc::new(Shared {
+        state: AtomicU8::new(VmState::NotStarted as u8),
+        bell,
+        ended,
+        restricted: OnceLock::new(),
+        metrics: Metrics::default(),
+    });
     let (commands, inbox) = channel();
     Ok((Controller { commands, shared: Arc::clone(&shared) }, Commands { inbox, shared }))
 }
@@ -194,6 +207,11 @@ impl Controller {
         // Full only if the main thread has not looked for very long, and it will.
         let _ = self.shared.bell.write(1);
         answer.recv().unwrap_or(Err(ControlError::Ended))
+    }
+
+    /// Waits until the main thread is restricted: before that nothing is to be read that others have sent.
+    pub fn wait_restricted(&self) {
+        self.shared.restricted.wait();
     }
 
     /// What the VM does. Does not wait.

@@ -1,10 +1,12 @@
 //! The VM's parts, put together.
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::kvm::{self, KvmError};
@@ -63,28 +65,28 @@ struct Board {
 impl Machine {
     /// Puts the VM of `config` together and loads what it boots. `wake` wakes the main thread.
     pub(super) fn boot(
+        kvm: &Kvm,
         config: &VmConfig,
         files: BootFiles,
         virtio: Vec<Box<dyn VirtioDevice>>,
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
-        let kvm = kvm::open()?;
         std::thread::scope(|scope| {
             // Beside the rest: it takes as long as all that, where each CPUID instruction of this host is an exit.
             let supported = std::thread::Builder::new().stack_size(STACK);
-            let supported = supported.spawn_scoped(scope, || kvm::supported_cpuid(&kvm)).map_err(VmError::Thread)?;
+            let supported = supported.spawn_scoped(scope, || kvm::supported_cpuid(kvm)).map_err(VmError::Thread)?;
             let mib = config.machine_config.mem_size_mib;
             let ram = match config.machine_config.huge_pages {
                 HugePages::None => memory::reserve(mib),
                 HugePages::TwoMib => memory::reserve_huge(mib),
             }?;
-            let Board { mut machine, places } = Self::assemble(&kvm, ram, virtio, boot_timer, wake)?;
+            let Board { mut machine, places } = Self::assemble(kvm, ram, virtio, boot_timer, wake)?;
             let entry = files.load(&machine.ram, config, &places)?;
             vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
             // A panic in a thread has aborted the process.
             let supported = supported.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            machine.boot_vcpus(&kvm, &supported, &config.machine_config, entry)?;
+            machine.boot_vcpus(kvm, &supported, &config.machine_config, entry)?;
             Ok(machine)
         })
     }
@@ -212,6 +214,16 @@ impl Machine {
         self.fixed.keyboard.restore(state.keyboard.clone());
         self.fixed.power.restore(state.power);
         Ok(())
+    }
+
+    /// Bytes of the guest's memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.ram.iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    /// KVM's descriptor of the VM.
+    pub(super) fn vm_descriptor(&self) -> RawFd {
+        self.vm.as_raw_fd()
     }
 
     /// The guest's memory.

@@ -6,6 +6,7 @@
 pub mod control;
 
 mod clock;
+mod confine;
 mod end;
 mod heap;
 mod kvm;
@@ -19,11 +20,13 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
+use kvm_ioctls::Kvm;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use clock::{Clock, StartTimes};
+pub use confine::Confinement;
 pub use control::{Command, ControlError, Controller, Reply, VmState};
 pub use end::VmError;
 pub use heap::{STACK, share_heap};
@@ -34,13 +37,15 @@ use crate::boot::BootFiles;
 use crate::config::{MetricsConfig, VmConfig};
 use crate::console::{Console, Outlet};
 use crate::devices::{self, serial};
-use crate::jail::{self, seccomp, seccomp::ThreadKind};
+use crate::jail::seccomp::{self, ThreadKind};
 use crate::log::{EndReason, Event};
 use crate::metrics::Output;
 use crate::mmds::SharedMmds;
 use crate::snapshot::{self, Files, SnapshotLoad};
 use crate::vcpu::{self, Threads, VcpuContext};
+use crate::virtio::VirtioDevice;
 use crate::virtio::queue_thread::{self, Report};
+use confine::Early;
 use control::Commands;
 use machine::{Machine, Restore};
 use running::{METRICS_INTERVAL, Running};
@@ -62,6 +67,7 @@ pub struct Supervisor {
     options: Options,
     clock: Clock,
     start: StartTimes,
+    confinement: Confinement,
     signals: Signals,
     /// Wakes this thread: commands, vCPUs' messages, the serial line.
     wake: Arc<EventFd>,
@@ -80,13 +86,21 @@ impl Supervisor {
         let wake = Arc::new(wake);
         let (controller, commands) = control::connect(Arc::clone(&wake))?;
         let start = StartTimes::default();
-        Ok((Self { options, clock, start, signals, wake, commands }, controller))
+        let confinement = Confinement::default();
+        Ok((Self { options, clock, start, confinement, signals, wake, commands }, controller))
     }
 
     /// Counts the metrics of the start from these times on.
     #[must_use]
     pub fn with_start_times(mut self, start: StartTimes) -> Self {
         self.start = start;
+        self
+    }
+
+    /// Confines the process like this. By default no layer is left out, and commands may name no files.
+    #[must_use]
+    pub fn with_confinement(mut self, confinement: Confinement) -> Self {
+        self.confinement = confinement;
         self
     }
 
@@ -119,15 +133,11 @@ impl Supervisor {
     }
 
     fn run_to_end(self, config: Option<&VmConfig>, line: &mut serial::Counters) -> Result<EndReason, VmError> {
-        let running = match config {
-            Some(config) => {
-                let machine = self.build(config)?;
-                let metrics = open_metrics(config.metrics.as_ref())?;
-                let mut running = self.confine(machine, metrics)?;
-                running.resume();
-                Some(running)
-            }
-            None => self.wait_for_start()?,
+        let running = if let Some(config) = config {
+            Some(self.start(config)?)
+        } else {
+            self.restrict_waiting()?;
+            self.wait_for_start()?
         };
         let Some(mut running) = running else {
             return Ok(EndReason::Killed);
@@ -135,6 +145,17 @@ impl Supervisor {
         let result = running.run();
         *line = running.end();
         result
+    }
+
+    /// Lets the VM of `config` run. Nothing of its kernel is looked at before the process is restricted.
+    fn start(self, config: &VmConfig) -> Result<Running, VmError> {
+        let opened = self.open(config)?;
+        let metrics = open_metrics(config.metrics.as_ref())?;
+        let early = self.restrict_opened(config)?;
+        let machine = self.put_together(config, opened)?;
+        let mut running = self.confine(machine, metrics, Some(early))?;
+        running.resume();
+        Ok(running)
     }
 
     /// Takes commands until one makes a VM; `None` when a signal came first.
@@ -182,7 +203,7 @@ impl Supervisor {
         reply: Reply<T>,
         answer: T,
     ) -> Result<Running, VmError> {
-        match self.confine(machine, metrics) {
+        match self.confine(machine, metrics, None) {
             Ok(mut running) => {
                 if run {
                     running.resume();
@@ -202,12 +223,23 @@ impl Supervisor {
 
     /// Opens what the configuration names and puts the VM together. It can be dropped again without a trace.
     fn build(&self, config: &VmConfig) -> Result<Machine, VmError> {
+        let opened = self.open(config)?;
+        self.put_together(config, opened)
+    }
+
+    /// Opens what the configuration names, and looks into none of it.
+    fn open(&self, config: &VmConfig) -> Result<Opened, VmError> {
         self.announce(config);
         config.check()?;
         let files = BootFiles::open(config)?;
         let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(config, &self.options.metadata)?;
-        let mut machine = Machine::boot(config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))?;
+        Ok(Opened { files, outlet, virtio, kvm: kvm::open()? })
+    }
+
+    fn put_together(&self, config: &VmConfig, opened: Opened) -> Result<Machine, VmError> {
+        let Opened { files, outlet, virtio, kvm } = opened;
+        let mut machine = Machine::boot(&kvm, config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))?;
         machine.outlet = outlet;
         Ok(machine)
     }
@@ -239,7 +271,9 @@ impl Supervisor {
     }
 
     /// Gives up what the process does not need to run the VM. The vCPUs stand still.
-    fn confine(self, mut machine: Machine, metrics: Option<Output>) -> Result<Running, VmError> {
+    fn confine(self, mut machine: Machine, metrics: Option<Output>, early: Option<Early>) -> Result<Running, VmError> {
+        let console = Console::open(std::mem::take(&mut machine.outlet));
+        let known = self.known(&machine, &console, metrics.as_ref());
         let (messages, inbox) = channel();
         let report = Report { messages: messages.clone(), wake: Arc::clone(&self.wake) };
         let context = VcpuContext {
@@ -248,9 +282,8 @@ impl Supervisor {
             clock: self.clock,
             messages,
             wake: Arc::clone(&self.wake),
-            filter: Arc::new(seccomp::compile(ThreadKind::Vcpu, &[])?),
+            filter: self.filter(ThreadKind::Vcpu, &[], &known)?.map(Arc::new),
         };
-        let console = Console::open(std::mem::take(&mut machine.outlet));
         let fixed = [self.signals.as_fd().as_raw_fd(), self.wake.as_raw_fd()];
         for fd in fixed.into_iter().chain(console.input()) {
             match machine.devices.hear_of(fd) {
@@ -259,20 +292,20 @@ impl Supervisor {
                 result => result.map_err(VmError::Devices)?,
             }
         }
-        // From here on there are no files to be opened and nothing more to be gained.
-        let landlock = jail::restrict_process()?;
+        let early = self.restrict_running(early, &machine)?;
         machine.devices.settle();
         let vcpus = std::mem::take(&mut machine.vcpus);
         let mut threads = Threads::start(u8::try_from(vcpus.len()).unwrap_or(u8::MAX), &context)?;
         let queues = machine.devices.take_threads();
         let others = queues.len();
-        let started = queue_thread::start(queues, &report).map_err(VmError::Thread);
+        let started =
+            queue_thread::start(queues, &report, self.is_filtered().then_some(&known)).map_err(VmError::Thread);
         // The threads' clones are the only senders left: when all have ended, the inbox says so.
         drop((context, report));
         // At the same time as those threads.
         let confined = started.and_then(|()| {
-            let filter = seccomp::compile(ThreadKind::Main, &machine.devices.system_calls())?;
-            seccomp::install(ThreadKind::Main, &filter)?;
+            let filter = self.filter(ThreadKind::Main, &machine.devices.system_calls(), &known)?;
+            filter.map_or(Ok(()), |filter| seccomp::install(ThreadKind::Main, &filter))?;
             Ok(threads.wait_confined(others, &inbox)?)
         });
         if let Err(error) = confined {
@@ -280,7 +313,7 @@ impl Supervisor {
             threads.stop(Some(vcpus));
             return Err(error);
         }
-        Event::Confined { seccomp: true, landlock: landlock.as_str().to_owned(), no_new_privs: true }.emit();
+        self.say_confined(&early);
         Ok(Running {
             calm: false,
             machine,
@@ -293,10 +326,19 @@ impl Supervisor {
             commands: self.commands,
             metrics,
             metadata: self.options.metadata,
+            omitted: self.confinement.omitted,
             metrics_due: Instant::now() + METRICS_INTERVAL,
             began: Some(self.clock),
         })
     }
+}
+
+/// What a configuration names, open.
+struct Opened {
+    files: BootFiles,
+    outlet: Outlet,
+    virtio: Vec<Box<dyn VirtioDevice>>,
+    kvm: Kvm,
 }
 
 /// Opens where metrics go.

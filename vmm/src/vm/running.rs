@@ -17,10 +17,11 @@ use super::{Clock, VmError, borrow};
 use crate::config::VmConfig;
 use crate::console::Console;
 use crate::devices::{boot_timer, serial};
+use crate::jail::Omitted;
 use crate::log::{self, EndReason, Event};
 use crate::metrics::{self, Output};
 use crate::mmds::{self, SharedMmds};
-use crate::snapshot::{self, Files};
+use crate::snapshot::Saved;
 use crate::vcpu::{Message, Threads};
 use crate::virtio::Heard;
 
@@ -51,6 +52,8 @@ pub(super) struct Running {
     pub(super) metrics: Option<Output>,
     /// What the metadata service gives.
     pub(super) metadata: SharedMmds,
+    /// Layers of the confinement that are left out.
+    pub(super) omitted: Omitted,
     /// When metrics are due, whether anybody asks or not.
     pub(super) metrics_due: Instant,
     /// Whether `poll` has found nothing to do beside the devices' work, so that their event loop will tell of whatever
@@ -187,6 +190,7 @@ impl Running {
             ("i8042", metrics::group(fixed.keyboard.metrics())),
             ("latencies_us", metrics::group(&shared.latencies)),
             ("mmds", mmds::lock(&self.metadata).metrics()),
+            ("unconfined", self.omitted.metrics()),
         ];
         let own = own.into_iter().map(|(name, group)| (name.to_owned(), group));
         let devices = self.machine.devices.slots().iter().flat_map(|slot| slot.metrics());
@@ -212,9 +216,7 @@ impl Running {
         match command {
             Command::Start(_, reply) => reply.send(Err(ControlError::AlreadyStarted)),
             Command::LoadSnapshot { reply, .. } => reply.send(Err(ControlError::AlreadyStarted)),
-            Command::CreateSnapshot { files, sync, config, reply } => {
-                reply.send(self.snapshot(&files, sync, *config).map(|()| files));
-            }
+            Command::CreateSnapshot { config, reply } => reply.send(self.snapshot(*config)),
             Command::Pause(reply) => reply.send(self.pause()),
             Command::Resume(reply) => {
                 self.resume();
@@ -232,13 +234,9 @@ impl Running {
         }
     }
 
-    fn snapshot(&self, files: &Files, sync: bool, config: VmConfig) -> Result<(), ControlError> {
-        let begin = Instant::now();
+    fn snapshot(&self, config: VmConfig) -> Result<Saved, ControlError> {
         let vcpus = self.paused.as_ref().ok_or(ControlError::NotPaused)?;
-        let state = self.machine.save(vcpus, config)?;
-        snapshot::write(files, &state, self.machine.ram(), sync).map_err(VmError::from)?;
-        self.commands.shared.metrics.latencies.full_create_snapshot.set_since(begin);
-        Ok(())
+        Ok(Saved { state: self.machine.save(vcpus, config)?, ram: self.machine.ram().clone() })
     }
 
     pub(super) fn set_state(&self, state: VmState) {

@@ -34,6 +34,8 @@ pub fn command(dir: &Path) -> Command {
     // Paths in examples are relative.
     command.current_dir(dir);
     command.arg("--api-sock").arg(dir.join("api.sock")).args(["--id", "web-1", "--boot-timer"]);
+    // All folders of these tests: some requests name files of another VM's.
+    command.arg("--api-dir").arg(std::env::temp_dir());
     command.arg("--log-path").arg(dir.join("vm.log"));
     command
 }

@@ -6,8 +6,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use portcullis_vmm::jail::landlock::Domain;
-use portcullis_vmm::jail::restrict_thread;
-use portcullis_vmm::jail::seccomp::{ThreadKind, compile, install};
+use portcullis_vmm::jail::seccomp::{Descriptors, ThreadKind, compile, install};
+use portcullis_vmm::jail::{Omitted, Reach, restrict_thread};
 use serde_json::json;
 
 use crate::client::Vmm;
@@ -73,16 +73,103 @@ fn a_client_that_dies_in_the_middle_is_forgotten() {
 }
 
 #[test]
-fn the_thread_of_the_api_is_confined_before_the_start_too() {
+fn every_thread_is_confined_before_the_first_request() {
     let vmm = Vmm::new();
     assert_eq!(vmm.state(), "Not started");
     let tasks = std::fs::read_dir(format!("/proc/{}/task", vmm.pid())).unwrap().map(|task| task.unwrap().path());
-    let api: Vec<_> = tasks.filter(|task| std::fs::read_to_string(task.join("comm")).unwrap() == "api\n").collect();
-    assert_eq!(api.len(), 1);
-    let status = std::fs::read_to_string(api[0].join("status")).unwrap();
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-    assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()), "{status}");
-    assert_eq!(u64::from_str_radix(&field("CapEff:"), 16).unwrap(), 0, "{status}");
+    let mut names = Vec::new();
+    for task in tasks {
+        let name = std::fs::read_to_string(task.join("comm")).unwrap();
+        let status = std::fs::read_to_string(task.join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()), "{status}");
+        // The main thread may make taps and open others' files until the VM is made.
+        let kept = if name == "api\n" { 0 } else { 1 << 1 | 1 << 12 };
+        assert_eq!(u64::from_str_radix(&field("CapPrm:"), 16).unwrap() & !kept, 0, "{name}: {status}");
+        names.push(name);
+    }
+    assert_eq!(names.iter().filter(|name| *name == "api\n").count(), 1, "{names:?}");
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// A VMM with these arguments about `--api-dir`, in a folder of its own that is the current one.
+fn reaching(arguments: &[&std::path::Path]) -> Vmm {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = crate::client::program();
+    command.current_dir(dir.path()).arg("--api-sock").arg(dir.path().join("api.sock"));
+    for argument in arguments {
+        command.arg("--api-dir").arg(argument);
+    }
+    Vmm::run(command, dir)
+}
+
+#[test]
+fn requests_reach_the_folders_that_were_named_and_no_others() {
+    let other = tempfile::tempdir().unwrap();
+    let at = |folder: &std::path::Path, name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let kernel = Guest::new().print("ready").hang().elf();
+    std::fs::write(at(other.path(), "kernel"), &kernel).unwrap();
+    let by_default = reaching(&[]);
+    let own = by_default.dir.path().to_owned();
+    std::fs::write(at(&own, "kernel"), &kernel).unwrap();
+    let named = reaching(&[other.path()]);
+    let log = |path: &str| json!({ "log_path": path });
+    for vmm in [&by_default, &named] {
+        // Even for root.
+        for path in ["/etc/portcullis", "/proc/self/mem", "/proc/sys/kernel/core_pattern", "/dev/null", "/sys/x"] {
+            vmm.refused("PUT", "/logger", Some(&log(path)), "Permission denied");
+            vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": path }));
+            vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "");
+            vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": "/etc/passwd" }));
+            vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "Permission denied");
+        }
+    }
+    by_default.refused("PUT", "/logger", Some(&log(&at(other.path(), "log"))), "Permission denied");
+    named.refused("PUT", "/logger", Some(&log(&at(&own, "log"))), "Permission denied");
+    // Also to the main thread, which opens kernels.
+    for (vmm, not, folder) in [(&by_default, other.path(), own.as_path()), (&named, own.as_path(), other.path())] {
+        let start = json!({"action_type": "InstanceStart"});
+        vmm.must("PUT", "/logger", &log(&at(folder, "log")));
+        vmm.must("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 4}));
+        vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": at(not, "kernel") }));
+        vmm.refused("PUT", "/actions", Some(&start), "Permission denied");
+        vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": at(folder, "kernel") }));
+        vmm.must("PUT", "/actions", &start);
+        assert_eq!(vmm.state(), "Running");
+    }
+}
+
+#[test]
+fn clients_of_firecracker_name_files_anywhere_but_in_the_hosts_own_folders() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let link = dir.path().join("firecracker");
+    let program = crate::client::program();
+    std::os::unix::fs::symlink(program.get_program(), &link).unwrap();
+    let mut command = Command::new(&link);
+    // As a service is started: nothing of this folder may follow from it.
+    command.current_dir("/").arg("--api-sock").arg(dir.path().join("api.sock"));
+    let vmm = Vmm::run(command, dir);
+    let kernel = other.path().join("kernel");
+    std::fs::write(&kernel, Guest::new().print("ready").hang().elf()).unwrap();
+    for path in ["/etc/x", "/usr/x", "/x", "/proc/sys/kernel/core_pattern", "/dev/null"] {
+        vmm.refused("PUT", "/logger", Some(&json!({ "log_path": path })), "Permission denied");
+    }
+    vmm.must("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 4}));
+    vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": kernel }));
+    vmm.must("PUT", "/actions", &json!({"action_type": "InstanceStart"}));
+    assert_eq!(vmm.state(), "Running");
+}
+
+#[test]
+fn what_no_request_may_reach_cannot_be_named() {
+    for path in ["/", "/proc", "/sys/kernel", "/dev", "/absent"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = crate::client::program();
+        command.arg("--api-sock").arg(dir.path().join("api.sock")).args(["--api-dir", path]);
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && errors.contains("--api-dir"), "{path}: {output:?}");
+    }
 }
 
 const PART: &str = "PORTCULLIS_VMM_TEST_PART";
@@ -104,7 +191,8 @@ fn the_thread_of_the_api_opens_files_and_no_more() {
         let at = |name: &str| dir.path().join(name);
         let elsewhere = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(at("mine"), "x").unwrap();
-        restrict_thread(Domain::for_api(&at("api.sock")).unwrap()).unwrap();
+        let reach = Reach { written: vec![dir.path().to_owned()], socket: Some(at("api.sock")), ..Reach::default() };
+        restrict_thread(Omitted::default(), Some(Domain::for_api(&reach).unwrap())).unwrap();
         let denied = |result: std::io::Result<()>| {
             assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
         };
@@ -114,11 +202,17 @@ fn the_thread_of_the_api_opens_files_and_no_more() {
         denied(std::os::unix::fs::symlink("/", at("link")));
         denied(std::os::unix::net::UnixListener::bind(at("other.sock")).map(drop));
         std::fs::remove_file(at("mine")).unwrap();
-        install(ThreadKind::Api, &compile(ThreadKind::Api, &[]).unwrap()).unwrap();
+        install(ThreadKind::Api, &compile(ThreadKind::Api, &[], &Descriptors::default()).unwrap()).unwrap();
         match part.as_str() {
             "opens" => {
-                let mut file = std::fs::File::create(at("new")).unwrap();
+                let mut file = std::fs::File::create_new(at("new")).unwrap();
                 file.write_all(b"x").unwrap();
+            }
+            "cuts" => drop(std::fs::File::create(at("new"))),
+            "sets the user" => {
+                use std::os::unix::fs::PermissionsExt;
+                let file = std::fs::File::create_new(at("new")).unwrap();
+                drop(file.set_permissions(std::fs::Permissions::from_mode(0o4755)));
             }
             "runs" => drop(Command::new("/bin/true").status()),
             "connects" => drop(std::os::unix::net::UnixStream::connect(at("api.sock"))),
@@ -130,13 +224,13 @@ fn the_thread_of_the_api_opens_files_and_no_more() {
             other => panic!("unknown part {other}"),
         }
         println!("played");
-        // SAFETY: ends the process, before what it cannot do any more is tried.
-        unsafe { libc::_exit(0) };
+        // Ends the process, before what it cannot do any more is tried.
+        std::process::abort();
     }
-    let (signal, code, text) = in_a_process(NAME, "opens");
-    assert_eq!((signal, code), (None, Some(0)), "{text}");
+    let (signal, _, text) = in_a_process(NAME, "opens");
+    assert_eq!(signal, Some(libc::SIGABRT), "{text}");
     assert!(text.contains("played"), "{text}");
-    for part in ["runs", "connects", "controls"] {
+    for part in ["runs", "connects", "controls", "cuts", "sets the user"] {
         let (signal, _, text) = in_a_process(NAME, part);
         assert_eq!(signal, Some(libc::SIGSYS), "{part}: {text}");
     }

@@ -148,7 +148,7 @@ fn devices_for_which_there_is_no_place_are_refused_at_once() {
 
 #[test]
 fn metrics_that_cannot_be_written_are_tried_again_and_the_client_is_told() {
-    let mut vmm = Vmm::with(&["--metrics-path", "/dev/full"]);
+    let mut vmm = Vmm::with(&["--metrics-path", "/dev/full", "--api-dir", "/dev/full"]);
     vmm.boot_source(&Guest::new().print("ready").hang());
     vmm.act("InstanceStart");
     vmm.wait_for("ready");
@@ -257,7 +257,8 @@ fn a_snapshot_that_fails_leaves_nothing_and_one_that_is_made_is_its_owners_alone
     assert_eq!(vmm.state(), "Paused");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(vmm.pid()).unwrap());
     // There is room again. What others could read before, they cannot now.
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let most = portcullis_vmm::jail::FILE_FLOOR;
+    let unlimited = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the limit is live, and nothing is read back.
     let set = unsafe { libc::prlimit(pid.as_raw(), libc::RLIMIT_FSIZE, &raw const unlimited, std::ptr::null_mut()) };
     assert_eq!(set, 0);

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::jail::Reach;
 use portcullis_vmm::mmds::{DEFAULT_LIMIT, Mmds};
-use portcullis_vmm::snapshot::{Files, SnapshotLoad};
-use portcullis_vmm::vm::{Clock, Command, ControlError, Controller, Options, Supervisor};
+use portcullis_vmm::snapshot::{self, Files, SnapshotLoad};
+use portcullis_vmm::vm::{Clock, Command, Confinement, ControlError, Controller, Options, Supervisor};
 
 use crate::harness::{Setup, Vmm};
 
@@ -102,6 +103,8 @@ fn play_the_vmm() {
     let options =
         Options { id: "driven".to_owned(), boot_timer: true, metadata: Mmds::new(DEFAULT_LIMIT).into_shared() };
     let (supervisor, controller) = Supervisor::new(options, Clock::start()).unwrap();
+    let reach = Reach { written: vec![std::env::temp_dir()], ..Reach::default() };
+    let supervisor = supervisor.with_confinement(Confinement { reach, ..Confinement::default() });
     let listener = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || {
         let (socket, _) = listener.accept().unwrap();
@@ -139,7 +142,9 @@ fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, C
             };
             let files = Files { state: open("state"), memory: open("memory") };
             let config = Box::new(config());
-            done(controller.call(|reply| Command::CreateSnapshot { files, sync: false, config, reply }).map(drop))
+            let saved = controller.call(|reply| Command::CreateSnapshot { config, reply })?;
+            let written = snapshot::write(&files, &saved.state, &saved.ram, false);
+            done(written.map_err(|error| ControlError::Failed(error.to_string())))
         }
         ["load", path, more @ ..] => {
             let open = |what: &str| OpenOptions::new().read(true).open(format!("{path}.{what}")).unwrap();

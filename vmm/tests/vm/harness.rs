@@ -158,7 +158,12 @@ impl Vmm {
     }
 
     /// Waits for the end. A VMM that takes too long is a failure, never a hang.
-    pub fn wait(mut self) -> Ended {
+    pub fn wait(self) -> Ended {
+        self.wait_with(|_| ()).0
+    }
+
+    /// The same, and looks into its folder before that is gone.
+    pub fn wait_with<T>(mut self, look: impl FnOnce(&Path) -> T) -> (Ended, T) {
         let status = wait_limited(&mut self.child);
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
@@ -173,7 +178,8 @@ impl Vmm {
             }
         }
         let errors = String::from_utf8_lossy(&self.errors.lock().unwrap()).into_owned();
-        Ended { status, output: self.output_text(), errors, events, warnings }
+        let seen = look(self.dir.path());
+        (Ended { status, output: self.output_text(), errors, events, warnings }, seen)
     }
 }
 

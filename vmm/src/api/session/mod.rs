@@ -4,6 +4,7 @@ mod devices;
 mod metadata;
 
 use std::path::Path;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +21,7 @@ use crate::config::{
 };
 use crate::log;
 use crate::mmds::SharedMmds;
-use crate::snapshot::{SnapshotCreate, SnapshotLoad};
+use crate::snapshot::{self, SnapshotCreate, SnapshotLoad};
 use crate::vm::{Command, Controller, Options, VmState};
 
 /// `PUT /actions`.
@@ -279,9 +280,13 @@ impl Session {
             return Err(Fault::new("a snapshot needs a paused VM"));
         }
         let (files, names) = files::create(&request)?;
-        let sync = request.sync_snapshot_files;
+        let (begin, sync) = (Instant::now(), request.sync_snapshot_files);
         let config = Box::new(self.config.clone());
-        let files = self.controller.call(|reply| Command::CreateSnapshot { files, sync, config, reply })?;
+        let saved = self.controller.call(|reply| Command::CreateSnapshot { config, reply })?;
+        // It stays paused meanwhile: only requests let it go on, and they are answered one by one.
+        snapshot::write(&files, &saved.state, &saved.ram, sync).map_err(|error| Fault::new(error.to_string()))?;
+        drop(saved);
+        self.controller.metrics().latencies.full_create_snapshot.set_since(begin);
         names.publish(&files, sync)?;
         Ok(Response::done())
     }

@@ -279,8 +279,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn system_calls(&self) -> &'static [Call] {
-        // Memory is what every VM may take and give; only the timer is this device's.
-        const { &[Call::any(libc::SYS_timerfd_settime)] }
+        // To give anonymous memory back is what every thread may.
+        const { &[pages::REPLACE[0], pages::REPLACE[1], Call::any(libc::SYS_timerfd_settime).on_watched()] }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::jail::seccomp::Call;
 use crate::memory::GuestRam;
 use crate::virtio::{Buffers, QueueError};
 
@@ -128,12 +129,20 @@ pub fn discard(ram: &GuestRam, range: &Range<u64>, replaced: &mut Replaced) -> s
     Ok(())
 }
 
+/// System calls of putting fresh memory in the place of a file's.
+pub(super) const REPLACE: [Call; 2] = [
+    Call::with_both(libc::SYS_mmap, (2, FRESH.0.cast_unsigned()), (3, FRESH.1.cast_unsigned())),
+    Call::with(libc::SYS_madvise, 2, libc::MADV_DONTDUMP.cast_unsigned()),
+];
+/// Protection and flags of fresh memory.
+const FRESH: (libc::c_int, libc::c_int) = (
+    libc::PROT_READ | libc::PROT_WRITE,
+    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+);
+
 /// Puts fresh memory in the place of a file's, whose old content would come back otherwise. Not zero if it failed.
 fn replace(start: *mut libc::c_void, len: usize) -> libc::c_int {
-    let (protection, flags) = (
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-    );
+    let (protection, flags) = FRESH;
     // SAFETY: the range is whole pages of a mapping that guest memory owns and later unmaps; this process holds no
     // references to it, and KVM looks pages up anew.
     let mapped = unsafe { libc::mmap(start, len, protection, flags, -1, 0) };

@@ -126,6 +126,12 @@ impl Disk {
         self.sectors
     }
 
+    /// Up to where its file can be written, in bytes: 0 for what is no regular file, or not written.
+    pub fn file_bytes(&self) -> u64 {
+        let regular = self.identity.0 != u64::MAX;
+        if regular && !self.read_only { self.start + self.sectors * SECTOR } else { 0 }
+    }
+
     /// Whether it was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.read_only

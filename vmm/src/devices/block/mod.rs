@@ -123,6 +123,11 @@ impl Block {
         if disk.is_read_only() != now.is_read_only() {
             return Err("whether it is read only cannot be changed".to_owned());
         }
+        let (bytes, most) = (disk.file_bytes(), crate::jail::largest_file());
+        if bytes > most {
+            // The kernel would refuse what is written beyond.
+            return Err(format!("it has {bytes} bytes, and the VM was started with a limit of {most} for every file"));
+        }
         let disk = if disk.is_same_file(&now) {
             // Its lock is the descriptor's that there is.
             now.resized_as(&disk)
@@ -200,6 +205,10 @@ impl VirtioDevice for Block {
     fn system_calls(&self) -> &'static [Call] {
         // Another file is locked by the main thread.
         &Disk::LOCK_CALLS
+    }
+
+    fn largest_file(&self) -> u64 {
+        self.shared.disk().file_bytes()
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

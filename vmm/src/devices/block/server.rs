@@ -24,7 +24,7 @@ const NOTIFY_BYTES: u64 = 256 * 1024;
 const LOGGED_ERRORS: u32 = 8;
 
 /// Sets the timer of what has to wait.
-const TIMER: Call = Call::any(libc::SYS_timerfd_settime);
+const TIMER: Call = Call::any(libc::SYS_timerfd_settime).on_watched();
 /// System calls of a disk that is read only.
 const READ_CALLS: [Call; 2] = {
     let [read] = Disk::READ_CALLS;

@@ -59,10 +59,10 @@ const METADATA_TIMER: u32 = 3;
 const SYSTEM_CALLS: [Call; 6] = {
     let [timer] = RateLimiter::SYSTEM_CALLS;
     [
-        Call::any(libc::SYS_readv),
-        Call::any(libc::SYS_writev),
+        Call::any(libc::SYS_readv).on_watched(),
+        Call::any(libc::SYS_writev).on_watched(),
         Call::any(libc::SYS_epoll_ctl),
-        Call::with(libc::SYS_ioctl, 1, tap::SET_OFFLOAD),
+        Call::with(libc::SYS_ioctl, 1, tap::SET_OFFLOAD).on_watched(),
         timer,
         Call::any(libc::SYS_getrandom),
     ]

@@ -20,10 +20,15 @@ pub const CALLS: &[Call] = &[
     Call::with(libc::SYS_accept4, 3, ACCEPTED as u32),
     Call::with(libc::SYS_shutdown, 1, libc::SHUT_RD as u32),
     Call::with(libc::SYS_shutdown, 1, libc::SHUT_WR as u32),
+    // Connections come and go: their descriptors are not known when the filter is made.
+    Call::any(libc::SYS_read),
+    Call::any(libc::SYS_write),
     Call::any(libc::SYS_readv),
     Call::any(libc::SYS_writev),
     Call::with(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_ADD as u32),
     Call::with(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_DEL as u32),
+    // The device has an event loop of its own, which the VM's watches.
+    Call::any(libc::SYS_epoll_wait).on_watched(),
     Call::any(libc::SYS_timerfd_settime),
 ];
 

@@ -14,9 +14,10 @@ const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const JUMP_IF_AT_LEAST: u16 = 0x35;
+const JUMP_IF_GREATER: u16 = 0x25;
 const RETURN: u16 = 0x06;
 
-// Offsets in `struct seccomp_data`; the low half of an argument comes first.
+// Offsets in `struct seccomp_data`; the low half of an argument comes first, the high one 4 bytes later.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
@@ -29,26 +30,61 @@ const ALLOW: u32 = 0x7fff_0000;
 /// Most calls that are compared with one behind the other.
 const LEAF: usize = 4;
 
-/// What an argument has to be: its lower 32 bits, of which those in `mask` count.
+/// Which 32 bits of an argument are looked at: classic BPF has no wider numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Half {
+    /// Bits 0 to 31: all that the kernel takes of an `int` or `unsigned int`, such as a descriptor.
+    Low,
+    /// Bits 32 to 63, which count too where the kernel takes a `long`, a pointer or a size.
+    High,
+}
+
+/// What the looked-at bits have to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Test {
+    /// One of these values. None of them: never.
+    OneOf(Vec<u32>),
+    /// Not more than this, unsigned.
+    AtMost(u32),
+}
+
+/// What one half of an argument has to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Condition {
     /// The argument, counted from 0 to 5.
     pub index: u8,
-    /// The bits that count.
+    /// The half of it.
+    pub half: Half,
+    /// The bits of the half that count.
     pub mask: u32,
     /// What they have to be.
-    pub value: u32,
+    pub test: Test,
 }
 
 impl Condition {
-    /// That all 32 bits are `value`.
-    pub const fn equals(index: u8, value: u32) -> Self {
-        Self { index, mask: u32::MAX, value }
+    /// That the lower half is one of these.
+    pub fn one_of(index: u8, values: &[u32]) -> Self {
+        Self { index, half: Half::Low, mask: u32::MAX, test: Test::OneOf(values.to_vec()) }
+    }
+
+    /// That of the lower half those bits that are set in `mask` are as in `value`.
+    pub fn masked(index: u8, mask: u32, value: u32) -> Self {
+        Self { index, half: Half::Low, mask, test: Test::OneOf(vec![value]) }
+    }
+
+    /// That a 64-bit argument is at most this: both halves are compared.
+    pub fn at_most(index: u8, bound: u32) -> [Self; 2] {
+        let high = Self { index, half: Half::High, mask: u32::MAX, test: Test::OneOf(vec![0]) };
+        [high, Self { index, half: Half::Low, mask: u32::MAX, test: Test::AtMost(bound) }]
     }
 }
 
-/// The system calls that are allowed, each where one of its conditions holds, or with any arguments if it has none.
-pub(super) type Rules = BTreeMap<u32, Vec<Condition>>;
+/// Conditions that have to hold together.
+pub(super) type Together = Vec<Condition>;
+
+/// The system calls that are allowed: each where all conditions of one of its lists hold, or with any arguments if it has
+/// no list.
+pub(super) type Rules = BTreeMap<u32, Vec<Together>>;
 
 fn statement(code: u16, k: u32) -> sock_filter {
     sock_filter { code, jt: 0, jf: 0, k }
@@ -63,8 +99,8 @@ fn skip(count: usize) -> Option<sock_filter> {
     Some(statement(JUMP, u32::try_from(count).ok()?))
 }
 
-/// The filter that kills the process unless `rules` allow the call, or nothing if a call has more conditions than a jump
-/// can pass (255).
+/// The filter that kills the process unless `rules` allow the call, or nothing if an argument is compared with more values
+/// than a jump can pass (255).
 pub(super) fn assemble(rules: &Rules) -> Option<Vec<sock_filter>> {
     let mut program = vec![
         statement(LOAD_WORD, ARCHITECTURE),
@@ -72,13 +108,13 @@ pub(super) fn assemble(rules: &Rules) -> Option<Vec<sock_filter>> {
         statement(RETURN, KILL_PROCESS),
         statement(LOAD_WORD, NUMBER),
     ];
-    let calls: Vec<_> = rules.iter().map(|(number, conditions)| (*number, conditions.as_slice())).collect();
+    let calls: Vec<_> = rules.iter().map(|(number, lists)| (*number, lists.as_slice())).collect();
     program.extend(find(&calls)?);
     Some(program)
 }
 
 /// Judges the loaded number by these calls, which are in order. No way leads out of it but by a verdict.
-fn find(calls: &[(u32, &[Condition])]) -> Option<Vec<sock_filter>> {
+fn find(calls: &[(u32, &[Together])]) -> Option<Vec<sock_filter>> {
     let (below, above) = calls.split_at(calls.len() / 2);
     match above.first() {
         Some((first, _)) if calls.len() > LEAF => {
@@ -93,11 +129,11 @@ fn find(calls: &[(u32, &[Condition])]) -> Option<Vec<sock_filter>> {
 }
 
 /// Compares with one call after the other.
-fn leaf(calls: &[(u32, &[Condition])]) -> Option<Vec<sock_filter>> {
-    let (any, with): (Vec<_>, Vec<_>) = calls.iter().copied().partition(|(_, conditions)| conditions.is_empty());
+fn leaf(calls: &[(u32, &[Together])]) -> Option<Vec<sock_filter>> {
+    let (any, with): (Vec<_>, Vec<_>) = calls.iter().copied().partition(|(_, lists)| lists.is_empty());
     let mut program = Vec::new();
-    for (number, conditions) in with {
-        let body = judge(conditions)?;
+    for (number, lists) in with {
+        let body = judge(lists)?;
         program.extend([jump(JUMP_IF_EQUAL, number, 1, 0), skip(body.len())?]);
         program.extend(body);
     }
@@ -105,30 +141,43 @@ fn leaf(calls: &[(u32, &[Condition])]) -> Option<Vec<sock_filter>> {
     Some(program)
 }
 
-/// Allows the loaded call where one of the conditions holds.
-fn judge(conditions: &[Condition]) -> Option<Vec<sock_filter>> {
+/// Allows the call where all conditions of one of these lists hold.
+fn judge(lists: &[Together]) -> Option<Vec<sock_filter>> {
     let mut program = Vec::new();
-    let mut rest = conditions;
-    while let Some(first) = rest.first() {
-        let same = rest.iter().take_while(|other| (other.index, other.mask) == (first.index, first.mask)).count();
-        let (group, others) = rest.split_at(same);
-        rest = others;
-        program.push(statement(LOAD_WORD, ARGUMENTS + 8 * u32::from(first.index)));
-        if first.mask != u32::MAX {
-            program.push(statement(AND, first.mask));
-        }
-        let mut verdict = verdict(&group.iter().map(|condition| condition.value).collect::<Vec<_>>())?;
-        if !rest.is_empty() {
-            // Instead of the kill, past the allowing, to the next group.
-            let kill = verdict.len().checked_sub(2)?;
-            *verdict.get_mut(kill)? = skip(1)?;
-        }
-        program.extend(verdict);
+    for list in lists {
+        program.extend(all_of(list)?);
     }
+    program.push(statement(RETURN, KILL_PROCESS));
     Some(program)
 }
 
-/// Allows where what is loaded is one of these; else death. The last two instructions are those ends.
+/// Allows where all of these hold, and goes on behind its end where one does not.
+fn all_of(list: &[Condition]) -> Option<Vec<sock_filter>> {
+    // From the end, so that each knows how much there is to be left out.
+    let mut behind = vec![statement(RETURN, ALLOW)];
+    for condition in list.iter().rev() {
+        let half = if condition.half == Half::Low { 0 } else { 4 };
+        let mut program = vec![statement(LOAD_WORD, ARGUMENTS + 8 * u32::from(condition.index) + half)];
+        if condition.mask != u32::MAX {
+            program.push(statement(AND, condition.mask));
+        }
+        match &condition.test {
+            Test::OneOf(values) => {
+                // From there past the comparisons that are left, and the leaving.
+                for (value, distance) in values.iter().zip((1..=values.len()).rev()) {
+                    program.push(jump(JUMP_IF_EQUAL, *value, u8::try_from(distance).ok()?, 0));
+                }
+            }
+            Test::AtMost(bound) => program.push(jump(JUMP_IF_GREATER, *bound, 0, 1)),
+        }
+        program.push(skip(behind.len())?);
+        program.extend(behind);
+        behind = program;
+    }
+    Some(behind)
+}
+
+/// Allows where what is loaded is one of these; else death.
 fn verdict(allowed: &[u32]) -> Option<Vec<sock_filter>> {
     let mut program = Vec::with_capacity(allowed.len() + 2);
     // From there past the comparisons that are left, and the kill.

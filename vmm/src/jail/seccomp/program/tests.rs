@@ -46,34 +46,78 @@ fn run(program: &[sock_filter], call: &Call) -> u32 {
             }
             JUMP_IF_EQUAL => accumulator == k,
             JUMP_IF_AT_LEAST => accumulator >= k,
+            JUMP_IF_GREATER => accumulator > k,
             _ => panic!("instruction {code:#x}"),
         };
         at += usize::from(if taken { jt } else { jf });
     }
 }
 
+/// What the library knows of a condition: one comparison for each value.
+fn comparisons(condition: &Condition) -> Vec<SeccompCondition> {
+    let one = |operator, length, value| SeccompCondition::new(condition.index, length, operator, value).unwrap();
+    let (mask, dword, qword) = (u64::from(condition.mask), SeccompCmpArgLen::Dword, SeccompCmpArgLen::Qword);
+    match (&condition.test, condition.half) {
+        (Test::OneOf(values), Half::Low) => {
+            values.iter().map(|value| one(SeccompCmpOp::MaskedEq(mask), dword.clone(), u64::from(*value))).collect()
+        }
+        (Test::OneOf(values), Half::High) => {
+            let mask = mask << 32;
+            values
+                .iter()
+                .map(|value| one(SeccompCmpOp::MaskedEq(mask), qword.clone(), u64::from(*value) << 32))
+                .collect()
+        }
+        (Test::AtMost(bound), Half::Low) => vec![one(SeccompCmpOp::Le, dword, u64::from(*bound))],
+        (Test::AtMost(bound), Half::High) => {
+            vec![one(SeccompCmpOp::Le, qword, (u64::from(*bound) << 32) | u64::from(u32::MAX))]
+        }
+    }
+}
+
+/// All ways to take one of each.
+fn product(conditions: &[Condition]) -> Vec<Vec<SeccompCondition>> {
+    conditions.iter().fold(vec![Vec::new()], |ways, condition| {
+        let values = comparisons(condition);
+        ways.iter().flat_map(|way| values.iter().map(|value| [way.clone(), vec![value.clone()]].concat())).collect()
+    })
+}
+
 /// The filter that a library makes of the same rules.
 fn by_the_library(rules: &Rules) -> BpfProgram {
-    let rule = |condition: &Condition| {
-        let operator = SeccompCmpOp::MaskedEq(u64::from(condition.mask));
-        let (length, value) = (SeccompCmpArgLen::Dword, u64::from(condition.value));
-        SeccompRule::new(vec![SeccompCondition::new(condition.index, length, operator, value).unwrap()]).unwrap()
+    let lists = |lists: &Vec<Together>| {
+        lists.iter().flat_map(|list| product(list)).map(|way| SeccompRule::new(way).unwrap()).collect()
     };
-    let rules = rules.iter().map(|(number, conditions)| (i64::from(*number), conditions.iter().map(rule).collect()));
+    let rules = rules.iter().map(|(number, all)| (i64::from(*number), lists(all)));
     let (other, these) = (SeccompAction::KillProcess, SeccompAction::Allow);
     SeccompFilter::new(rules.collect(), other, these, TargetArch::x86_64).unwrap().try_into().unwrap()
 }
 
-fn conditions() -> impl Strategy<Value = Vec<Condition>> {
+fn condition() -> impl Strategy<Value = Condition> {
+    let half = prop_oneof![3 => Just(Half::Low), 1 => Just(Half::High)];
+    let mask = prop_oneof![Just(u32::MAX), Just(4), Just(7)];
     // Few values, so that calls meet them.
-    let condition = (0..6u8, prop_oneof![Just(u32::MAX), Just(4), Just(7)], 0..8u32)
-        .prop_map(|(index, mask, value)| Condition { index, mask, value: value & mask });
-    prop_oneof![Just(Vec::new()), prop::collection::vec(condition, 1..12)]
+    let test = prop_oneof![
+        3 => prop::collection::vec(0..8u32, 1..4).prop_map(Test::OneOf),
+        1 => (0..8u32).prop_map(Test::AtMost),
+    ];
+    (0..6u8, half, mask, test).prop_map(|(index, half, mask, test)| match test {
+        Test::OneOf(values) => {
+            let values = values.into_iter().map(|value| value & mask).collect();
+            Condition { index, half, mask, test: Test::OneOf(values) }
+        }
+        // The library masks equality only.
+        at_most @ Test::AtMost(_) => Condition { index, half, mask: u32::MAX, test: at_most },
+    })
+}
+
+fn conditions() -> impl Strategy<Value = Vec<Together>> {
+    prop_oneof![Just(Vec::new()), prop::collection::vec(prop::collection::vec(condition(), 1..4), 1..6)]
 }
 
 fn call() -> impl Strategy<Value = Call> {
     let architecture = prop_oneof![9 => Just(X86_64), 1 => Just(0x4000_0003)];
-    let argument = prop_oneof![0..8u64, any::<u64>()];
+    let argument = prop_oneof![4 => 0..8u64, 1 => (0..8u64).prop_map(|high| high << 32 | high), 1 => any::<u64>()];
     (architecture, 0..70u32, prop::array::uniform6(argument)).prop_map(|(architecture, number, arguments)| Call {
         architecture,
         number,
@@ -114,7 +158,27 @@ fn a_verdict_is_some_comparisons_away() {
     let program = assemble(&rules).unwrap();
     // An entry for each call, two ends for four of them, two for each halving, and the head.
     assert_eq!(program.len(), 64 + 16 * 2 + 15 * 2 + 4);
-    let many = |count| Rules::from([(1, (0..count).map(|value| Condition::equals(1, value)).collect())]);
+    let values = |count| (0..count).collect::<Vec<_>>();
+    let many = |count| Rules::from([(1, vec![vec![Condition::one_of(1, &values(count))]])]);
     assert!(assemble(&many(255)).is_some());
     assert!(assemble(&many(256)).is_none());
+}
+
+#[test]
+fn a_bound_holds_for_both_halves_and_all_conditions_of_a_list_have_to() {
+    let list = [Condition::at_most(1, 100).as_slice(), &[Condition::one_of(0, &[3, 4])]].concat();
+    let program = assemble(&Rules::from([(1, vec![list, vec![Condition::one_of(0, &[9])]])])).unwrap();
+    let verdict = |first, second| {
+        let arguments = [first, second, 0, 0, 0, 0];
+        run(&program, &Call { architecture: X86_64, number: 1, arguments })
+    };
+    for (first, second) in [(3, 0), (4, 100), (9, 0), (9, u64::MAX)] {
+        assert_eq!(verdict(first, second), ALLOW, "{first} {second}");
+    }
+    for (first, second) in [(3, 101), (4, 1 << 32), (5, 100), (3, (1 << 32) + 50), (0, 0)] {
+        assert_eq!(verdict(first, second), KILL_PROCESS, "{first} {second}");
+    }
+    // A list of values without a value never holds.
+    let never = assemble(&Rules::from([(1, vec![vec![Condition::one_of(0, &[])]])])).unwrap();
+    assert_eq!(run(&never, &Call { architecture: X86_64, number: 1, arguments: [0; 6] }), KILL_PROCESS);
 }
