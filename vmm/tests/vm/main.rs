@@ -22,6 +22,7 @@ mod jail;
 mod life;
 mod mmds;
 mod net;
+mod probe;
 mod refusals;
 mod slow_disk;
 mod tap;
