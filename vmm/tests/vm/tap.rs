@@ -59,7 +59,8 @@ impl TestTap {
         let all = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
         // SAFETY: a new descriptor that nothing else owns.
         let socket = unsafe {
-            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(all));
+            // Of no protocol: until it is bound, it would hear of the frames of every interface.
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
             assert!(fd >= 0, "{}", io::Error::last_os_error());
             OwnedFd::from_raw_fd(fd)
         };
