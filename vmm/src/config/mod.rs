@@ -26,10 +26,10 @@ pub use crate::devices::vsock::VsockConfig;
 use crate::memory::layout;
 pub use crate::mmds::MmdsConfig;
 pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
-pub use machine::{HugePages, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
+pub use machine::{CpuTemplate, HugePages, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub(crate) use object::objects_only;
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
-pub use source::{BootSource, MAX_CMDLINE};
+pub use source::{BootSource, DEFAULT_CMDLINE, MAX_CMDLINE};
 pub use unsupported::Unsupported;
 
 /// Most virtio devices of one VM: disks, network cards, and those of which there is one.
@@ -131,7 +131,7 @@ pub struct VmConfig {
 objects_only!(VmConfig);
 
 impl VmConfig {
-    /// A VM with one vCPU and 128 MiB that boots `kernel` with an empty command line.
+    /// A VM with one vCPU and 128 MiB that boots `kernel` with [`DEFAULT_CMDLINE`].
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
             boot_source: BootSource { kernel_image_path: kernel.into(), initrd_path: None, boot_args: None },

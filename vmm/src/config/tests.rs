@@ -19,6 +19,12 @@ fn what_is_written_is_read_back() {
 fn firecrackers_defaults_hold() {
     let config = parse(MINIMAL).unwrap();
     assert_eq!((config.machine_config.vcpu_count, config.machine_config.mem_size_mib), (1, 128));
+    // No serial console, and an end where others reboot. An empty command line is another thing than none.
+    assert_eq!(config.cmdline(), DEFAULT_CMDLINE);
+    assert!(DEFAULT_CMDLINE.starts_with("reboot=k panic=1 nomodule 8250.nr_uarts=0 "));
+    assert_eq!(config.with_boot_args("").cmdline(), "");
+    let root = DriveConfig { is_root_device: true, ..DriveConfig::new("d", "/d") };
+    assert_eq!(VmConfig::new("/k").with_drive(root).cmdline(), format!("{DEFAULT_CMDLINE} root=/dev/vda rw"));
 }
 
 #[test]
