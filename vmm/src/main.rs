@@ -115,6 +115,9 @@ struct Args {
     /// Add this processor time of the program that started this one. Needs --start-time-cpu-us to have an effect.
     #[arg(long, value_name = "MICROSECONDS")]
     parent_cpu_time_us: Option<u64>,
+    /// Accepted for Firecracker's tools, without effect: the guest finds its devices on virtio-mmio, through ACPI.
+    #[arg(long)]
+    enable_pci: bool,
     /// Write metrics, a JSON line every minute, to this file or FIFO.
     #[arg(long, value_name = "FILE")]
     metrics_path: Option<PathBuf>,
@@ -199,6 +202,9 @@ fn run(args: &Args, clock: Clock) -> Result<(), Failure> {
     let unheeded = [("--no-seccomp", args.no_seccomp), ("--seccomp-filter", args.seccomp_filter.is_some())];
     for (argument, _) in unheeded.into_iter().filter(|(_, given)| *given) {
         tracing::warn!("{argument} has no effect: the VM runs confined by this VMM's own system-call filters");
+    }
+    if args.enable_pci {
+        tracing::warn!("--enable-pci has no effect: the guest finds its devices on virtio-mmio, through ACPI");
     }
     let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, metadata: metadata(args)? };
     // Before any other thread, so that all leave the signals to this one.

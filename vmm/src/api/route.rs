@@ -99,14 +99,14 @@ pub const ROUTES: &[(Method, &str, Operation)] = &[
     (Method::Put, "/snapshot/load", Operation::LoadSnapshot),
 ];
 
-/// What Firecracker has and this VMM has not: any method, and the path or what it begins with.
-const NOT_SUPPORTED: &[(Option<Method>, &str, &str)] = &[
-    (None, "/cpu-config", "CPU templates"),
-    (None, "/pmem", "persistent memory (pmem) devices"),
-    (None, "/hotplug/memory", "memory hotplug"),
-    (None, "/balloon/hinting", "free page hinting"),
-    (Some(Method::Delete), "/drives", "unplugging drives"),
-    (Some(Method::Delete), "/network-interfaces", "unplugging network interfaces"),
+/// What Firecracker has and this VMM has not: any method, the path or what it begins with, its name, and what to do instead.
+const NOT_SUPPORTED: &[(Option<Method>, &str, &str, &str)] = &[
+    (None, "/cpu-config", "a CPU template", "guests see the host's CPU, less what a VM cannot have"),
+    (None, "/pmem", "a persistent memory (pmem) device", "use a read-only drive"),
+    (None, "/hotplug/memory", "memory hotplug", "start the VM with the most memory that it may need, and a balloon"),
+    (None, "/balloon/hinting", "free page hinting", "use free_page_reporting"),
+    (Some(Method::Delete), "/drives", "unplugging a drive", "drives stay for the VM's life"),
+    (Some(Method::Delete), "/network-interfaces", "unplugging a network interface", "cards stay for the VM's life"),
 ];
 
 /// The operation that a request asks for, and the name in its path.
@@ -123,9 +123,11 @@ pub(super) fn find(request: &Request) -> Result<(Operation, Option<&str>), Fault
     }
     let begins = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let what =
-        NOT_SUPPORTED.iter().find(|(method, prefix, _)| method.is_none_or(|m| m == request.method) && begins(prefix));
+        NOT_SUPPORTED.iter().find(|(method, prefix, ..)| method.is_none_or(|m| m == request.method) && begins(prefix));
     Err(match what {
-        Some((_, _, what)) => Fault::new(format!("{what} are not supported by this VMM: {} {path}", request.method)),
+        Some((_, _, what, instead)) => {
+            Fault::new(format!("{what} is not supported by this VMM ({} {path}); {instead}", request.method))
+        }
         None => Fault::new(format!("Invalid request method and/or path: {} {path}.", request.method)),
     })
 }
@@ -177,7 +179,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (method, path, word) in [
-            (Method::Put, "/cpu-config", "CPU templates"),
+            (Method::Put, "/cpu-config", "CPU template"),
             (Method::Put, "/pmem/p0", "pmem"),
             (Method::Get, "/hotplug/memory", "hotplug"),
             (Method::Patch, "/balloon/hinting/start", "hinting"),

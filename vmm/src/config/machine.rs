@@ -23,6 +23,19 @@ pub enum HugePages {
     TwoMib,
 }
 
+/// Firecracker's CPU templates: only [`CpuTemplate::None`], the host's CPU, is supported.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // Firecracker's names of its templates for x86
+pub enum CpuTemplate {
+    #[default]
+    None,
+    C3,
+    T2,
+    T2S,
+    T2CL,
+    T2A,
+}
+
 /// How big the VM is.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(remote = "Self", deny_unknown_fields)]
@@ -41,9 +54,9 @@ pub struct MachineConfig {
     /// Huge pages behind guest memory.
     #[serde(default, deserialize_with = "or_none")]
     pub huge_pages: HugePages,
-    /// CPU templates: only `"None"` for now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_template: Option<String>,
+    /// Only `None`.
+    #[serde(default, skip_serializing)]
+    pub cpu_template: Option<CpuTemplate>,
     /// A debugger's socket: never.
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     pub gdb_socket_path: Unsupported,
@@ -102,10 +115,11 @@ impl MachineConfig {
                 allowed: "a multiple of 2, with huge_pages 2M".to_owned(),
             });
         }
-        let none = |value: &Option<String>| value.as_deref().is_none_or(|v| v == "None");
         match () {
             () if self.track_dirty_pages => Err(ConfigError::NotSupported("machine-config.track_dirty_pages")),
-            () if !none(&self.cpu_template) => Err(ConfigError::NotSupported("machine-config.cpu_template")),
+            () if self.cpu_template.unwrap_or_default() != CpuTemplate::None => {
+                Err(ConfigError::NotSupported("machine-config.cpu_template"))
+            }
             () if !self.gdb_socket_path.is_absent() => Err(ConfigError::NotSupported("machine-config.gdb_socket_path")),
             () => Ok(()),
         }

@@ -63,7 +63,7 @@ pub enum ConfigError {
         source: serde_json::Error,
     },
     /// A part of Firecracker's configuration that this VMM does not have.
-    #[error("the configuration asks for '{0}', which this version does not support; remove it")]
+    #[error("the configuration asks for '{0}', which this version does not support; {advice}", advice = advice(.0))]
     NotSupported(&'static str),
     /// A value outside what is allowed.
     #[error("the configuration's '{field}' is {found}; allowed is {allowed}")]
@@ -75,6 +75,21 @@ pub enum ConfigError {
         /// What would be accepted.
         allowed: String,
     },
+}
+
+/// What to do about something that is not supported.
+fn advice(what: &str) -> &'static str {
+    match what {
+        "drives.io_engine: Async" => "leave it out, or say Sync",
+        "drives.socket" => "give the disk's file or block device as path_on_host: vhost-user is not supported",
+        "balloon.free_page_hinting" => "use free_page_reporting",
+        "machine-config.cpu_template" | "cpu-config" => {
+            "leave it out: guests see the host's CPU, less what a VM cannot have"
+        }
+        "pmem" => "use a read-only drive",
+        "memory-hotplug" => "give the VM the most memory that it may need, and a balloon",
+        _ => "remove it",
+    }
 }
 
 // serde's `skip_serializing_if` hands over a reference.

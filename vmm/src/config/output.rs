@@ -27,9 +27,9 @@ pub struct LoggerConfig {
     /// Accepted and without effect: lines of the log do not name file and line of the source that made them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub show_log_origin: Option<bool>,
-    /// Lines of one module only: never.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    pub module: Unsupported,
+    /// Accepted and without effect: the log is not divided by Firecracker's modules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
 }
 
 objects_only!(LoggerConfig);
@@ -50,9 +50,6 @@ impl LoggerConfig {
 
     /// Checks the values.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        if !self.module.is_absent() {
-            return Err(ConfigError::NotSupported("logger.module"));
-        }
         self.level().map(drop)
     }
 }

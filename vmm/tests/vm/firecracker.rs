@@ -70,6 +70,14 @@ fn a_vm_runs_confined_whatever_is_said_of_seccomp() {
     setup.run().expect_clean(EndReason::Reset);
 }
 
+#[test]
+fn a_vm_without_a_pci_bus_runs_where_one_is_asked_for() {
+    let setup = Setup::new(&Guest::new().reset());
+    let mut command = setup.command();
+    command.arg("--enable-pci");
+    Vmm::start(command, setup.dir).wait().expect_warnings(EndReason::Reset, &["--enable-pci has no effect"]);
+}
+
 /// The metrics of the API's start that a VM with these arguments writes: time and processor time, in microseconds.
 fn startup(arguments: &[String]) -> (u64, u64) {
     let setup = Setup::new(&Guest::new().reset());
@@ -119,6 +127,7 @@ fn what_firecracker_says_of_its_log_is_accepted_and_explained() {
     for argument in [
         "--show-log-origin",
         "--module",
+        "--enable-pci",
         "--no-seccomp",
         "--seccomp-filter",
         "--start-time-us",
