@@ -5,9 +5,10 @@ use serde_json::{Map, Value, json};
 use super::{Counter, Latest};
 
 /// Method, first part of the path, Firecracker's name.
-const REQUESTS: [(&str, &str, &str); 24] = [
+const REQUESTS: [(&str, &str, &str); 30] = [
     ("GET", "", "instance_info"),
     ("GET", "balloon", "balloon"),
+    ("GET", "hotplug", "hotplug_memory"),
     ("GET", "machine-config", "machine_cfg"),
     ("GET", "mmds", "mmds"),
     ("GET", "version", "vmm_version"),
@@ -15,21 +16,26 @@ const REQUESTS: [(&str, &str, &str); 24] = [
     ("PUT", "actions", "actions"),
     ("PUT", "balloon", "balloon"),
     ("PUT", "boot-source", "boot_source"),
+    ("PUT", "cpu-config", "cpu_cfg"),
     ("PUT", "drives", "drive"),
     ("PUT", "entropy", "entropy"),
+    ("PUT", "hotplug", "hotplug_memory"),
     ("PUT", "logger", "logger"),
     ("PUT", "machine-config", "machine_cfg"),
     ("PUT", "metrics", "metrics"),
     ("PUT", "mmds", "mmds"),
     ("PUT", "network-interfaces", "network"),
+    ("PUT", "pmem", "pmem"),
     ("PUT", "serial", "serial"),
     ("PUT", "snapshot", "snapshot"),
     ("PUT", "vsock", "vsock"),
     ("PATCH", "balloon", "balloon"),
     ("PATCH", "drives", "drive"),
+    ("PATCH", "hotplug", "hotplug_memory"),
     ("PATCH", "machine-config", "machine_cfg"),
     ("PATCH", "mmds", "mmds"),
     ("PATCH", "network-interfaces", "network"),
+    ("PATCH", "pmem", "pmem"),
 ];
 
 /// What the API's thread counts.

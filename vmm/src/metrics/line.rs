@@ -2,10 +2,12 @@
 
 use serde_json::{Map, Value};
 
+use super::firecracker;
+
 /// Prefixes of groups of which there may be several: one more group has their sum.
 const SUMMED: [&str; 2] = ["block", "net"];
 
-/// The line of these groups, with the time and the sums, and with its end.
+/// The line of these groups, with the time, the sums and zeros for what Firecracker has beside, and with its end.
 pub fn line(groups: impl IntoIterator<Item = (String, Value)>, unix_ms: u64) -> Vec<u8> {
     let mut object: Map<String, Value> = groups.into_iter().collect();
     for name in SUMMED {
@@ -16,6 +18,7 @@ pub fn line(groups: impl IntoIterator<Item = (String, Value)>, unix_ms: u64) -> 
             object.insert(name.to_owned(), sum);
         }
     }
+    firecracker::fill(&mut object);
     object.insert("utc_timestamp_ms".to_owned(), unix_ms.into());
     let mut bytes = serde_json::to_vec(&object).unwrap_or_default();
     bytes.push(b'\n');
@@ -49,15 +52,15 @@ mod tests {
     #[test]
     fn disks_and_cards_have_a_sum() {
         let groups = [
-            ("block_a".to_owned(), json!({"reads": 2, "latency": {"sum_us": 5}})),
-            ("block_b".to_owned(), json!({"reads": 3, "latency": {"sum_us": 1}})),
+            ("block_a".to_owned(), json!({"read_count": 2, "read_agg": {"sum_us": 5}})),
+            ("block_b".to_owned(), json!({"read_count": 3, "read_agg": {"sum_us": 1}})),
             ("vcpu".to_owned(), json!({"failures": 0})),
         ];
         let bytes = line(groups, 17);
         assert_eq!(bytes.split(|byte| *byte == b'\n').map(<[u8]>::len).filter(|len| *len > 0).count(), 1);
         let object: Value = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(object["block"], json!({"reads": 5, "latency": {"sum_us": 6}}));
-        assert_eq!((&object["block_a"]["reads"], &object["utc_timestamp_ms"]), (&json!(2), &json!(17)));
-        assert!(object.get("net").is_none());
+        assert_eq!((&object["block"]["read_count"], &object["block"]["read_agg"]), (&json!(5), &json!({"sum_us": 6})));
+        assert_eq!((&object["block_a"]["read_count"], &object["utc_timestamp_ms"]), (&json!(2), &json!(17)));
+        assert_eq!(object["net"]["rx_count"], 0);
     }
 }

@@ -1,12 +1,12 @@
 //! Counters that the VMM keeps of itself and its devices, by Firecracker's names.
 //!
 //! They are written as lines of JSON, one object each, to the file or FIFO of the configuration: when `FlushMetrics` asks,
-//! every minute, and at the end of the VM. Each line holds what was counted since the line before. A group is there only
-//! where something counts it: what reads zero is zero.
+//! every minute, and at the end of the VM. Each line holds what was counted since the line before.
 //!
 //! | group | what |
 //! |---|---|
 //! | `api_server`, `get_api_requests`, `put_api_requests`, `patch_api_requests` | [`Api`]: requests, and those that were refused |
+//! | `deprecated_api` | [`Deprecated`]: requests that Firecracker has for older clients only |
 //! | `vcpu` | [`Vcpu`]: exits that reached the VMM, of all vCPUs together; `kvmclock_ctrl_fails` |
 //! | `uart`, `i8042` | accesses of the guest |
 //! | `latencies_us` | [`Latencies`]: how long the last one took, in microseconds |
@@ -16,26 +16,30 @@
 //! | `block`, `net` | sums over all disks, all network cards |
 //! | `block_ID`, `net_ID`, `vsock`, `balloon`, `entropy` | each device's own |
 //!
-//! What Firecracker 1.16 writes beside, and why it is not here:
+//! Every line has all groups and fields of Firecracker 1.16, as clients' structures need them. What nothing can count here is
+//! always zero:
 //!
 //! | group | fields | why |
 //! |---|---|---|
 //! | `seccomp`, `signals`, `vmm` | all | what they count is the end of the process, whose exit status says it |
 //! | `interrupts` | all | devices call the guest by a system call, from any thread |
-//! | `deprecated_api` | all | nothing of the API is deprecated |
-//! | `pmem`, `memory_hotplug`, `vhost_user_…`, `rtc` | all | there is no such device; nor are requests for them counted |
-//! | `latencies_us` | `diff_…`, `vmm_…` | there are no such snapshots; what the VMM does is all but some microseconds |
+//! | `pmem`, `memory_hotplug` | all | there is no such device |
+//! | `latencies_us` | `…diff_create_snapshot` | there are no such snapshots |
 //! | `vcpu` | `…_agg` | two looks at the clock take longer than most exits |
 //! | `logger` | `rate_limited_log_count` | what is said of one device's guest has a bound in number, not in time |
 //! | `mmds` | `rx_accepted_unusual`, `rx_bad_eth`, `tx_errors` | such frames are the network card's; sending cannot fail |
 //! | `uart`, `i8042` | `error_count`, `missed_read_count`, `rate_limiter_dropped_bytes`, `missed_write_count` of `i8042` | every access succeeds; bytes above the rate are in `uart.missed_write_count` |
 //! | `block` | `activate_fails`, `cfg_fails`, `event_fails`, `remaining_reqs_count`, `io_engine_throttled_events` | these cannot fail; requests are done when they are taken |
-//! | `net` | `tap_write_agg`, `tx_remaining_reqs_count` | as of `vcpu`; frames are sent when they are taken |
+//! | `net` | `mac_address_updates`, `tap_write_agg`, `tx_remaining_reqs_count` | the guest cannot change its address; as of `vcpu`; frames are sent when they are taken |
 //! | `vsock` | `cfg_fails`, `killq_resync` | reading the address cannot fail; no such queue |
 //! | `balloon` | `activate_fails`, `free_page_hint_…` | it cannot fail; not supported |
 //! | `entropy` | `activate_fails`, `host_rng_fails` | they are `entropy_event_fails` |
+//!
+//! Beside Firecracker's there are `cfg_fails` of `balloon`, `discard_bytes` of `block`, `balloon`, `entropy` and `vm` among the
+//! requests, and `…_fails` of GET requests.
 
 mod api;
+mod firecracker;
 mod line;
 mod output;
 
@@ -43,6 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -118,12 +123,21 @@ impl Serialize for Latest {
 pub struct Metrics {
     /// Requests to the API.
     pub api: Api,
+    /// Those of them that Firecracker has for older clients only.
+    pub deprecated: Deprecated,
     /// How long commands took.
     pub latencies: Latencies,
     /// What was lost.
     pub logger: Logger,
     /// vCPUs whose guest could not be told of a pause: it does not use KVM's clock.
     pub kvmclock_ctrl_fails: Counter,
+}
+
+/// Requests that Firecracker has for older clients only.
+#[derive(Debug, Default, Serialize)]
+pub struct Deprecated {
+    /// Requests with such a field.
+    pub deprecated_http_api_calls: Counter,
 }
 
 /// Lines that were lost.
@@ -137,8 +151,9 @@ pub struct Logger {
     pub missed_log_count: Counter,
 }
 
-/// How long the last command of each kind took, in microseconds.
-#[derive(Debug, Default, Serialize)]
+/// How long the last command of each kind took, in microseconds. Written out, each also stands under a name that begins with
+/// `vmm_`: Firecracker's for its part without the API's, which is all but some microseconds.
+#[derive(Debug, Default)]
 pub struct Latencies {
     /// Writing a snapshot.
     pub full_create_snapshot: Latest,
@@ -148,6 +163,22 @@ pub struct Latencies {
     pub pause_vm: Latest,
     /// Letting them go on.
     pub resume_vm: Latest,
+}
+
+impl Serialize for Latencies {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(8))?;
+        for (name, both, latest) in [
+            ("full_create_snapshot", "vmm_full_create_snapshot", &self.full_create_snapshot),
+            ("load_snapshot", "vmm_load_snapshot", &self.load_snapshot),
+            ("pause_vm", "vmm_pause_vm", &self.pause_vm),
+            ("resume_vm", "vmm_resume_vm", &self.resume_vm),
+        ] {
+            map.serialize_entry(name, latest)?;
+            map.serialize_entry(both, latest)?;
+        }
+        map.end()
+    }
 }
 
 /// Exits of a vCPU. Each vCPU has its own, so that their threads do not wait for each other's caches.

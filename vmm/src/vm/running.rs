@@ -186,6 +186,7 @@ impl Running {
         let own = [
             ("vcpu", vcpu),
             ("logger", metrics::group(&shared.logger)),
+            ("deprecated_api", metrics::group(&shared.deprecated)),
             ("uart", metrics::group(fixed.serial.metrics())),
             ("i8042", metrics::group(fixed.keyboard.metrics())),
             ("latencies_us", metrics::group(&shared.latencies)),
