@@ -12,12 +12,19 @@ pub struct Fault {
     pub status: Status,
     /// What is wrong, for a person.
     pub message: String,
+    /// Whether the body is not what the request takes.
+    pub unreadable: bool,
 }
 
 impl Fault {
     /// `400` with these words.
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { status: Status::BadRequest, message: message.into() }
+        Self { status: Status::BadRequest, message: message.into(), unreadable: false }
+    }
+
+    /// `400` for a body that is not what the request takes.
+    pub(super) fn unreadable(why: impl std::fmt::Display) -> Self {
+        Self { unreadable: true, ..Self::new(format!("the request's body is not valid: {why}")) }
     }
 
     /// The operation has to come after the start.
@@ -37,7 +44,7 @@ impl Fault {
 
 impl From<serde_json::Error> for Fault {
     fn from(error: serde_json::Error) -> Self {
-        Self::new(format!("the request's body is not valid: {error}"))
+        Self::unreadable(error)
     }
 }
 

@@ -30,7 +30,7 @@ pub struct MmdsConfig {
     /// The `iface_id` of each card that reaches it.
     pub network_interfaces: Vec<String>,
     /// Where the guest finds it: a link-local address, [`DEFAULT_ADDRESS`] if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub ipv4_address: Option<Ipv4Addr>,
     /// Whether answers are always lists and text, as those of EC2, whatever the guest accepts.
     #[serde(default)]
@@ -53,6 +53,12 @@ impl MmdsConfig {
     /// Where the guest finds the service.
     pub fn address(&self) -> Ipv4Addr {
         self.ipv4_address.unwrap_or(DEFAULT_ADDRESS)
+    }
+
+    /// The same with the address named.
+    #[must_use]
+    pub fn with_address(self) -> Self {
+        Self { ipv4_address: Some(self.address()), ..self }
     }
 
     /// Whether the card `iface_id` reaches it.

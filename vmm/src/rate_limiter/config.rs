@@ -15,7 +15,7 @@ pub struct TokenBucketConfig {
     /// Tokens (bytes, or operations) that the bucket holds.
     pub size: u64,
     /// Tokens beside, which pass once and do not come back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub one_time_burst: Option<u64>,
     /// Milliseconds from empty to full.
     pub refill_time: u64,
@@ -35,10 +35,10 @@ impl TokenBucketConfig {
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RateLimiterConfig {
     /// Bytes of data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub bandwidth: Option<TokenBucketConfig>,
     /// Operations: requests of a disk, frames of a network card.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub ops: Option<TokenBucketConfig>,
 }
 

@@ -214,6 +214,24 @@ impl Controller {
         self.shared.restricted.wait();
     }
 
+    /// Does `work` on the main thread, which may open then what it opens at the start. Before there is a VM only.
+    pub fn before_start(
+        &self,
+        work: impl FnOnce() -> Result<(), VmError> + Send + 'static,
+    ) -> Result<(), ControlError> {
+        self.call(|reply| {
+            Command::Device(Box::new(|devices: Option<&EventLoop>| {
+                let early = devices.map_or(Ok(()), |_| Err(ControlError::AlreadyStarted));
+                reply.send(early.and_then(|()| Ok(work()?)));
+            }))
+        })
+    }
+
+    /// Waits until the main thread takes commands. Where it began with a configuration, there is a VM then.
+    pub fn wait_for_turn(&self) -> Result<(), ControlError> {
+        self.call(|reply| Command::Device(Box::new(|_| reply.send(Ok(())))))
+    }
+
     /// What the VM does. Does not wait.
     pub fn state(&self) -> VmState {
         self.shared.state()

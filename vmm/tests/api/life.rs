@@ -43,8 +43,11 @@ fn a_guest_that_ends_ends_the_process_and_removes_the_socket() {
 fn a_start_that_fails_can_be_tried_again() {
     let mut vmm = Vmm::new();
     vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "kernel");
-    vmm.must("PUT", "/boot-source", &json!({"kernel_image_path": "/nonexistent/kernel"}));
-    vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "/nonexistent/kernel");
+    let gone = vmm.dir.path().join("gone");
+    std::fs::write(&gone, "here").unwrap();
+    vmm.must("PUT", "/boot-source", &json!({"kernel_image_path": gone}));
+    std::fs::remove_file(&gone).unwrap();
+    vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "gone");
     assert_eq!(vmm.state(), "Not started");
     // This one is found out only when the devices are there.
     let socket = vmm.dir.path().join("v.sock");

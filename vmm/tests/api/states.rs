@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Vmm, command, program};
 use crate::guest::Guest;
+use crate::tap::TestTap;
 
 const EARLY: &str = "before starting the microVM";
 const LATE: &str = "after starting the microVM";
@@ -137,8 +138,9 @@ fn the_machine_is_shown_as_firecracker_shows_it() {
 #[test]
 fn devices_for_which_there_is_no_place_are_refused_at_once() {
     let vmm = Vmm::new();
+    let file = disk(&vmm, "x", 1);
     let put = |n: usize| {
-        let drive = json!({"drive_id": format!("d{n}"), "path_on_host": "/x", "is_root_device": false});
+        let drive = json!({"drive_id": format!("d{n}"), "path_on_host": file, "is_root_device": false});
         vmm.put(&format!("/drives/d{n}"), &drive)
     };
     assert!((0..16).all(|n| put(n).0 == 204));
@@ -160,12 +162,16 @@ fn metrics_that_cannot_be_written_are_tried_again_and_the_client_is_told() {
 
 #[test]
 fn metadata_is_put_patched_and_bounded_at_any_time() {
+    let tap = TestTap::new();
     let mut vmm = Vmm::with(&["--mmds-size-limit", "100"]);
     assert_eq!(vmm.get("/mmds"), (200, json!({})));
     vmm.refused("PATCH", "/mmds", Some(&json!({"a": 1})), "PUT it first");
-    vmm.refused("PUT", "/mmds", Some(&json!("text")), "object");
+    vmm.must("PUT", "/mmds", &json!("text"));
+    assert_eq!(vmm.get("/mmds"), (200, json!("text")));
     vmm.must("PUT", "/mmds", &json!({"latest": {"id": "i-1", "name": "web"}}));
     vmm.refused("PUT", "/mmds/config", Some(&json!({"network_interfaces": ["eth0"]})), "eth0");
+    vmm.must("PUT", "/network-interfaces/eth0", &json!({"iface_id": "eth0", "host_dev_name": tap.name}));
+    vmm.must("PUT", "/mmds/config", &json!({"network_interfaces": ["eth0"], "version": "V2"}));
     vmm.boot_source(&Guest::new().print("ready").hang());
     vmm.act("InstanceStart");
     vmm.wait_for("ready");
@@ -175,6 +181,46 @@ fn metadata_is_put_patched_and_bounded_at_any_time() {
     let (status, _) = vmm.put("/mmds", &json!({"long": "x".repeat(100)}));
     assert_eq!((status, vmm.get("/mmds").1), (413, expected));
     vmm.refused("PUT", "/mmds/config", Some(&json!({"network_interfaces": ["eth0"]})), LATE);
+}
+
+#[test]
+fn a_vm_without_a_metadata_service_has_no_metadata_once_it_runs() {
+    let mut vmm = Vmm::new();
+    vmm.must("PUT", "/mmds", &json!({"a": 1}));
+    vmm.boot_source(&Guest::new().print("ready").hang());
+    vmm.act("InstanceStart");
+    vmm.wait_for("ready");
+    vmm.refused("GET", "/mmds", None, "/mmds/config");
+    vmm.refused("PUT", "/mmds", Some(&json!({"a": 1})), "/mmds/config");
+    vmm.refused("PATCH", "/mmds", Some(&json!({"a": 1})), "/mmds/config");
+}
+
+#[test]
+fn what_is_not_there_is_found_when_it_is_named() {
+    let vmm = Vmm::new();
+    let (file, absent) = (disk(&vmm, "x", 1), "/nonexistent/file");
+    let taken = vmm.dir.path().join("errors");
+    for (path, body, word) in [
+        ("/boot-source", json!({"kernel_image_path": absent}), absent),
+        ("/boot-source", json!({"kernel_image_path": file, "initrd_path": absent}), absent),
+        ("/drives/d", json!({"drive_id": "d", "path_on_host": absent, "is_root_device": false}), absent),
+        ("/network-interfaces/e", json!({"iface_id": "e", "host_dev_name": "pct-no-such"}), "ip tuntap add"),
+        ("/vsock", json!({"guest_cid": 3, "uds_path": taken}), "exists already"),
+    ] {
+        vmm.refused("PUT", path, Some(&body), word);
+    }
+    let config = vmm.get("/vm/config").1;
+    assert_eq!(
+        (&config["drives"], &config["network-interfaces"], &config["vsock"]),
+        (&json!([]), &json!([]), &json!(null))
+    );
+    assert_eq!(config["boot-source"]["kernel_image_path"], "");
+    // What was looked at is nobody's before the start: the socket is not there, and the disk is not locked.
+    let socket = vmm.dir.path().join("v.sock");
+    vmm.must("PUT", "/vsock", &json!({"guest_cid": 3, "uds_path": socket}));
+    vmm.must("PUT", "/drives/d", &json!({"drive_id": "d", "path_on_host": file, "is_root_device": false}));
+    assert!(!socket.exists());
+    std::fs::File::open(file).unwrap().try_lock().unwrap();
 }
 
 #[test]
@@ -204,7 +250,8 @@ fn a_snapshot_is_written_described_and_loaded() {
     other.must("PUT", "/snapshot/load", &load(&memory));
     assert_eq!(other.state(), "Running");
     let config = other.get("/vm/config").1;
-    assert!(config["boot-source"].is_null() && config["machine-config"]["mem_size_mib"] == 4, "{config}");
+    assert!(config["boot-source"]["kernel_image_path"] == json!(at("kernel")), "{config}");
+    assert_eq!(config["machine-config"]["mem_size_mib"], 4);
     // Its memory is mapped from this file.
     other.must("PATCH", "/vm", &json!({"state": "Paused"}));
     let again = json!({"snapshot_path": at("state2"), "mem_file_path": memory});
@@ -281,7 +328,8 @@ fn a_snapshot_that_fails_leaves_nothing_and_one_that_is_made_is_its_owners_alone
 #[test]
 fn drives_are_replaced_by_name_and_only_one_is_the_root() {
     let vmm = Vmm::new();
-    let drive = |id: &str, root: bool| json!({"drive_id": id, "path_on_host": "/x", "is_root_device": root});
+    let file = disk(&vmm, "x", 1);
+    let drive = |id: &str, root: bool| json!({"drive_id": id, "path_on_host": file, "is_root_device": root});
     vmm.must("PUT", "/drives/a", &drive("a", true));
     vmm.must("PUT", "/drives/b", &drive("b", false));
     vmm.refused("PUT", "/drives/b", Some(&drive("b", true)), "is_root_device");

@@ -62,18 +62,20 @@ pub struct Response {
     pub status: Status,
     /// Its body in JSON; none for [`Status::NoContent`].
     pub body: Option<String>,
+    /// Whether the request used something that Firecracker is going to drop: the header `Deprecation`.
+    pub deprecated: bool,
 }
 
 impl Response {
     /// `204`: done.
     pub fn done() -> Self {
-        Self { status: Status::NoContent, body: None }
+        Self { status: Status::NoContent, body: None, deprecated: false }
     }
 
     /// `200` with `value`.
     pub fn json(value: &impl Serialize) -> Self {
         match serde_json::to_string(value) {
-            Ok(body) => Self { status: Status::Ok, body: Some(body) },
+            Ok(body) => Self { status: Status::Ok, body: Some(body), deprecated: false },
             // Only maps with keys that are no text: there are none in this API.
             Err(error) => Self::fault(Status::BadRequest, &error.to_string()),
         }
@@ -81,7 +83,8 @@ impl Response {
 
     /// An error as Firecracker words it: `{"fault_message": "…"}`.
     pub fn fault(status: Status, message: &str) -> Self {
-        Self { status, body: Some(serde_json::json!({ "fault_message": message }).to_string()) }
+        let body = serde_json::json!({ "fault_message": message }).to_string();
+        Self { status, body: Some(body), deprecated: false }
     }
 
     /// The bytes to be sent; `keep_alive` says whether the connection stays open after them.
@@ -92,6 +95,9 @@ impl Response {
             self.status.code(),
             self.status.reason()
         );
+        if self.deprecated {
+            text.push_str("Deprecation: true\r\n");
+        }
         match &self.body {
             // A response without content has no length either (RFC 9110, section 8.6).
             None => text.push_str("\r\n"),

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Answer, Session, object, same_name};
 use crate::api::fault::Fault;
 use crate::api::http::Response;
-use crate::config::{BalloonConfig, DriveConfig, NetworkInterface, NetworkInterfaceUpdate};
+use crate::config::{BalloonConfig, DriveConfig, NetworkInterface, NetworkInterfaceUpdate, VmConfig};
 use crate::devices::balloon::{Balloon, BalloonError};
 use crate::devices::block::{Block, Disk, DriveUpdate};
 use crate::devices::net::Net;
@@ -47,13 +47,18 @@ impl Session {
     pub(super) fn put_drive(&mut self, name: &str, body: &[u8]) -> Answer {
         let drive: DriveConfig = object(body)?;
         same_name(name, &drive.drive_id)?;
-        self.put_part(|config| put(&mut config.drives, drive, |old| old.drive_id == name))
+        let named = drive.clone();
+        let set = |config: &mut VmConfig| put(&mut config.drives, drive, |old| old.drive_id == name);
+        self.put_of_host(set, move || Ok(Disk::open(&named)?))
     }
 
     pub(super) fn patch_drive(&mut self, name: &str, body: &[u8]) -> Answer {
         let update: DriveUpdate = object(body)?;
         same_name(name, &update.drive_id)?;
         self.after_start()?;
+        if update.path_on_host.is_none() && update.rate_limiter.is_none() {
+            return Err(Fault::new("nothing is to change: give path_on_host or rate_limiter"));
+        }
         let old = self.config.drives.iter().find(|drive| drive.drive_id == name);
         let mut new = old.cloned().ok_or_else(|| Fault::new(format!("the VM has no drive {name}")))?;
         new.path_on_host = update.path_on_host.clone().unwrap_or(new.path_on_host);
@@ -78,7 +83,9 @@ impl Session {
     pub(super) fn put_network_interface(&mut self, name: &str, body: &[u8]) -> Answer {
         let interface: NetworkInterface = object(body)?;
         same_name(name, &interface.iface_id)?;
-        self.put_part(|config| put(&mut config.network_interfaces, interface, |old| old.iface_id == name))
+        let named = interface.clone();
+        let set = |config: &mut VmConfig| put(&mut config.network_interfaces, interface, |old| old.iface_id == name);
+        self.put_of_host(set, move || Ok(Net::open(&named, None)?))
     }
 
     pub(super) fn patch_network_interface(&mut self, name: &str, body: &[u8]) -> Answer {

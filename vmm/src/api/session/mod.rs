@@ -1,5 +1,6 @@
 //! What the API knows of its VM: the configuration that grows before the start, and what is asked of the VM after it.
 
+mod deprecated;
 mod devices;
 mod metadata;
 
@@ -15,14 +16,16 @@ use crate::api::files;
 use crate::api::http::{Method, Request, Response};
 use crate::api::route::{self, Operation};
 use crate::api::server::Service;
+use crate::boot::BootFiles;
 use crate::config::{
-    BalloonConfig, BootSource, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig, SerialConfig, VmConfig,
-    VsockConfig,
+    BalloonConfig, BootSource, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig, SerialConfig,
+    VmConfig, VsockConfig,
 };
+use crate::devices::vsock::Vsock;
 use crate::log;
 use crate::mmds::SharedMmds;
 use crate::snapshot::{self, SnapshotCreate, SnapshotLoad};
-use crate::vm::{Command, Controller, Options, VmState};
+use crate::vm::{Command, Controller, Options, VmError, VmState};
 
 /// `PUT /actions`.
 #[derive(Deserialize)]
@@ -87,8 +90,7 @@ impl Session {
         self.config.metrics = Some(MetricsConfig::new(path));
     }
 
-    fn carry_out(&mut self, request: &Request) -> Answer {
-        let (operation, name) = route::find(request)?;
+    fn carry_out(&mut self, operation: Operation, name: Option<&str>, request: &Request) -> Answer {
         match (request.method, request.body.is_empty()) {
             (Method::Get, false) => return Err(Fault::new("GET request cannot have a body.")),
             (Method::Put | Method::Patch, true) => {
@@ -114,7 +116,7 @@ impl Session {
             }
             Operation::PatchMachineConfig => self.patch_machine_config(body),
             Operation::PutEntropy => self.configure(body, |config, new: EntropyConfig| config.entropy = Some(new)),
-            Operation::PutVsock => self.configure(body, |config, new: VsockConfig| config.vsock = Some(new)),
+            Operation::PutVsock => self.put_vsock(body),
             Operation::PutBalloon => self.configure(body, |config, new: BalloonConfig| config.balloon = Some(new)),
             Operation::GetBalloon => self.balloon(),
             Operation::PatchBalloon => self.patch_balloon(body),
@@ -124,7 +126,7 @@ impl Session {
             Operation::PatchDrive => self.patch_drive(name, body),
             Operation::PutNetworkInterface => self.put_network_interface(name, body),
             Operation::PatchNetworkInterface => self.patch_network_interface(name, body),
-            Operation::GetMetadata => Ok(self.get_metadata()),
+            Operation::GetMetadata => self.get_metadata(),
             Operation::PutMetadata => self.put_metadata(body),
             Operation::PatchMetadata => self.patch_metadata(body),
             Operation::PutMetadataService => self.put_metadata_service(body),
@@ -139,6 +141,11 @@ impl Session {
     }
 
     fn instance(&self) -> Response {
+        if self.launched && self.controller.state() == VmState::NotStarted {
+            // As in Firecracker, who asks for a VM of a configuration file is answered when there is one. If there will be
+            // none, the process ends, and its state says so.
+            let _ = self.controller.wait_for_turn();
+        }
         Response::json(&serde_json::json!({
             "app_name": "portcullis-vmm",
             "id": self.id,
@@ -152,21 +159,32 @@ impl Session {
         let Ok(Value::Object(mut all)) = serde_json::to_value(&self.config) else {
             return Response::json(&Value::Null);
         };
-        if !self.bootable {
-            all.remove("boot-source");
+        if let Some(mmds) = &self.config.mmds_config {
+            // Also where it was not named.
+            all.insert("mmds-config".to_owned(), serde_json::json!(mmds.clone().with_address()));
         }
+        // The order in which the guest finds them.
+        all.insert(
+            "drives".to_owned(),
+            serde_json::json!(DriveConfig::in_order(&self.config.drives).collect::<Vec<_>>()),
+        );
         for (name, absent) in PARTS {
             all.entry(*name).or_insert_with(|| if *absent == "[]" { Value::Array(Vec::new()) } else { Value::Null });
         }
         Response::json(&all)
     }
 
-    /// Changes the configuration before the start, as a whole or not at all.
-    fn change(&mut self, change: impl FnOnce(&mut VmConfig)) -> Result<(), Fault> {
+    /// The configuration with a change, if it is one that this VMM supports.
+    fn changed(&self, change: impl FnOnce(&mut VmConfig)) -> Result<VmConfig, Fault> {
         let mut next = self.config.clone();
         change(&mut next);
         next.check()?;
-        self.config = next;
+        Ok(next)
+    }
+
+    /// Changes the configuration before the start, as a whole or not at all.
+    fn change(&mut self, change: impl FnOnce(&mut VmConfig)) -> Result<(), Fault> {
+        self.config = self.changed(change)?;
         Ok(())
     }
 
@@ -195,21 +213,46 @@ impl Session {
         Ok(Response::done())
     }
 
+    /// The same for a part that names something of the host. `open` opens it as the start will, and whoever asks hears now
+    /// whether that can be. It is closed again: until the start, it is not this VM's.
+    fn put_of_host<T>(
+        &mut self,
+        set: impl FnOnce(&mut VmConfig),
+        open: impl FnOnce() -> Result<T, VmError> + Send + 'static,
+    ) -> Answer {
+        self.before_start()?;
+        let next = self.changed(set)?;
+        self.controller.before_start(|| open().map(drop))?;
+        self.config = next;
+        self.configured = true;
+        Ok(Response::done())
+    }
+
     fn put_boot_source(&mut self, body: &[u8]) -> Answer {
-        let response = self.configure(body, |config, new: BootSource| config.boot_source = new)?;
+        let source: BootSource = object(body)?;
+        let mut named = VmConfig::new("");
+        named.boot_source = source.clone();
+        self.put_of_host(|config| config.boot_source = source, move || Ok(BootFiles::open(&named)?))?;
         self.bootable = true;
-        Ok(response)
+        Ok(Response::done())
+    }
+
+    fn put_vsock(&mut self, body: &[u8]) -> Answer {
+        let vsock: VsockConfig = object(body)?;
+        let named = vsock.clone();
+        self.put_of_host(|config| config.vsock = Some(vsock), move || Ok(Vsock::open(&named)?))
     }
 
     fn patch_machine_config(&mut self, body: &[u8]) -> Answer {
-        let patch: serde_json::Map<String, Value> = object(body)?;
+        let mut patch: serde_json::Map<String, Value> = object(body)?;
+        patch.retain(|_, value| !value.is_null());
         if patch.is_empty() {
             return Err(Fault::new("Empty PATCH request."));
         }
         let Value::Object(mut whole) = serde_json::to_value(&self.config.machine_config)? else {
             return Err(Fault::new("Empty PATCH request."));
         };
-        whole.extend(patch.into_iter().filter(|(_, value)| !value.is_null()));
+        whole.extend(patch);
         let next = MachineConfig::deserialize(Value::Object(whole))?;
         self.put_part(|config| config.machine_config = next)
     }
@@ -314,7 +357,7 @@ impl Session {
 /// Reads a body. All of this API's are objects; a list of values in the order of the fields is none.
 fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Fault::new("the request's body is not valid: expected a JSON object"));
+        return Err(Fault::unreadable("expected a JSON object"));
     }
     Ok(serde_json::from_slice(body)?)
 }
@@ -338,12 +381,10 @@ fn same_name(path: &str, body: &str) -> Result<(), Fault> {
     Err(Fault::new(format!("the path names {path:?}, and the body {body:?}")))
 }
 
-/// The parts of a configuration, and how one looks that is not there.
+/// The parts of a configuration that may be absent, and how Firecracker shows one that is.
 const PARTS: &[(&str, &str)] = &[
     ("balloon", "null"),
-    ("boot-source", "null"),
     ("cpu-config", "null"),
-    ("drives", "[]"),
     ("entropy", "null"),
     ("logger", "null"),
     ("memory-hotplug", "null"),
@@ -351,16 +392,21 @@ const PARTS: &[(&str, &str)] = &[
     ("mmds-config", "null"),
     ("network-interfaces", "[]"),
     ("pmem", "[]"),
-    ("serial", "null"),
     ("vsock", "null"),
 ];
 
 impl Service for Session {
     fn answer(&mut self, request: &Request) -> Response {
-        let answer = self.carry_out(request);
+        let found = route::find(request);
+        let deprecated = found.as_ref().is_ok_and(|(operation, _)| deprecated::is_used(*operation, &request.body));
+        let answer = found.and_then(|(operation, name)| self.carry_out(operation, name, request));
+        let deprecated = deprecated && !answer.as_ref().is_err_and(|fault| fault.unreadable);
+        if deprecated {
+            self.controller.metrics().deprecated.deprecated_http_api_calls.inc();
+        }
         let (method, path) = (request.method.as_str(), request.path.chars().take(128).collect::<String>());
         self.controller.metrics().api.answered(method, &path, answer.is_err());
-        match answer {
+        let response = match answer {
             Ok(response) => {
                 tracing::debug!(method, path, status = response.status.code(), "answered");
                 response
@@ -369,6 +415,7 @@ impl Service for Session {
                 tracing::debug!(method, path, status = fault.status.code(), fault = fault.message, "refused");
                 fault.response()
             }
-        }
+        };
+        Response { deprecated, ..response }
     }
 }

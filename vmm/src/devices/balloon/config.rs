@@ -16,10 +16,10 @@ pub struct BalloonConfig {
     #[serde(default)]
     pub stats_polling_interval_s: u16,
     /// Whether the guest says by itself which pages it has no use for.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub free_page_reporting: bool,
     /// Firecracker's other way of saying it: only `false`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub free_page_hinting: bool,
 }
 

@@ -43,8 +43,8 @@ pub struct DriveConfig {
     pub path_on_host: PathBuf,
     /// The guest finds it first, and the kernel's command line names it as `root=`.
     pub is_root_device: bool,
-    /// The partition of the root device that is the root file system, by its UUID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The partition of the root device that is the root file system, by its UUID. Of other drives it means nothing.
+    #[serde(default)]
     pub partuuid: Option<String>,
     /// The guest cannot write, and neither can this process: the file is opened for reading.
     #[serde(default, deserialize_with = "null_is_default")]
@@ -56,10 +56,10 @@ pub struct DriveConfig {
     #[serde(default, deserialize_with = "null_is_default")]
     pub io_engine: IoEngine,
     /// How much the guest may ask of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rate_limiter: Option<RateLimiterConfig>,
     /// A vhost-user socket: not supported.
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
+    #[serde(default)]
     pub socket: Unsupported,
     /// Ours: how many queues it has, 1 to 16, each with a thread of its own. The guest's kernel divides them among its
     /// vCPUs.
@@ -192,9 +192,6 @@ impl DriveConfig {
             // It becomes a word of the kernel's command line.
             let allowed = |c: char| c.is_ascii_graphic();
             check_name("drives.partuuid", uuid, allowed, "1 to 64 printable characters without spaces")?;
-            if !self.is_root_device {
-                return Err(out_of_range("drives.partuuid", uuid, "given for the root device only"));
-            }
         }
         self.rate_limiter.as_ref().map_or(Ok(()), RateLimiterConfig::check)
     }
@@ -281,7 +278,7 @@ mod tests {
             (r#", "num_queues": 17"#, "drives.num_queues"),
             (r#", "tenant": """#, "drives.tenant"),
             (r#", "tenant": "a b""#, "drives.tenant"),
-            (r#", "partuuid": "abc""#, "drives.partuuid"),
+            (r#", "partuuid": "a b""#, "drives.partuuid"),
             (r#", "rate_limiter": {"ops": {"size": 1, "refill_time": 18446744073709551615}}"#, "ops.refill_time"),
         ] {
             let error = read(fields).unwrap_err();

@@ -10,7 +10,7 @@ use crate::rate_limiter::RateLimiterConfig;
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct EntropyConfig {
     /// Limits what the guest takes, in bytes and in requests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rate_limiter: Option<RateLimiterConfig>,
 }
 

@@ -23,16 +23,16 @@ pub struct NetworkInterface {
     pub host_dev_name: String,
     /// The card's address. Frames that the guest sends from another one are dropped. Without it the card is given one,
     /// administered locally, which it keeps for the VM's life and in its snapshots.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub guest_mac: Option<MacAddress>,
     /// Largest packet, in bytes, that the guest is told of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub mtu: Option<u16>,
     /// Limits what the guest receives.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rx_rate_limiter: Option<RateLimiterConfig>,
     /// Limits what the guest sends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub tx_rate_limiter: Option<RateLimiterConfig>,
 }
 
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn firecrackers_object_is_read_and_written() {
-        let text = r#"{"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"06:00:ac:10:00:02","mtu":1500}"#;
+        let text = r#"{"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"06:00:ac:10:00:02","mtu":1500,"rx_rate_limiter":null,"tx_rate_limiter":null}"#;
         let interface: NetworkInterface = serde_json::from_str(text).unwrap();
         interface.check().unwrap();
         assert_eq!(interface.guest_mac.unwrap().bytes(), [6, 0, 0xac, 0x10, 0, 2]);
