@@ -9,7 +9,8 @@
 //! - [`route`]: which request is which operation. `vmm/openapi/portcullis-vmm.json` describes them for clients.
 //! - [`session`]: the configuration before the start, the VM after it.
 //!
-//! Deviations from Firecracker are refusals with `400` and a `fault_message` that names what is not supported.
+//! `docs/FIRECRACKER.md` lists where answers differ from Firecracker's. What is not supported is refused with `400` and a
+//! `fault_message` that names it.
 
 mod connection;
 mod fault;

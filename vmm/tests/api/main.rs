@@ -13,6 +13,7 @@ mod virtio;
 
 mod client;
 mod clients;
+mod firecracker;
 mod hostile;
 mod life;
 mod network;
