@@ -13,7 +13,9 @@ mod virtio;
 
 mod client;
 mod clients;
+mod fctools;
 mod firecracker;
+mod getting_started;
 mod hostile;
 mod life;
 mod network;
