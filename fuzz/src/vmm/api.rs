@@ -197,7 +197,8 @@ fn obey(commands: &Commands) {
             }
             Command::LoadSnapshot { files, request, reply, .. } => {
                 let state = snapshot::read(&files.state).and_then(|state| state.config(&request));
-                reply.send(state.map(Box::new).map_err(|error| ControlError::Failed(error.to_string())));
+                let loaded = state.map(|config| (Box::new(config), files.memory));
+                reply.send(loaded.map_err(|error| ControlError::Failed(error.to_string())));
             }
             // There are no vCPUs whose state could be saved.
             Command::CreateSnapshot { reply, .. } => reply.send(Err(ControlError::NotPaused)),

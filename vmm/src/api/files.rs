@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use super::fault::Fault;
-use crate::snapshot::{Files, SnapshotCreate, SnapshotLoad};
+use crate::jail::REACH_HINT;
+use crate::snapshot::{Files, SnapshotCreate, SnapshotLoad, SnapshotType};
 
 /// Who may read what holds a guest's memory: its owner.
 const PRIVATE: u32 = 0o600;
@@ -23,7 +24,7 @@ fn open_regular(options: &mut OpenOptions, what: &str, path: &Path) -> Result<Fi
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> Fault {
-    let hint = if error.kind() == ErrorKind::PermissionDenied { "; is it in a folder of --api-dir?" } else { "" };
+    let hint = if error.kind() == ErrorKind::PermissionDenied { REACH_HINT } else { "" };
     Fault::new(format!("cannot {what} {}: {error}{hint}", path.display()))
 }
 
@@ -136,12 +137,13 @@ impl Names {
     }
 }
 
-/// The files of a new snapshot, emptied, and their names, which they may not have before [`Names::publish`].
+/// The files of a new snapshot, emptied, and their names, which they may not have before [`Names::publish`]. The memory, of
+/// `memory_size` bytes, is left as it is where a difference is to be merged into it.
 ///
 /// They are locked (`flock`) until they are closed: a file that is a disk of a VM, or that the memory of one is mapped
 /// from, is another's, and losing it would be the end of that VM. A file that is replaced is its owner's alone from now on;
 /// who has it open already goes on reading it.
-pub(super) fn create(request: &SnapshotCreate) -> Result<(Files, Names), Fault> {
+pub(super) fn create(request: &SnapshotCreate, memory_size: u64) -> Result<(Files, Names), Fault> {
     let (state_name, state) = Name::open(&request.snapshot_path)?;
     let (memory_name, memory) = Name::open(&request.mem_file_path)?;
     let id = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
@@ -160,8 +162,11 @@ pub(super) fn create(request: &SnapshotCreate) -> Result<(Files, Names), Fault> 
             made_private.map_err(|error| failed("keep others from reading", path, &error))?;
         }
     }
-    for (file, path) in both {
-        file.set_len(0).map_err(|error| failed("empty", path, &error))?;
+    let empty = |file: &File, path: &Path| file.set_len(0).map_err(|error| failed("empty", path, &error));
+    empty(&state, &request.snapshot_path)?;
+    let is_memory = memory.metadata().is_ok_and(|data| data.len() == memory_size);
+    if request.snapshot_type == SnapshotType::Full || !is_memory {
+        empty(&memory, &request.mem_file_path)?;
     }
     Ok((Files { state, memory }, Names { state: state_name, memory: memory_name }))
 }
@@ -208,10 +213,24 @@ mod tests {
         let memory = dir.path().join("m");
         std::fs::write(&memory, "old").unwrap();
         std::fs::set_permissions(&memory, Permissions::from_mode(0o644)).unwrap();
-        let (files, new) = create(&request(dir.path(), "s", "m")).unwrap();
+        let (files, new) = create(&request(dir.path(), "s", "m"), 0).unwrap();
         assert_eq!((files.memory.metadata().unwrap().len(), mode(&memory)), (0, 0o600));
         new.publish(&files, true).unwrap();
         assert_eq!((names(dir.path()), mode(&dir.path().join("s"))), (vec!["m".to_owned(), "s".to_owned()], 0o600));
+    }
+
+    #[test]
+    fn only_a_difference_keeps_a_memory_of_the_right_length() {
+        let dir = tempfile::tempdir().unwrap();
+        for (kind, size, kept) in [(SnapshotType::Diff, 3, 3), (SnapshotType::Diff, 4, 0), (SnapshotType::Full, 3, 0)] {
+            for name in ["s", "m"] {
+                std::fs::write(dir.path().join(name), "old").unwrap();
+            }
+            let request = SnapshotCreate { snapshot_type: kind, ..request(dir.path(), "s", "m") };
+            let (files, _) = create(&request, size).unwrap();
+            let len = |file: &File| file.metadata().unwrap().len();
+            assert_eq!((len(&files.state), len(&files.memory)), (0, kept), "{kind:?} {size}");
+        }
     }
 
     #[test]
@@ -222,17 +241,17 @@ mod tests {
         std::os::unix::fs::symlink("absent", dir.path().join("link")).unwrap();
         let before = names(dir.path());
         for (state, memory) in [("s", "no/folder"), ("s", "folder"), ("no/folder", "m"), ("link", "m"), ("s", "link")] {
-            create(&request(dir.path(), state, memory)).unwrap_err();
+            create(&request(dir.path(), state, memory), 0).unwrap_err();
             assert_eq!(names(dir.path()), before, "{state} {memory}");
         }
         // Refused for the other file's sake, nothing happens to one that was there.
-        create(&request(dir.path(), "old", "no/folder")).unwrap_err();
+        create(&request(dir.path(), "old", "no/folder"), 0).unwrap_err();
         assert_eq!(std::fs::read_to_string(dir.path().join("old")).unwrap(), "old");
         // It fails while it is written.
-        drop(create(&request(dir.path(), "s", "m")).unwrap());
+        drop(create(&request(dir.path(), "s", "m"), 0).unwrap());
         assert_eq!(names(dir.path()), before);
         // The name of the state is taken before it is whole: the memory, named before, goes again.
-        let (files, new) = create(&request(dir.path(), "s", "m")).unwrap();
+        let (files, new) = create(&request(dir.path(), "s", "m"), 0).unwrap();
         std::fs::write(dir.path().join("s"), "another's").unwrap();
         assert!(new.publish(&files, false).unwrap_err().message.contains("exists"));
         assert_eq!(names(dir.path()), [before, vec!["s".to_owned()]].concat());
@@ -269,7 +288,7 @@ mod tests {
         for (state, memory) in
             [("s2", "m"), ("s2", "other-name"), ("m", "m2"), ("s", "m2"), ("s2", "disk"), ("disk", "m2")]
         {
-            let fault = create(&request(dir.path(), state, memory)).unwrap_err();
+            let fault = create(&request(dir.path(), state, memory), 0).unwrap_err();
             assert!(fault.message.contains("is in use"), "{}", fault.message);
         }
         for name in ["s", "m", "disk"] {
@@ -277,14 +296,14 @@ mod tests {
         }
         std::fs::write(dir.path().join("s2"), "").unwrap();
         std::fs::write(dir.path().join("m2"), "").unwrap();
-        let created = create(&request(dir.path(), "s2", "m2")).unwrap();
+        let created = create(&request(dir.path(), "s2", "m2"), 0).unwrap();
         let body = serde_json::json!({"snapshot_path": dir.path().join("s2"), "mem_file_path": dir.path().join("m2")});
         let half = open(&serde_json::from_value(body.clone()).unwrap()).unwrap_err();
         assert!(half.message.contains("somebody writes"), "{}", half.message);
         drop(created);
         open(&serde_json::from_value(body).unwrap()).unwrap();
         drop((loaded, twice));
-        create(&request(dir.path(), "s", "m")).unwrap();
+        create(&request(dir.path(), "s", "m"), 0).unwrap();
     }
 
     #[test]
@@ -292,12 +311,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("there"), "").unwrap();
         for (one, other) in [("same", "same"), ("same", "./same"), ("there", "there")] {
-            assert!(create(&request(dir.path(), one, other)).unwrap_err().message.contains("same file"));
+            assert!(create(&request(dir.path(), one, other), 0).unwrap_err().message.contains("same file"));
         }
-        let fault = create(&request(dir.path(), "s", "no/folder")).unwrap_err();
+        let fault = create(&request(dir.path(), "s", "no/folder"), 0).unwrap_err();
         assert!(fault.message.contains("no/folder"), "{}", fault.message);
         nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(create(&request(dir.path(), "s", "fifo")).unwrap_err().message.contains("regular"));
+        assert!(create(&request(dir.path(), "s", "fifo"), 0).unwrap_err().message.contains("regular"));
         std::fs::write(dir.path().join("s"), "").unwrap();
         assert!(open(&load(dir.path(), "fifo")).unwrap_err().message.contains("regular"));
         assert!(open(&load(dir.path(), "absent")).unwrap_err().message.contains("absent"));

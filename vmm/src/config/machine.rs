@@ -48,7 +48,8 @@ pub struct MachineConfig {
     /// up to its scheduler.
     #[serde(default)]
     pub smt: bool,
-    /// Dirty-page tracking for snapshots: only `false` for now.
+    /// Whether the VM keeps in mind what the pages of a snapshot were (2 bytes for each KiB of memory), so that a difference to
+    /// it can be written. It costs nothing before the first snapshot.
     #[serde(default)]
     pub track_dirty_pages: bool,
     /// Huge pages behind guest memory.
@@ -116,7 +117,6 @@ impl MachineConfig {
             });
         }
         match () {
-            () if self.track_dirty_pages => Err(ConfigError::NotSupported("machine-config.track_dirty_pages")),
             () if self.cpu_template.unwrap_or_default() != CpuTemplate::None => {
                 Err(ConfigError::NotSupported("machine-config.cpu_template"))
             }

@@ -28,6 +28,9 @@ pub use layer::{Layer, Omitted};
 pub use limits::{FILE_FLOOR, largest_file, limit_files, limit_memory};
 pub use user::{User, give_up_root};
 
+/// What to look at when a file that a request of the API names cannot be opened.
+pub const REACH_HINT: &str = "; is it in a folder of --api-dir?";
+
 /// Why the process could not be confined. The VM does not run then.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {

@@ -62,7 +62,6 @@ const FIELDS: &[(&str, &[&str])] = &[
     ),
     ("i8042", &["error_count", "missed_read_count", "missed_write_count"]),
     ("interrupts", &["config_updates", "triggers"]),
-    ("latencies_us", &["diff_create_snapshot", "vmm_diff_create_snapshot"]),
     ("logger", &["rate_limited_log_count"]),
     (
         "memory_hotplug",

@@ -24,7 +24,6 @@
 //! | `seccomp`, `signals`, `vmm` | all | what they count is the end of the process, whose exit status says it |
 //! | `interrupts` | all | devices call the guest by a system call, from any thread |
 //! | `pmem`, `memory_hotplug` | all | there is no such device |
-//! | `latencies_us` | `…diff_create_snapshot` | there are no such snapshots |
 //! | `vcpu` | `…_agg` | two looks at the clock take longer than most exits |
 //! | `logger` | `rate_limited_log_count` | what is said of one device's guest has a bound in number, not in time |
 //! | `mmds` | `rx_accepted_unusual`, `rx_bad_eth`, `tx_errors` | such frames are the network card's; sending cannot fail |
@@ -155,8 +154,10 @@ pub struct Logger {
 /// `vmm_`: Firecracker's for its part without the API's, which is all but some microseconds.
 #[derive(Debug, Default)]
 pub struct Latencies {
-    /// Writing a snapshot.
+    /// Writing a snapshot of all memory.
     pub full_create_snapshot: Latest,
+    /// Writing one of what has changed.
+    pub diff_create_snapshot: Latest,
     /// Loading one.
     pub load_snapshot: Latest,
     /// Bringing the vCPUs to a halt.
@@ -167,9 +168,10 @@ pub struct Latencies {
 
 impl Serialize for Latencies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(8))?;
+        let mut map = serializer.serialize_map(Some(10))?;
         for (name, both, latest) in [
             ("full_create_snapshot", "vmm_full_create_snapshot", &self.full_create_snapshot),
+            ("diff_create_snapshot", "vmm_diff_create_snapshot", &self.diff_create_snapshot),
             ("load_snapshot", "vmm_load_snapshot", &self.load_snapshot),
             ("pause_vm", "vmm_pause_vm", &self.pause_vm),
             ("resume_vm", "vmm_resume_vm", &self.resume_vm),

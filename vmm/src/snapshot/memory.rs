@@ -1,6 +1,6 @@
 //! The file of the guest's memory: its bytes from address 0 on, without the hole below 4 GiB.
 //!
-//! Pages of zeros are holes of the file: they take no room on disk.
+//! Pages that are left out are holes of a new file: they take no room on disk, and are read as zeros.
 
 use std::fs::File;
 use std::io;
@@ -11,12 +11,17 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use crate::memory::GuestRam;
 
 /// Bytes that are copied at once: they stay in the processor's cache between the looking and the writing.
-const CHUNK: usize = 256 * 1024;
-/// What is left out where it is all zeros.
-const PAGE: usize = 4096;
+pub(super) const CHUNK: usize = 256 * 1024;
+/// What is written or left out.
+pub(super) const PAGE: usize = 4096;
 
-/// Writes the memory to an empty file. Nobody may write to it meanwhile.
-pub fn write(ram: &GuestRam, file: &File) -> io::Result<()> {
+/// Writes the pages of the memory that are `wanted` into a file. It is asked for each page, in order: its number in the file,
+/// and its bytes. Nobody may write to the memory meanwhile.
+pub(super) fn write(
+    ram: &GuestRam,
+    file: &File,
+    mut wanted: impl FnMut(usize, &[u8]) -> io::Result<bool>,
+) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     let mut at = 0u64;
     for region in ram.iter() {
@@ -26,24 +31,30 @@ pub fn write(ram: &GuestRam, file: &File) -> io::Result<()> {
             let count = usize::try_from(len - done).unwrap_or(CHUNK).min(CHUNK);
             let bytes = chunk.get_mut(..count).unwrap_or_default();
             ram.read_slice(bytes, GuestAddress(start + done)).map_err(io::Error::other)?;
-            write_pages(file, bytes, at + done)?;
+            write_pages(file, bytes, at + done, &mut wanted)?;
             done += count as u64;
         }
         at += len;
     }
-    // Also where the last pages are zeros.
+    // Also where the last pages are left out.
     file.set_len(at)
 }
 
-/// Writes the pages of `bytes` that are not all zeros, neighbours together.
-fn write_pages(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    static ZEROS: [u8; PAGE] = [0; PAGE];
+/// Writes the pages of `bytes` that are wanted, neighbours together.
+fn write_pages(
+    file: &File,
+    bytes: &[u8],
+    at: u64,
+    mut wanted: impl FnMut(usize, &[u8]) -> io::Result<bool>,
+) -> io::Result<()> {
+    let first = usize::try_from(at / PAGE as u64).map_err(io::Error::other)?;
+    let numbered = bytes.chunks(PAGE).zip(first..);
     let pages: Vec<(usize, bool)> =
-        bytes.chunks(PAGE).map(|page| (page.len(), ZEROS.get(..page.len()) == Some(page))).collect();
+        numbered.map(|(page, number)| Ok((page.len(), wanted(number, page)?))).collect::<io::Result<_>>()?;
     let mut done = 0;
     for run in pages.chunk_by(|a, b| a.1 == b.1) {
         let len: usize = run.iter().map(|(len, _)| len).sum();
-        if run.first().is_some_and(|(_, empty)| !empty) {
+        if run.first().is_some_and(|(_, wanted)| *wanted) {
             file.write_all_at(bytes.get(done..done + len).unwrap_or_default(), at + done as u64)?;
         }
         done += len;
@@ -66,7 +77,7 @@ mod tests {
             ram.write_obj(value, GuestAddress(*place)).unwrap();
         }
         let file = tempfile::tempfile().unwrap();
-        write(&ram, &file).unwrap();
+        write(&ram, &file, |_, page| Ok(page.iter().any(|byte| *byte != 0))).unwrap();
         let metadata = file.metadata().unwrap();
         assert_eq!(metadata.len(), 8 << 20);
         assert!(metadata.blocks() * 512 <= 16 * PAGE as u64, "{} blocks", metadata.blocks());

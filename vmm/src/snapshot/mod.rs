@@ -2,9 +2,12 @@
 //!
 //! The state's file ([`format`](self::parse)) is written last and read as a whole: a snapshot that was not finished has
 //! none that can be loaded. Through the API files that were not there before get their names when both are whole; ones
-//! that were there are written in place, and a snapshot that fails leaves them empty. The memory's file is mapped, so that
-//! a restore takes as long with much memory as with little.
+//! that were there are written in place, and a snapshot that fails leaves them empty (but for a memory file that a
+//! difference is merged into). The memory's file is mapped, so that a restore takes as long with much memory as with little.
+//!
+//! A differential snapshot has the pages of the memory that are another than in the one before: see `base`.
 
+mod base;
 mod clock;
 mod config;
 mod format;
@@ -20,6 +23,7 @@ use std::path::Path;
 use crate::devices::ioapic::WrongPins;
 use crate::memory::GuestRam;
 
+pub use base::Base;
 pub use clock::KvmClock;
 pub use config::{
     MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType, VsockOverride,
@@ -110,23 +114,43 @@ pub enum SnapshotError {
     Override(String),
 }
 
-/// Writes a snapshot: the memory, then the state. On an error neither file is left with anything in it.
-pub fn write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result<(), SnapshotError> {
-    let written = try_write(files, state, ram, sync);
-    if written.is_err() {
-        // A file that cannot even be cut is no state that would be accepted.
-        let _ = files.state.set_len(0).and_then(|()| files.memory.set_len(0));
-    }
-    written
+/// What is written of a VM.
+pub struct Written<'a> {
+    /// vCPUs and devices.
+    pub state: State,
+    /// The memory.
+    pub ram: &'a GuestRam,
+    /// All of the memory, or what is another than in `base`.
+    pub kind: SnapshotType,
+    /// What the last snapshot was.
+    pub base: &'a Base,
+    /// Whether what is written now is kept in mind.
+    pub track: bool,
 }
 
-fn try_write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result<(), SnapshotError> {
+/// Writes a snapshot: the memory, then the state. Returns the base of the next one. On an error the state's file is left
+/// empty, and so is the memory's, unless it is one that a difference is merged into.
+pub fn write(files: &Files, written: &Written<'_>, sync: bool) -> Result<Base, SnapshotError> {
+    let next = try_write(files, written, sync);
+    if next.is_err() {
+        // A file that cannot even be cut is no state that would be accepted.
+        let _ = files.state.set_len(0);
+        if written.kind == SnapshotType::Full {
+            let _ = files.memory.set_len(0);
+        }
+    }
+    next
+}
+
+fn try_write(files: &Files, written: &Written<'_>, sync: bool) -> Result<Base, SnapshotError> {
     let step = |what| move |source| SnapshotError::Write { what, source };
-    let bytes = encode(state)?;
+    let bytes = encode(&written.state)?;
     // What an earlier snapshot has left must not meet the new memory.
     files.state.set_len(0).map_err(step("state"))?;
-    files.memory.set_len(0).map_err(step("memory"))?;
-    memory::write(ram, &files.memory).map_err(step("memory"))?;
+    if written.kind == SnapshotType::Full {
+        files.memory.set_len(0).map_err(step("memory"))?;
+    }
+    let next = written.base.write(written.ram, &files.memory, written.kind, written.track).map_err(step("memory"))?;
     if sync {
         files.memory.sync_all().map_err(step("memory"))?;
     }
@@ -134,7 +158,7 @@ fn try_write(files: &Files, state: &State, ram: &GuestRam, sync: bool) -> Result
     if sync {
         files.state.sync_all().map_err(step("state"))?;
     }
-    Ok(())
+    Ok(next)
 }
 
 /// Reads and checks the file of a state.
@@ -154,4 +178,4 @@ pub fn describe(path: &Path) -> Result<u32, SnapshotError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

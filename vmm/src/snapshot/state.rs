@@ -66,6 +66,7 @@ impl State {
             let vsock = config.vsock.as_mut().ok_or_else(|| SnapshotError::Override("vsock device".to_owned()))?;
             vsock.uds_path.clone_from(&other.uds_path);
         }
+        config.machine_config.track_dirty_pages = load.track_dirty_pages || load.enable_diff_snapshots;
         config.check().map_err(|e| SnapshotError::Config(e.to_string()))?;
         let expected = usize::from(config.machine_config.vcpu_count);
         if self.vcpus.len() != expected {

@@ -5,7 +5,7 @@ use crate::config::VmConfig;
 use crate::vcpu::VcpuState;
 
 /// A state as a VM with one vCPU has it, made without KVM.
-pub(super) fn state() -> State {
+pub(crate) fn state() -> State {
     let mut vcpu = VcpuState::default();
     vcpu.cpuid = table(*b"AuthenticAMD", 1 << 25);
     State {
@@ -90,10 +90,16 @@ fn a_failed_write_leaves_nothing_that_could_be_loaded() {
     let open =
         |name: &str| File::options().read(true).write(true).create(true).truncate(false).open(dir.path().join(name));
     let good = Files { state: open("state").unwrap(), memory: open("memory").unwrap() };
-    write(&good, &state(), &ram, true).unwrap();
+    let base = Base::booted();
+    let written = |kind| Written { state: state(), ram: &ram, kind, base: &base, track: false };
+    write(&good, &written(SnapshotType::Full), true).unwrap();
     assert!(read(&open("state").unwrap()).is_ok());
     // The memory's file can only be read: an earlier state, which it would now belong to, must be gone.
-    let half = Files { state: open("state").unwrap(), memory: File::open(dir.path().join("memory")).unwrap() };
-    assert!(matches!(write(&half, &state(), &ram, true), Err(SnapshotError::Write { what: "memory", .. })));
-    assert!(matches!(read(&open("state").unwrap()), Err(SnapshotError::Format(FormatError::NotASnapshot))));
+    for kind in [SnapshotType::Full, SnapshotType::Diff] {
+        write(&good, &written(kind), true).unwrap();
+        let half = Files { state: open("state").unwrap(), memory: File::open(dir.path().join("memory")).unwrap() };
+        let failed = write(&half, &written(kind), true).err();
+        assert!(matches!(failed, Some(SnapshotError::Write { what: "memory", .. })), "{failed:?}");
+        assert!(matches!(read(&open("state").unwrap()), Err(SnapshotError::Format(FormatError::NotASnapshot))));
+    }
 }

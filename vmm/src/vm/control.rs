@@ -4,6 +4,7 @@
 //! its turn, and the answer comes back through a [`Reply`]. Files are opened by who asks, and handed over open: the
 //! main thread can open none once a guest runs.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -13,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VmError;
 use crate::config::{MetricsConfig, VmConfig};
+use crate::jail;
 use crate::metrics::Metrics;
 use crate::snapshot::{Files, Saved, SnapshotLoad};
 use crate::virtio::{Active, EventLoop, VirtioDevice};
@@ -68,7 +70,10 @@ pub enum ControlError {
 
 impl From<VmError> for ControlError {
     fn from(error: VmError) -> Self {
-        Self::Failed(error.to_string())
+        let text = error.to_string();
+        // As the system's errors are written. Whoever gives commands names files for a process that reaches only some.
+        let hint = if text.contains(&format!("(os error {})", libc::EACCES)) { jail::REACH_HINT } else { "" };
+        Self::Failed(text + hint)
     }
 }
 
@@ -103,7 +108,7 @@ pub enum Command {
         reply: Reply<Saved>,
     },
     /// Build the VM that lies in these files, instead of a start. It is paused, unless the request says otherwise. The
-    /// answer is its configuration. On an error nothing has been started, and something else may be tried.
+    /// answer is its configuration, and the memory's file again. On an error nothing has been started, and something else may be tried.
     LoadSnapshot {
         /// Where from.
         files: Files,
@@ -112,7 +117,7 @@ pub enum Command {
         /// Where its metrics go.
         metrics: Option<MetricsConfig>,
         /// The answer.
-        reply: Reply<Box<VmConfig>>,
+        reply: Reply<(Box<VmConfig>, File)>,
     },
     /// Press Ctrl, Alt and Delete on the guest's keyboard.
     SendCtrlAltDel(Reply<()>),

@@ -175,7 +175,8 @@ impl Supervisor {
                         match self.load(&files, &request).and_then(opened) {
                             Ok(((machine, config), metrics)) => {
                                 let made = (machine, metrics);
-                                return self.confine_and_answer(made, request.resume_vm, reply, config).map(Some);
+                                let answer = (config, files.memory);
+                                return self.confine_and_answer(made, request.resume_vm, reply, answer).map(Some);
                             }
                             Err(error) => reply.send(Err(error.into())),
                         }

@@ -65,7 +65,7 @@ fn everything(dir: &Path, resources: &mut Resources) -> VmConfigurationData {
             vcpu_count: 2,
             mem_size_mib: 16,
             smt: Some(true),
-            track_dirty_pages: None,
+            track_dirty_pages: Some(true),
             huge_pages: None,
         },
         cpu_template: None,
@@ -153,7 +153,7 @@ fn fctools_drives_a_vm_and_goes_on_from_its_snapshot() {
             runtime: TokioRuntime,
             moved_resource_type: MovedResourceType::Copied,
             ownership_model: VmmOwnershipModel::Shared,
-            track_dirty_pages: None,
+            track_dirty_pages: Some(true),
             resume_vm: Some(true),
             network_overrides: Vec::new(),
         };

@@ -118,11 +118,13 @@ fn requests_reach_the_folders_that_were_named_and_no_others() {
         // Even for root.
         for path in ["/etc/portcullis", "/proc/self/mem", "/proc/sys/kernel/core_pattern", "/dev/null", "/sys/x"] {
             vmm.refused("PUT", "/logger", Some(&log(path)), "Permission denied");
-            vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": path }));
-            vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "");
-            vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": "/etc/passwd" }));
-            vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), "Permission denied");
+            vmm.refused("PUT", "/boot-source", Some(&json!({ "kernel_image_path": path })), "");
         }
+        // What to do about it is said.
+        let passwords = json!({ "kernel_image_path": "/etc/passwd" });
+        vmm.refused("PUT", "/boot-source", Some(&passwords), "is it in a folder of --api-dir?");
+        let drive = json!({"drive_id": "d", "path_on_host": "/etc/passwd", "is_root_device": false});
+        vmm.refused("PUT", "/drives/d", Some(&drive), "is it in a folder of --api-dir?");
     }
     by_default.refused("PUT", "/logger", Some(&log(&at(other.path(), "log"))), "Permission denied");
     named.refused("PUT", "/logger", Some(&log(&at(&own, "log"))), "Permission denied");
@@ -131,8 +133,7 @@ fn requests_reach_the_folders_that_were_named_and_no_others() {
         let start = json!({"action_type": "InstanceStart"});
         vmm.must("PUT", "/logger", &log(&at(folder, "log")));
         vmm.must("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 4}));
-        vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": at(not, "kernel") }));
-        vmm.refused("PUT", "/actions", Some(&start), "Permission denied");
+        vmm.refused("PUT", "/boot-source", Some(&json!({ "kernel_image_path": at(not, "kernel") })), "--api-dir");
         vmm.must("PUT", "/boot-source", &json!({ "kernel_image_path": at(folder, "kernel") }));
         vmm.must("PUT", "/actions", &start);
         assert_eq!(vmm.state(), "Running");

@@ -21,4 +21,5 @@ mod life;
 mod network;
 mod openapi;
 mod processes;
+mod snapshots;
 mod states;

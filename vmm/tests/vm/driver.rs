@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use portcullis_vmm::config::VmConfig;
 use portcullis_vmm::jail::Reach;
 use portcullis_vmm::mmds::{DEFAULT_LIMIT, Mmds};
-use portcullis_vmm::snapshot::{self, Files, SnapshotLoad};
+use portcullis_vmm::snapshot::{self, Base, Files, Saved, SnapshotLoad, SnapshotType, Written};
 use portcullis_vmm::vm::{Clock, Command, Confinement, ControlError, Controller, Options, Supervisor};
 
 use crate::harness::{Setup, Vmm};
@@ -106,12 +106,14 @@ fn play_the_vmm() {
     let reach = Reach { written: vec![std::env::temp_dir()], ..Reach::default() };
     let supervisor = supervisor.with_confinement(Confinement { reach, ..Confinement::default() });
     let listener = UnixListener::bind(&path).unwrap();
+    // Takes random numbers, which a confined process may not.
+    let base = Base::booted();
     std::thread::spawn(move || {
         let (socket, _) = listener.accept().unwrap();
         let mut answers = socket.try_clone().unwrap();
         for line in BufReader::new(socket).lines() {
             let words: Vec<&str> = line.as_deref().unwrap_or_default().split(' ').collect();
-            let line = match obey(&controller, &dir, &words) {
+            let line = match obey(&controller, &dir, &base, &words) {
                 Ok(text) => format!("ok {text}\n"),
                 Err(error) => format!("error {error}\n"),
             };
@@ -125,7 +127,7 @@ fn play_the_vmm() {
     std::process::exit(code);
 }
 
-fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, ControlError> {
+fn obey(controller: &Controller, dir: &Path, base: &Base, words: &[&str]) -> Result<String, ControlError> {
     let config = || VmConfig::from_file(&dir.join("vm.json")).unwrap();
     let done = |result: Result<(), ControlError>| result.map(|()| String::new());
     match words {
@@ -142,9 +144,10 @@ fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, C
             };
             let files = Files { state: open("state"), memory: open("memory") };
             let config = Box::new(config());
-            let saved = controller.call(|reply| Command::CreateSnapshot { config, reply })?;
-            let written = snapshot::write(&files, &saved.state, &saved.ram, false);
-            done(written.map_err(|error| ControlError::Failed(error.to_string())))
+            let Saved { state, ram } = controller.call(|reply| Command::CreateSnapshot { config, reply })?;
+            let kind = SnapshotType::Full;
+            let written = snapshot::write(&files, &Written { state, ram: &ram, kind, base, track: false }, false);
+            done(written.map(drop).map_err(|error| ControlError::Failed(error.to_string())))
         }
         ["load", path, more @ ..] => {
             let open = |what: &str| OpenOptions::new().read(true).open(format!("{path}.{what}")).unwrap();
@@ -154,7 +157,7 @@ fn obey(controller: &Controller, dir: &Path, words: &[&str]) -> Result<String, C
             request.resume_vm = more.contains(&"resume");
             request.clock_realtime = more.contains(&"realtime");
             let begin = Instant::now();
-            let config =
+            let (config, _) =
                 controller.call(|reply| Command::LoadSnapshot { files, request, metrics: config().metrics, reply })?;
             Ok(format!("{} {}", begin.elapsed().as_micros(), config.machine_config.vcpu_count))
         }

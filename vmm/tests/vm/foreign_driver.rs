@@ -279,8 +279,10 @@ fn its_disk_is_read_written_and_flushed() {
     assert!(disk.read_blocks(SECTORS, &mut written).is_err());
     disk.read_blocks(7, &mut written).unwrap();
     drop((disk, bench));
-    // Read only.
-    let config = DriveConfig { is_read_only: true, ..DriveConfig::new("rootfs", &path) };
+    // Read only, and a copy: another test's child, just forked, may hold the lock of the first a moment longer.
+    let copy = dir.path().join("copy");
+    std::fs::copy(&path, &copy).unwrap();
+    let config = DriveConfig { is_read_only: true, ..DriveConfig::new("rootfs", &copy) };
     let (_bench, transport) = Mmio::of(Block::open(&config).unwrap());
     let mut disk = VirtIOBlk::<GuestHal, _>::new(transport).unwrap();
     assert!(disk.readonly() && disk.write_blocks(0, &[0; SECTOR_SIZE]).is_err());

@@ -182,7 +182,7 @@ fn expected(kind: ThreadKind) -> BTreeSet<(&'static str, i64)> {
         }
         _ => calls![
             SYS_accept4 SYS_close SYS_exit SYS_fchmod SYS_flock SYS_fstat SYS_fsync SYS_ftruncate SYS_linkat SYS_lseek
-            SYS_mremap SYS_openat SYS_pwrite64 SYS_read SYS_statx SYS_unlink
+            SYS_mremap SYS_openat SYS_pread64 SYS_pwrite64 SYS_read SYS_statx SYS_unlink
         ]
         .to_vec(),
     };

@@ -24,7 +24,7 @@ use crate::config::{
 use crate::devices::vsock::Vsock;
 use crate::log;
 use crate::mmds::SharedMmds;
-use crate::snapshot::{self, SnapshotCreate, SnapshotLoad};
+use crate::snapshot::{self, Base, Saved, SnapshotCreate, SnapshotLoad, SnapshotType, Written};
 use crate::vm::{Command, Controller, Options, VmError, VmState};
 
 /// `PUT /actions`.
@@ -68,6 +68,8 @@ pub struct Session {
     bootable: bool,
     /// Whether anything was configured that a snapshot brings along itself.
     configured: bool,
+    /// What a differential snapshot is the difference to.
+    base: Base,
 }
 
 type Answer = Result<Response, Fault>;
@@ -82,7 +84,16 @@ impl Session {
         let (id, metadata) = (options.id.clone(), SharedMmds::clone(&options.metadata));
         let bootable = config.is_some();
         let config = config.unwrap_or_else(|| VmConfig::new(""));
-        Self { id, controller, metadata, config, launched: bootable, bootable, configured: bootable }
+        Self {
+            id,
+            controller,
+            metadata,
+            config,
+            launched: bootable,
+            bootable,
+            configured: bootable,
+            base: Base::booted(),
+        }
     }
 
     /// Sends metrics to this file, as the command line asks.
@@ -317,20 +328,26 @@ impl Session {
 
     fn create_snapshot(&mut self, body: &[u8]) -> Answer {
         let request: SnapshotCreate = object(body)?;
-        request.check()?;
         self.after_start()?;
         if self.controller.state() != VmState::Paused {
             return Err(Fault::new("a snapshot needs a paused VM"));
         }
-        let (files, names) = files::create(&request)?;
-        let (begin, sync) = (Instant::now(), request.sync_snapshot_files);
+        let (files, names) = files::create(&request, self.config.machine_config.mem_size_mib << 20)?;
+        let (begin, kind, sync) = (Instant::now(), request.snapshot_type, request.sync_snapshot_files);
         let config = Box::new(self.config.clone());
-        let saved = self.controller.call(|reply| Command::CreateSnapshot { config, reply })?;
+        let Saved { state, ram } = self.controller.call(|reply| Command::CreateSnapshot { config, reply })?;
         // It stays paused meanwhile: only requests let it go on, and they are answered one by one.
-        snapshot::write(&files, &saved.state, &saved.ram, sync).map_err(|error| Fault::new(error.to_string()))?;
-        drop(saved);
-        self.controller.metrics().latencies.full_create_snapshot.set_since(begin);
-        names.publish(&files, sync)?;
+        let track = self.config.machine_config.track_dirty_pages;
+        let written = Written { state, ram: &ram, kind, base: &self.base, track };
+        let next = snapshot::write(&files, &written, sync).map_err(|error| Fault::new(error.to_string()));
+        let next = next.and_then(|next| names.publish(&files, sync).map(|()| next));
+        // A difference to what nobody can find, or what is half written, is worth nothing.
+        self.base = next.inspect_err(|_| self.base.forget())?;
+        let latencies = &self.controller.metrics().latencies;
+        match kind {
+            SnapshotType::Full => latencies.full_create_snapshot.set_since(begin),
+            SnapshotType::Diff => latencies.diff_create_snapshot.set_since(begin),
+        }
         Ok(Response::done())
     }
 
@@ -347,7 +364,9 @@ impl Session {
         let metrics = self.config.metrics.clone();
         let loaded = self.controller.call(|reply| Command::LoadSnapshot { files, request, metrics, reply })?;
         let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
-        self.config = *loaded;
+        let (config, memory) = loaded;
+        self.config = *config;
+        self.base.load(memory);
         (self.config.logger, self.config.metrics) = (logger, metrics);
         (self.bootable, self.configured) = (false, true);
         Ok(Response::done())
@@ -419,3 +438,6 @@ impl Service for Session {
         Response { deprecated, ..response }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,8 @@ const API: &[i64] = &[
     libc::SYS_ftruncate,
     libc::SYS_linkat,
     libc::SYS_lseek,
-    // A snapshot that was handed over to be written.
+    // A snapshot that is written, and the one that it is a difference to.
+    libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_read,
     libc::SYS_statx,
