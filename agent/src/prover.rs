@@ -10,7 +10,7 @@ use portcullis_attest::quote::VerifiedQuote;
 use portcullis_attest::reason::{Denial, Reason};
 use portcullis_attest::release::WrappedKey;
 use portcullis_attest::tpm::{AkBlob, ParentHandle, Tpm, TpmError};
-use portcullis_verifier::api::{ActivateResponse, EnrolRequest, ReleaseRequest};
+use portcullis_verifier::api::{ActivateResponse, ChallengeResponse, EnrolRequest, ReleaseRequest};
 use portcullis_verifier::client::{Client, ClientError};
 use portcullis_verifier::order::VerifiedOrder;
 use portcullis_verifier::reason::{Code, Reason as WireReason, ServiceCode};
@@ -226,7 +226,7 @@ impl Prover {
         let mut evidence = Evidence::new(binding.clone(), vec![quote], eventlog, Vec::new());
         let quote = VerifiedQuote::verify(&evidence, &self.ak, binding).map_err(ProverError::Quote)?;
         let boot = BootInstance::of(&quote);
-        let ima_from = if self.last_boot.as_ref() == Some(&boot) { ima_from } else { 0 };
+        let ima_from = left_out(self.last_boot.as_ref(), &boot, ima_from);
         // After the quote: the list then covers at least what it covers.
         (evidence.ima_from, evidence.ima) = measurements::ima(&self.ima, ima_from)?;
         self.last_boot = Some(boot.clone());
@@ -282,7 +282,16 @@ fn challenge(
     purpose: Purpose,
     body_sha256: [u8; 32],
 ) -> Result<(Binding, u64), ProverError> {
-    let challenge = client.challenge(&party.host, purpose)?;
+    answer_to(client.challenge(&party.host, purpose)?, party, purpose, body_sha256)
+}
+
+/// What the answer to a challenge is bound to.
+fn answer_to(
+    challenge: ChallengeResponse,
+    party: &Party,
+    purpose: Purpose,
+    body_sha256: [u8; 32],
+) -> Result<(Binding, u64), ProverError> {
     if challenge.verifier != party.verifier {
         return Err(ProverError::OtherVerifier { expected: party.verifier.clone(), found: challenge.verifier });
     }
@@ -296,6 +305,12 @@ fn challenge(
         body_sha256,
     };
     Ok((binding, challenge.ima_from))
+}
+
+/// How many entries of IMA's list are not sent again, of those that the verifier has judged: none after a reset, when the
+/// list is another one.
+fn left_out(last: Option<&BootInstance>, now: &BootInstance, judged: u64) -> u64 {
+    if last == Some(now) { judged } else { 0 }
 }
 
 /// A binding for evidence that goes into a file: no connection, no body.
@@ -343,5 +358,36 @@ fn load(tpm: &mut Tpm, blob: &AkBlob) -> bool {
             tracing::warn!(%error, "the TPM does not take the stored attestation key");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_verifier_of_this_host_is_answered_and_only_a_whole_nonce() {
+        let party = Party { host: "h1".to_owned(), verifier: "v1".to_owned(), tls_spki_sha256: [7; 32] };
+        let answer = |verifier: &str, nonce: &str| {
+            let (verifier, nonce) = (verifier.to_owned(), nonce.to_owned());
+            let challenge = ChallengeResponse { nonce, verifier, ima_from: 3, expires_in_s: 60 };
+            answer_to(challenge, &party, Purpose::Attest, EMPTY_BODY)
+        };
+        let whole = "5a".repeat(32);
+        let (binding, ima_from) = answer("v1", &whole).unwrap();
+        assert_eq!((binding.nonce, binding.verifier.as_str(), binding.host.as_str()), (vec![0x5a; 32], "v1", "h1"));
+        assert_eq!((binding.tls_spki_sha256, ima_from), ([7; 32], 3));
+        assert!(matches!(answer("v2", &whole), Err(ProverError::OtherVerifier { .. })));
+        for nonce in ["", &whole[2..], &format!("{whole}5a"), &whole.replace('5', "x")] {
+            assert!(matches!(answer("v1", nonce), Err(ProverError::Nonce)), "{nonce}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_out_after_a_reset() {
+        let boot = |reset_count| BootInstance { ek: Some("00".repeat(32)), reset_count, restart_count: 0 };
+        assert_eq!(left_out(Some(&boot(1)), &boot(1), 9), 9);
+        assert_eq!(left_out(Some(&boot(1)), &boot(2), 9), 0);
+        assert_eq!(left_out(None, &boot(1), 9), 0);
     }
 }
