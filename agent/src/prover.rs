@@ -384,6 +384,20 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_key_is_of_this_tpm_and_of_this_schema() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ak.json");
+        let stored = |schema: &str, ek: &[u8; 32]| {
+            let blob = AkBlob { public: vec![1], private: vec![2] };
+            save_ak(&path, &StoredAk { schema: schema.to_owned(), ek: hex::encode(ek), blob }).unwrap();
+            stored_ak(&path, &[7; 32]).unwrap().is_some()
+        };
+        assert!(stored_ak(&path, &[7; 32]).unwrap().is_none());
+        assert!(stored(AK_SCHEMA, &[7; 32]));
+        assert!(!stored(AK_SCHEMA, &[8; 32]) && !stored("portcullis/ak/0", &[7; 32]));
+    }
+
+    #[test]
     fn nothing_is_left_out_after_a_reset() {
         let boot = |reset_count| BootInstance { ek: Some("00".repeat(32)), reset_count, restart_count: 0 };
         assert_eq!(left_out(Some(&boot(1)), &boot(1), 9), 9);

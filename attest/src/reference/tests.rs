@@ -250,10 +250,11 @@ fn a_rule_accepts_content_that_its_digest_covers_and_nothing_by_name() {
     let values = builder.slot(slot).slot(search).slot(line).build().unwrap();
     assert_eq!(ReferenceValues::from_toml(&values.to_toml().unwrap()).unwrap(), values);
 
-    for content in [&[0, 0, 1, 0][..], &[7, 0]] {
+    let options = |count: u16| (0..count).flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    for content in [&[0, 0, 1, 0][..], &[7, 0], &options(128)] {
         assert_eq!(differences(&values, &order(content, content), 1), [""; 0]);
     }
-    for content in [&[][..], &[0], &[1, 0, 1, 0], &[0; 1024]] {
+    for content in [&[][..], &[0], &[0, 0, 1], &[1, 0, 1, 0], &[0; 1024], &options(129)] {
         assert_eq!(differences(&values, &order(content, content), 1).len(), 1, "{content:?}");
     }
     assert_eq!(differences(&values, &order(&[0, 0], b"something else"), 1).len(), 1);
