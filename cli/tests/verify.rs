@@ -286,8 +286,11 @@ fn a_name_that_only_the_evidence_gives_is_said_to_be_that() {
     assert!(named(&["--enrolment", "enrolment", "--verifier-keys", "keys.json"]));
 }
 
-/// A directory with a verifier's keys, and what writes results that it signed, changed before.
-fn results() -> (tempfile::TempDir, impl Fn(&str, &dyn Fn(&mut ResultClaims))) {
+/// Writes a result that a verifier signed under a name, changed before.
+type Results = Box<dyn Fn(&str, &dyn Fn(&mut ResultClaims))>;
+
+/// A directory with a verifier's keys, and what writes its results there.
+fn results() -> (tempfile::TempDir, Results) {
     let dir = tempfile::tempdir().unwrap();
     let signer = Signer::from_pem(SIGNING_KEY).unwrap();
     std::fs::write(dir.path().join("keys.json"), object!({ "keys": [signer.jwk()] }).to_string()).unwrap();
@@ -298,7 +301,7 @@ fn results() -> (tempfile::TempDir, impl Fn(&str, &dyn Fn(&mut ResultClaims))) {
         change(&mut result);
         std::fs::write(folder.join(name), signer.sign(TYP, &result).unwrap()).unwrap();
     };
-    (dir, write)
+    (dir, Box::new(write))
 }
 
 #[test]
