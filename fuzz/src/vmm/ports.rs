@@ -116,7 +116,7 @@ impl Machine {
         let after = self.serial.counters();
         assert!(after.lost - before.lost <= data.len() as u64 && after.passed == before.passed);
         // SLP_EN and the type of S5.
-        let off = at == u64::from(acpi_power::CONTROL_PORT) && data.len() > 1 && data[1] & 0x3c == 0x34;
+        let off = at == u64::from(acpi_power::CONTROL_PORT) && data.first().is_some_and(|byte| byte & 0x3c == 0x34);
         assert_eq!(action == Some(Action::PowerOff), off, "{data:x?} at {at:#x}");
         let keyboard = [u64::from(i8042::PORT), u64::from(i8042::COMMAND_PORT)].contains(&at);
         assert!(action != Some(Action::Reset) || keyboard && data[0] & 1 == 0, "{data:x?} at {at:#x}");
@@ -189,8 +189,8 @@ fn seeds() -> Vec<Vec<u8>> {
         read(2, 2),
     ]
     .concat();
-    let ends = [write(2, 4, &[0, 0x34]), write(1, 4, &[0xfe]), [write(1, 4, &[0xd1]), write(1, 0, &[0xde])].concat()];
+    let ends = [write(2, 0, &[0x34]), write(1, 4, &[0xfe]), [write(1, 4, &[0xd1]), write(1, 0, &[0xde])].concat()];
     let flood = [3, b'x', 0xff, 0x0f].repeat(17);
-    let flood = [flood.as_slice(), &read(0, 5), &[5, 0, 0x40], &read(0, 2), &write(2, 4, &[0, 0x34])].concat();
+    let flood = [flood.as_slice(), &read(0, 5), &[5, 0, 0x40], &read(0, 2), &write(2, 0, &[0x34])].concat();
     ends.iter().map(|end| [begin.as_slice(), end].concat()).chain([flood]).collect()
 }

@@ -46,6 +46,21 @@ fn a_driver_that_keeps_to_the_order_gets_its_queues() {
 }
 
 #[test]
+fn a_queue_is_a_power_of_two_and_no_larger_than_the_device_allows() {
+    let ready = |queue: u32, size: u32| {
+        let mut r = negotiated();
+        r.write(offset::QUEUE_SEL, queue);
+        r.write(offset::QUEUE_NUM, size);
+        r.write(offset::QUEUE_READY, 1);
+        r.read(offset::QUEUE_READY) == Some(1)
+    };
+    assert!([1, 2, 64, 256].into_iter().all(|size| ready(0, size)) && ready(1, 64));
+    for (queue, size) in [(0, 0), (0, 3), (0, 200), (0, 512), (0, 0x1_0001), (0, u32::MAX), (1, 128)] {
+        assert!(!ready(queue, size), "{size} entries of queue {queue}");
+    }
+}
+
+#[test]
 fn queues_are_frozen_once_they_or_the_driver_are_ready() {
     let mut r = negotiated();
     r.write(offset::QUEUE_NUM, 128);
