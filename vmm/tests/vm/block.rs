@@ -269,6 +269,33 @@ fn ranges_are_discarded_and_zeroed_only_where_that_was_agreed_on() {
 }
 
 #[test]
+fn a_driver_that_breaks_the_rules_again_and_again_does_not_fill_the_log() {
+    let guest = (0..20).fold(Guest::new(), |guest, _| {
+        // There is no such descriptor.
+        let guest = guest.virtio_start(FIRST, 0, &[queue()]).offer(queue(), 1, 999).notify(queue());
+        guest.wait_for32(FIRST + STATUS, NEEDS_RESET | 15)
+    });
+    let (setup, _) = with_disk(&guest.reset(), &numbered(1));
+    setup.run().expect_warnings(EndReason::Reset, &["the guest's driver broke the rules"; 8]);
+}
+
+#[test]
+fn no_range_is_longer_than_is_announced() {
+    // One GiB, and a sector more, of a disk that has both.
+    const GIB: u32 = 1 << 21;
+    for (sectors, statuses) in [(GIB, "0000"), (GIB + 1, "0101")] {
+        let guest = Guest::new().virtio_start(FIRST, (1 << 13) | (1 << 14), &[queue()]);
+        let guest = guest.store64(DATA, 0).store32(DATA + 8, sectors).store32(DATA + 12, 0);
+        let guest = guest.disk(1, DISCARD_KIND, 0, &[data(0, 16)]).disk(2, ZEROES_KIND, 0, &[data(0, 16)]);
+        let (setup, path) = with_disk(&guest.print_statuses(2).reset(), &[]);
+        File::options().write(true).open(&path).unwrap().set_len(2 << 30).unwrap();
+        let ended = setup.run();
+        ended.expect_clean(EndReason::Reset);
+        assert_eq!(ended.output, statuses, "{sectors}");
+    }
+}
+
+#[test]
 fn the_serial_number_is_the_drives_name_and_the_rest_is_not_supported() {
     let guest = Guest::new()
         .virtio_start(FIRST, 0, &[queue()])

@@ -16,7 +16,7 @@ use crate::block::*;
 use crate::driver::Driven;
 use crate::guest::Guest;
 use crate::harness::{Setup, Vmm};
-use crate::virtio::{FIRST, NEXT, Queue, STATUS};
+use crate::virtio::{Descriptor, FIRST, NEXT, Queue, STATUS};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -80,13 +80,17 @@ fn trace(task: Pid, call: i64, tell: &Sender<()>, released: &Receiver<()>) {
 
 /// Asks the first disk for a flush, the first of its requests, and does not wait.
 fn flush(guest: Guest) -> Guest {
-    let all = [header(1), status(1)];
-    let guest =
-        all.iter().zip(0..).fold(guest.disk_header(1, FLUSH_KIND, 0), |guest, ((address, len, flags), index)| {
-            let flags = if index == 0 { flags | NEXT } else { *flags };
-            let descriptor = crate::virtio::Descriptor { address: *address, len: *len, flags, next: 1 };
-            guest.descriptor(queue().descriptors, index, descriptor)
-        });
+    ask(guest, FLUSH_KIND, &[])
+}
+
+/// The same for a request of this kind, with this data.
+fn ask(guest: Guest, kind: u32, data: &[(u64, u32, u16)]) -> Guest {
+    let all = [&[header(1)], data, &[status(1)]].concat();
+    let guest = all.iter().zip(0u16..).fold(guest.disk_header(1, kind, 0), |guest, ((address, len, flags), index)| {
+        let flags = if usize::from(index) + 1 < all.len() { flags | NEXT } else { *flags };
+        let descriptor = Descriptor { address: *address, len: *len, flags, next: index + 1 };
+        guest.descriptor(queue().descriptors, u32::from(index), descriptor)
+    });
     guest.offer(queue(), 1, 0).notify(queue())
 }
 
@@ -183,6 +187,27 @@ fn a_disk_of_several_queues_serves_one_while_another_waits() {
     held.begun();
     vm.vmm.type_in("h");
     vm.vmm.wait_for("gh03");
+    assert_eq!(done(&mut vm), "00");
+    held.release();
+    until_done(&mut vm);
+    vm.vmm.type_in("q");
+    vm.vmm.wait().expect_end(EndReason::Reset);
+}
+
+/// A driver that was offered a flush and did not take it cannot ask for one: each write is on the host's disk before it is
+/// answered.
+#[test]
+fn a_driver_without_a_flush_waits_for_the_hosts_disk() {
+    let guest = Guest::new().virtio_start(FIRST, 0, &[queue()]).print("ready").echo_until(b'g');
+    let guest = ask(guest, WRITE_KIND, &[data(0, 512)]).serve_keys(&Guest::new(), queue().used_index(), 1);
+    let (mut setup, _) = with_disk(&guest, &numbered(4));
+    setup.config.drives[0].cache_type = CacheType::Writeback;
+    let mut vm = Driven::started(setup);
+    vm.vmm.wait_for("ready");
+    let mut held = Held::at(&vm.vmm, "queue0", libc::SYS_fdatasync);
+    vm.vmm.type_in("g");
+    held.begun();
+    vm.vmm.wait_for("g");
     assert_eq!(done(&mut vm), "00");
     held.release();
     until_done(&mut vm);

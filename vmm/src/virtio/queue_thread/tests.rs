@@ -272,7 +272,7 @@ fn a_reset_waits_for_a_request_that_may_touch_memory() {
         std::thread::sleep(Duration::from_millis(30));
         leave.send(()).unwrap();
     });
-    scene.driver.start(0);
+    scene.driver.set(crate::virtio::registers::offset::STATUS, 0);
     // What it had begun is finished before the reset is.
     assert_eq!(scene.finished.load(Ordering::SeqCst), 1);
     later.join().unwrap();
@@ -309,5 +309,11 @@ fn a_driver_that_has_failed_is_not_served() {
     let failed = scene.driver.get(offset::STATUS) | status::FAILED;
     scene.driver.set(offset::STATUS, failed);
     scene.driver.offer(0, &[REQUEST]);
+    assert!(scene.begun.recv_timeout(Duration::from_millis(50)).is_err());
+    // Nor one that fails before the device knows that it was ready.
+    scene.driver.start(0);
+    scene.driver.set(offset::STATUS, failed);
+    scene.driver.offer(0, &[REQUEST]);
+    scene.driver.events.serve().unwrap();
     assert!(scene.begun.recv_timeout(Duration::from_millis(50)).is_err());
 }
