@@ -50,6 +50,30 @@ fn a_truncated_bzimage_is_named_so() {
 }
 
 #[test]
+fn kernels_of_another_kind_are_named_so() {
+    let error = |image: &[u8]| load(image, 32, None).unwrap_err().to_string();
+    for (at, value, words) in [(0x206, 0x0b, "older than 2.12"), (0x211, 0, "zImage"), (0x236, 0, "64-bit entry")] {
+        let mut image = bzimage(0x100_0000, 0x10_0000, 4096);
+        image[at] = value;
+        if at == 0x206 {
+            image[0x207] = 2;
+        }
+        assert!(error(&image).contains(words), "{}", error(&image));
+    }
+    // ELF of 64 bits, little endian, for x86-64; then each of them otherwise.
+    let elf = |class: u8, order: u8, machine: u8| {
+        let mut head = vec![0; 64];
+        head[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, order]);
+        (head[18], head[54]) = (machine, 56);
+        error(&head)
+    };
+    assert!(elf(2, 1, 62).contains("nothing to load"), "{}", elf(2, 1, 62));
+    for (class, order, machine) in [(1, 1, 62), (2, 2, 62), (2, 1, 3)] {
+        assert!(elf(class, order, machine).contains("not ELF for x86-64"), "{class} {order} {machine}");
+    }
+}
+
+#[test]
 fn kernels_that_lie_about_addresses_are_refused() {
     for address in [0, 0x7000, layout::HIGH_RAM - 1, layout::MMIO_START, u64::MAX] {
         assert!(matches!(load(&bzimage(address, 0, 4096), 32, None), Err(BootError::Format { .. })), "{address:#x}");
