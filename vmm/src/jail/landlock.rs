@@ -1,6 +1,8 @@
 //! Landlock: no new access to any file, and where the kernel knows how, to ports, sockets and other processes.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -61,7 +63,7 @@ impl Reach {
 
     /// The top-level folders of this host, but for those of the kernel's controls, of programs and of their settings.
     pub fn top_level() -> Vec<PathBuf> {
-        const NOT: [&str; 7] = ["boot", "etc", "usr", "bin", "sbin", "proc", "sys"];
+        const NOT: [&str; 8] = ["boot", "dev", "etc", "usr", "bin", "sbin", "proc", "sys"];
         let entries = std::fs::read_dir("/").into_iter().flatten().filter_map(Result::ok);
         let named = |name: &str| !NOT.contains(&name) && !name.starts_with("lib");
         let folders = entries.filter(|entry| entry.file_name().to_str().is_some_and(named));
@@ -97,7 +99,7 @@ impl Domain {
     pub fn for_api(reach: &Reach) -> Result<Self, JailError> {
         let mut rules = reached(reach, BitFlags::EMPTY)?;
         if let Some(folder) = reach.socket.as_deref().map(folder) {
-            let open = PathFd::new(folder).map_err(|e| refused(folder, &e))?;
+            let (open, _) = open(folder)?;
             rules = rules.add_rule(PathBeneath::new(open, AccessFs::RemoveFile)).map_err(JailError::from)?;
         }
         Ok(Self(rules))
@@ -205,15 +207,75 @@ fn open(path: &Path) -> Result<(PathFd, bool), JailError> {
         if same("/") {
             return Err(not("it is the root of all files"));
         }
-        if !device && stat("/dev").is_ok_and(|dev| dev.st_dev == data.st_dev) && is_mount("/dev") {
+        let in_dev = stat("/dev").is_ok_and(|dev| dev.st_dev == data.st_dev) && is_mount("/dev");
+        if !device && (same("/dev") || in_dev) {
             return Err(not("it is in /dev; name a single device"));
         }
         if is_control(open.as_fd()).map_err(|e| refused(path, &e))? {
             return Err(not("it is one of the kernel's controls, as /proc and /sys"));
         }
+        if kind == SFlag::S_IFDIR
+            && let Some(mount) = control_below(path).map_err(|e| refused(path, &e))?
+        {
+            let mount = mount.display();
+            return Err(not(&format!("devices or the kernel's controls are mounted below it, at {mount}")));
+        }
         kind == SFlag::S_IFDIR
     };
     Ok((open, is_folder))
+}
+
+/// Where devices or the kernel's controls are mounted in a folder: a rule for the folder would reach them. What is mounted
+/// there later is not seen.
+fn control_below(folder: &Path) -> std::io::Result<Option<PathBuf>> {
+    let folder = folder.canonicalize()?;
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    Ok(mounts.split(|byte| *byte == b'\n').filter_map(control_mount).find(|mount| mount.starts_with(&folder)))
+}
+
+/// The place of a line of mountinfo (proc(5)), if such a file system is mounted there.
+fn control_mount(line: &[u8]) -> Option<PathBuf> {
+    const CONTROLS: [&str; 17] = [
+        "proc",
+        "sysfs",
+        "cgroup",
+        "cgroup2",
+        "debugfs",
+        "tracefs",
+        "securityfs",
+        "selinuxfs",
+        "bpf",
+        "configfs",
+        "pstore",
+        "efivarfs",
+        "devpts",
+        "devtmpfs",
+        "mqueue",
+        "binfmt_misc",
+        "nfsd",
+    ];
+    let mut fields = line.split(|byte| *byte == b' ');
+    let place = fields.nth(4)?;
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    CONTROLS
+        .iter()
+        .any(|control| control.as_bytes() == kind)
+        .then(|| PathBuf::from(OsString::from_vec(unescaped(place))))
+}
+
+/// Spaces and the like are written as a backslash and three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, behind)) = rest.split_first() {
+        let digits =
+            behind.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        let octal = digits.map(|digits| digits.iter().fold(0u16, |number, digit| number * 8 + u16::from(digit - b'0')));
+        let (byte, len) = octal.and_then(|octal| u8::try_from(octal).ok()).map_or((*first, 0), |byte| (byte, 3));
+        bytes.push(byte);
+        rest = behind.get(len..).unwrap_or_default();
+    }
+    bytes
 }
 
 /// Whether a file system of its own is mounted there.
@@ -246,6 +308,20 @@ fn is_control(file: BorrowedFd<'_>) -> Result<bool, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_of_controls_are_found_in_the_kernels_list() {
+        let found = |line: &str| control_mount(line.as_bytes()).map(|place| place.to_str().unwrap().to_owned());
+        assert_eq!(found("36 35 98:0 / /srv/a\\040b\\134/proc rw - proc proc rw").unwrap(), "/srv/a b\\/proc");
+        assert_eq!(found("36 35 0:5 / /jail/dev rw,nosuid shared:2 master:1 - devtmpfs udev rw").unwrap(), "/jail/dev");
+        for line in ["", "36 35 98:0 / /mnt rw - ext4 /dev/sda rw", "36 35 98:0 / /proc rw", "proc - proc"] {
+            assert_eq!(found(line), None, "{line}");
+        }
+        // This system's own.
+        assert_eq!(control_below(Path::new("/proc")).unwrap().unwrap(), Path::new("/proc"));
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(control_below(folder.path()).unwrap(), None);
+    }
 
     #[test]
     fn roots_and_the_kernels_controls_are_never_reached() {

@@ -12,6 +12,9 @@ pub const FILE_FLOOR: u64 = 1 << 30;
 /// Bytes of address space beside the guest's memory: program, libraries, stacks, heap, and what requests make it grow.
 const MEMORY_BESIDE: u64 = 1 << 30;
 
+/// Differential snapshots keep 8 bytes for each page of 4 KiB, those of the last one and of the next.
+const FINGERPRINTS: u64 = 4096 / (2 * 8);
+
 /// What [`limit_files`] has set.
 static LARGEST: AtomicU64 = AtomicU64::new(u64::MAX);
 
@@ -38,5 +41,5 @@ pub fn limit_files(largest: u64) -> Result<(), JailError> {
 
 /// Lets the process map no more than a guest's memory and 1 GiB beside (RLIMIT_AS).
 pub fn limit_memory(guest: u64) -> Result<(), JailError> {
-    lower(Resource::RLIMIT_AS, "RLIMIT_AS", guest.saturating_add(MEMORY_BESIDE))
+    lower(Resource::RLIMIT_AS, "RLIMIT_AS", guest.saturating_add(guest / FINGERPRINTS).saturating_add(MEMORY_BESIDE))
 }

@@ -78,7 +78,7 @@ pub enum JailError {
     #[error("cannot restrict the process with Landlock: {0}")]
     Landlock(String),
     /// A folder that the API's requests are to reach cannot be used.
-    #[error("cannot let the API reach {path}: {reason}; name another --api-dir")]
+    #[error("cannot let the API reach {path}: {reason}; name another --api-dir, or another folder for --api-sock")]
     Reach {
         /// As it was named.
         path: std::path::PathBuf,

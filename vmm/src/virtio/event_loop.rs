@@ -140,7 +140,7 @@ impl EventLoop {
         let late = self.slots.iter().find(|slot| !slot.pause(end.saturating_duration_since(Instant::now())));
         late.map_or(Ok(()), |slot| {
             self.resume();
-            Err(slot.name())
+            Err(slot.name().to_owned())
         })
     }
 

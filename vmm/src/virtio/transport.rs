@@ -49,6 +49,8 @@ struct Inner {
 
 /// One virtio device in its place.
 pub struct Slot {
+    /// The device's name.
+    name: String,
     inner: Mutex<Inner>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
@@ -92,8 +94,8 @@ impl Slot {
         let (reset, fresh, unserved) = (false, false, false);
         let inner = Inner { registers, device, active: None, reset, fresh, unserved, broken: None, errors: 0 };
         let interrupt = Arc::new(Interrupt::new(line));
-        let (inner, threads) = (Mutex::new(inner), Mutex::new(threads));
-        Ok(Arc::new(Self { inner, ram, interrupt, doorbells, wake, desks, threads }))
+        let (name, inner, threads) = (inner.device.name(), Mutex::new(inner), Mutex::new(threads));
+        Ok(Arc::new(Self { name, inner, ram, interrupt, doorbells, wake, desks, threads }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -176,9 +178,9 @@ impl Slot {
         self.desks.iter().for_each(|desk| desk.end());
     }
 
-    /// The device's name.
-    pub(super) fn name(&self) -> String {
-        self.lock().device.name()
+    /// The device's name. It waits for nobody.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     fn ring_threads(&self) {

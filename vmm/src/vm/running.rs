@@ -287,11 +287,14 @@ impl Running {
         let stopped = self.threads.stop(self.paused.take());
         self.machine.devices.end();
         // A request that the host does not finish is given up with the process: nobody was told that it is done.
-        if let Err(device) = self.machine.devices.pause(END_LIMIT) {
-            tracing::warn!(device, "the host does not finish a request");
-        }
+        let finished = self.machine.devices.pause(END_LIMIT);
         self.console.finish(&self.machine.fixed.serial);
-        self.write_metrics();
+        match finished {
+            Ok(()) if stopped => self.write_metrics(),
+            // A vCPU may wait for that device with its lock held: whoever asks for its counters would wait, too.
+            Ok(()) => {}
+            Err(device) => tracing::warn!(device, "the host does not finish a request"),
+        }
         let line = self.machine.fixed.serial.counters();
         if !stopped {
             // A vCPU may still touch guest memory: leave it mapped until the process ends, which is now.

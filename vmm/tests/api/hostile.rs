@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
 use portcullis_vmm::jail::landlock::Domain;
@@ -163,14 +163,39 @@ fn clients_of_firecracker_name_files_anywhere_but_in_the_hosts_own_folders() {
 
 #[test]
 fn what_no_request_may_reach_cannot_be_named() {
-    for path in ["/", "/proc", "/sys/kernel", "/dev", "/absent"] {
-        let dir = tempfile::tempdir().unwrap();
+    // A chroot in a folder that is named, with the kernel's controls; in namespaces of the programs' own, as a folder with such
+    // a mount is nobody's to reach.
+    let chroot = tempfile::tempdir().unwrap();
+    let (above, place) = (chroot.path().to_str().unwrap(), chroot.path().join("proc"));
+    std::fs::create_dir(&place).unwrap();
+    let tried = |socket: &std::path::Path, path: &str| {
         let mut command = crate::client::program();
-        command.arg("--api-sock").arg(dir.path().join("api.sock")).args(["--api-dir", path]);
+        command.arg("--api-sock").arg(socket).args(["--api-dir", path]);
+        let place = place.clone();
+        // SAFETY: only system calls between fork and exec.
+        unsafe { command.pre_exec(move || Ok(mount_proc(&place)?)) };
         let output = command.output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(2) && errors.contains("--api-dir"), "{path}: {output:?}");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    for path in ["/", "/proc", "/sys/kernel", "/dev", "/absent", above] {
+        let (code, errors) = tried(&socket, path);
+        assert!(code == Some(2) && errors.contains("--api-dir"), "{path}: {errors}");
+        assert!(!socket.exists());
     }
+    // Nor by the folder in which the socket may be removed.
+    let (code, errors) = tried(std::path::Path::new("/portcullis-test.sock"), dir.path().to_str().unwrap());
+    assert!(code == Some(2) && errors.contains("root of all files"), "{errors}");
+}
+
+/// Mounts proc for this process and its children alone.
+fn mount_proc(place: &std::path::Path) -> nix::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    const NONE: Option<&str> = None;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    mount(Some("proc"), place, Some("proc"), MsFlags::empty(), NONE)
 }
 
 const PART: &str = "PORTCULLIS_VMM_TEST_PART";

@@ -254,7 +254,7 @@ fn the_largest_file_and_all_memory_have_a_limit() {
     let mut vmm = Setup::new(&Guest::new().print("ready").hang()).start();
     vmm.wait_for("ready");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", vmm.pid())).unwrap();
-    for (name, most) in [("Max file size", 1 << 30), ("Max address space", (1 << 30) + (4 << 20))] {
+    for (name, most) in [("Max file size", 1 << 30), ("Max address space", (1 << 30) + (4 << 20) + (16 << 10))] {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
         let values: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         assert_eq!(values, [most; 2], "{line}");

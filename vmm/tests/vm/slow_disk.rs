@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// A thread of a VMM whose next call of one kind does not come to its end before it is let go.
 struct Held {
     begun: Receiver<()>,
-    release: Option<Sender<()>>,
+    release: Option<Sender<Errno>>,
     tracer: Option<JoinHandle<()>>,
 }
 
@@ -54,16 +54,28 @@ impl Held {
         self.release = None;
         self.tracer.take().unwrap().join().unwrap();
     }
+
+    /// Lets it go, and the call has failed like this.
+    fn fail(&mut self, error: Errno) {
+        self.release.take().unwrap().send(error).unwrap();
+        self.tracer.take().unwrap().join().unwrap();
+    }
 }
 
 /// Lets the thread run until it comes to `call`, tells, and waits for leave. Returns when it is let go, or has ended.
-fn trace(task: Pid, call: i64, tell: &Sender<()>, released: &Receiver<()>) {
+fn trace(task: Pid, call: i64, tell: &Sender<()>, released: &Receiver<Errno>) {
     loop {
         match waitpid(task, Some(WaitPidFlag::__WALL)) {
             Ok(WaitStatus::PtraceSyscall(_)) if ptrace::getregs(task).unwrap().orig_rax == call.cast_unsigned() => {
                 tell.send(()).unwrap();
                 // Ends when the sender is gone.
-                let _ = released.recv();
+                if let Ok(error) = released.recv() {
+                    ptrace::syscall(task, None).unwrap();
+                    assert!(matches!(waitpid(task, Some(WaitPidFlag::__WALL)), Ok(WaitStatus::PtraceSyscall(_))));
+                    let mut registers = ptrace::getregs(task).unwrap();
+                    registers.rax = (-i64::from(error as i32)).cast_unsigned();
+                    ptrace::setregs(task, registers).unwrap();
+                }
                 let _ = ptrace::detach(task, None);
                 return;
             }
@@ -194,6 +206,27 @@ fn a_disk_of_several_queues_serves_one_while_another_waits() {
     vm.vmm.wait().expect_end(EndReason::Reset);
 }
 
+/// The host tells of a write that it lost once. A guest whose flush has failed while its VM was paused must hear of it all the
+/// same, though its flush is done again.
+#[test]
+fn a_flush_that_failed_during_a_pause_is_told() {
+    let after = |guest: Guest| {
+        let guest = guest.wait_for16(queue().used_index(), 1).disk(2, FLUSH_KIND, 0, &[]);
+        guest.print_statuses(2).serve_keys(&Guest::new(), queue().used_index(), 1)
+    };
+    let mut vm = flushing(after);
+    let mut held = Held::at(&vm.vmm, "queue0", libc::SYS_fdatasync);
+    vm.vmm.type_in("g");
+    held.begun();
+    vm.ok("pause");
+    held.fail(Errno::EIO);
+    vm.ok("resume");
+    // The first has failed, the next is as good as the disk is then.
+    vm.vmm.wait_for("g0100");
+    vm.vmm.type_in("q");
+    vm.vmm.wait().expect_warnings(EndReason::Reset, &["the host could not do what the guest asked"]);
+}
+
 /// A driver that was offered a flush and did not take it cannot ask for one: each write is on the host's disk before it is
 /// answered.
 #[test]
@@ -207,7 +240,7 @@ fn a_driver_without_a_flush_waits_for_the_hosts_disk() {
     let mut held = Held::at(&vm.vmm, "queue0", libc::SYS_fdatasync);
     vm.vmm.type_in("g");
     held.begun();
-    vm.vmm.wait_for("g");
+    vm.vmm.wait_for("readyg");
     assert_eq!(done(&mut vm), "00");
     held.release();
     until_done(&mut vm);

@@ -335,7 +335,9 @@ impl Session {
         let (files, names) = files::create(&request, self.config.machine_config.mem_size_mib << 20)?;
         let (begin, kind, sync) = (Instant::now(), request.snapshot_type, request.sync_snapshot_files);
         let config = Box::new(self.config.clone());
-        let Saved { state, ram } = self.controller.call(|reply| Command::CreateSnapshot { config, reply })?;
+        let saved = self.controller.call(|reply| Command::CreateSnapshot { config, reply });
+        // The files are emptied already.
+        let Saved { state, ram } = saved.inspect_err(|_| self.base.forget())?;
         // It stays paused meanwhile: only requests let it go on, and they are answered one by one.
         let track = self.config.machine_config.track_dirty_pages;
         let written = Written { state, ram: &ram, kind, base: &self.base, track };

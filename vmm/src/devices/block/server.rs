@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     limits: Mutex<Limits>,
     pub(super) metrics: Metrics,
     logged: AtomicU32,
+    /// Flushes that the host could not do.
+    flush_failures: AtomicU64,
 }
 
 impl Shared {
@@ -57,6 +59,7 @@ impl Shared {
             limits: Mutex::new(limits),
             metrics: Metrics::default(),
             logged: AtomicU32::new(0),
+            flush_failures: AtomicU64::new(0),
         }
     }
 
@@ -105,6 +108,10 @@ impl Shared {
         }
     }
 
+    fn failed_to_flush(&self) {
+        self.flush_failures.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn failed(&self, kind: Kind, error: &io::Error) {
         self.metrics.execute_fails.inc();
         let before = self.logged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_add(1));
@@ -120,12 +127,14 @@ pub(super) struct Server {
     timer: TimerFd,
     /// Something had to wait, and the timer has not gone off yet.
     waiting: bool,
+    /// Failed flushes that the driver of this queue was told of.
+    told_failures: u64,
 }
 
 impl Server {
     pub(super) fn new(shared: &Arc<Shared>) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self { shared: Arc::clone(shared), timer, waiting: false })
+        Ok(Self { shared: Arc::clone(shared), timer, waiting: false, told_failures: 0 })
     }
 
     /// Whether a request of this cost may be done now. If not, the timer goes off when it may.
@@ -143,7 +152,12 @@ impl Server {
     }
 
     /// Does one request and counts it.
-    fn execute(&self, turn: &mut Turn<'_>, request: &mut Request, disk: &Disk) -> Result<Result<Done, Failure>, Stop> {
+    fn execute(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: &mut Request,
+        disk: &Disk,
+    ) -> Result<Result<Done, Failure>, Stop> {
         let (kind, begin, wish) = (request.kind, Instant::now(), turn.wish());
         let served = turn.served()?;
         let features = Features { agreed: served.features, cache: self.shared.cache };
@@ -151,7 +165,14 @@ impl Server {
         if result.is_ok() && request.is_durable(features) {
             // What is done already: it may take long.
             served.notify()?;
-            if let Err(error) = turn.aside(|| disk.flush())? {
+            let shared = Arc::clone(&self.shared);
+            let flushed = turn.aside(|| disk.flush().inspect_err(|_| shared.failed_to_flush()))?;
+            // The host tells of a failure once for each file. So that each queue's driver is told, also where somebody has
+            // come between, or the other queue's flush was the one that failed, they are counted.
+            let failures = shared.flush_failures.load(Ordering::SeqCst);
+            let all_told = std::mem::replace(&mut self.told_failures, failures) == failures;
+            let lost = || Err(io::Error::other("an earlier flush has failed"));
+            if let Err(error) = flushed.and_then(|()| if all_told { Ok(()) } else { lost() }) {
                 result = Err(error.into());
             }
         }
@@ -178,7 +199,7 @@ impl QueueServer for Server {
 
     fn serve(&mut self, turn: &mut Turn<'_>) -> Result<Progress, Stop> {
         self.shared.metrics.queue_event_count.inc();
-        let (disk, wish) = (self.shared.disk(), turn.wish());
+        let wish = turn.wish();
         let (mut is_empty, mut untold, mut count) = (true, 0u64, 0u16);
         while !wish() {
             let served = turn.served()?;
@@ -191,6 +212,8 @@ impl QueueServer for Server {
                 return Ok(if more { Progress::More } else { Progress::Idle });
             };
             is_empty = false;
+            // It may have been replaced since the last request.
+            let disk = self.shared.disk();
             let head = chain.head;
             let features = Features { agreed: served.features, cache: self.shared.cache };
             let mut request = Request::parse(&served.ram, chain, &disk, features)?;

@@ -64,12 +64,24 @@ enum Place {
     Aside(Served),
 }
 
+impl Place {
+    /// The same, served no more.
+    fn halted(self) -> Self {
+        match self {
+            Self::Here(served) | Self::Aside(served) => Self::Halted(served.queue.state()),
+            place => place,
+        }
+    }
+}
+
 struct Inner {
     place: Place,
     /// The VM runs.
     runs: bool,
     /// The thread is to end.
     ends: bool,
+    /// What is put back is served no more.
+    halts: bool,
     /// What the driver did wrong, and nobody was told of yet.
     fault: Option<QueueError>,
 }
@@ -90,7 +102,7 @@ pub(in crate::virtio) struct Desk {
 impl Desk {
     /// A desk without a queue, of a VM that stands still.
     pub(in crate::virtio) fn new(doorbell: Arc<EventFd>, wake: Arc<EventFd>) -> Self {
-        let inner = Inner { place: Place::Nowhere, runs: false, ends: false, fault: None };
+        let inner = Inner { place: Place::Nowhere, runs: false, ends: false, halts: false, fault: None };
         Self { inner: Mutex::new(inner), returned: Condvar::new(), wanted: AtomicU32::new(0), doorbell, wake }
     }
 
@@ -107,24 +119,25 @@ impl Desk {
 
     /// The driver is ready: its queue may be served.
     pub(in crate::virtio) fn open(&self, served: Served) {
-        self.lock().place = Place::Here(served);
+        let mut inner = self.lock();
+        (inner.place, inner.halts) = (Place::Here(served), false);
+        drop(inner);
         self.ring();
     }
 
     /// The driver has reset the device: from here on the thread touches no guest memory.
     pub(in crate::virtio) fn close(&self) {
         let mut inner = self.take_over(None);
-        (inner.place, inner.fault) = (Place::Nowhere, None);
+        (inner.place, inner.halts, inner.fault) = (Place::Nowhere, false, None);
     }
 
-    /// The device is served no more until its driver resets it. What the queue's driver did wrong is forgotten: it is known.
+    /// The device is served no more until its driver resets it, but for what the thread is at: nobody waits for that. What
+    /// the queue's driver did wrong is forgotten: it is known.
     pub(in crate::virtio) fn halt(&self) {
-        let mut inner = self.take_over(None);
-        inner.fault = None;
-        inner.place = match std::mem::replace(&mut inner.place, Place::Nowhere) {
-            Place::Here(served) | Place::Aside(served) => Place::Halted(served.queue.state()),
-            place => place,
-        };
+        let mut inner = self.lock();
+        (inner.halts, inner.fault) = (true, None);
+        let place = std::mem::replace(&mut inner.place, Place::Nowhere);
+        inner.place = place.halted();
     }
 
     /// Lets the thread stand still. `false` when it did not within `limit`: the VM goes on then.
@@ -216,7 +229,9 @@ impl Desk {
     }
 
     fn put(&self, place: Place) {
-        self.lock().place = place;
+        let mut inner = self.lock();
+        inner.place = if inner.halts { place.halted() } else { place };
+        drop(inner);
         if self.is_wanted() {
             self.returned.notify_all();
         }

@@ -279,6 +279,20 @@ fn a_reset_waits_for_a_request_that_may_touch_memory() {
 }
 
 #[test]
+fn nobody_waits_for_a_request_of_a_driver_that_has_failed() {
+    use crate::virtio::registers::{offset, status};
+    let mut scene = Scene::new(Way::Holding);
+    scene.begin();
+    let failed = scene.driver.get(offset::STATUS) | status::FAILED;
+    // Would wait for ever.
+    scene.driver.set(offset::STATUS, failed);
+    scene.leave.send(()).unwrap();
+    scene.until_used();
+    scene.driver.offer(0, &[REQUEST]);
+    assert!(scene.begun.recv_timeout(Duration::from_millis(50)).is_err());
+}
+
+#[test]
 fn registers_are_read_while_a_request_takes_long() {
     let mut scene = Scene::new(Way::Holding);
     scene.begin();
