@@ -15,6 +15,8 @@ use portcullis_vmm::log::{EndReason, Event, LogLine, MarkSource};
 
 /// One command on the host. Seconds are usual.
 const COMMAND: Duration = Duration::from_mins(5);
+/// A VMM with its API. Requests name files of VMs, of snapshots, and of the disk with the guests.
+const API: &str = "--api-sock api --metrics-path metrics --api-dir /run --api-dir /root --api-dir /mnt";
 /// One guest, from its start to its end. Ten seconds are usual, a minute with systemd.
 const GUEST: Duration = Duration::from_mins(10);
 
@@ -119,13 +121,13 @@ impl Lab {
     /// Starts a VMM with its API at `api` in the VM's directory, and metrics in `metrics`.
     pub fn start_with_api(&mut self, name: &str, config: &VmConfig) {
         self.prepare(name, config);
-        self.launch(name, "--api-sock api --metrics-path metrics --config-file vm.json");
+        self.launch(name, &format!("{API} --config-file vm.json"));
     }
 
     /// Starts a VMM that has an API and no VM yet. The VM's directory may be there already.
     pub fn start_empty(&mut self, name: &str) {
         self.must(&format!("mkdir -p /run/vm/{name}"));
-        self.launch(name, "--api-sock api --metrics-path metrics");
+        self.launch(name, API);
         self.wait_until(name, &format!("test -S /run/vm/{name}/api"));
     }
 
