@@ -137,8 +137,8 @@ impl Names {
     }
 }
 
-/// The files of a new snapshot, emptied, and their names, which they may not have before [`Names::publish`]. The memory, of
-/// `memory_size` bytes, is left as it is where a difference is to be merged into it.
+/// The files of a new snapshot, emptied, and their names, which they may not have before [`Names::publish`]. A memory
+/// file of `memory_size` bytes is not emptied for a differential snapshot, which is merged into it.
 ///
 /// They are locked (`flock`) until they are closed: a file that is a disk of a VM, or that the memory of one is mapped
 /// from, is another's, and losing it would be the end of that VM. A file that is replaced is its owner's alone from now on;

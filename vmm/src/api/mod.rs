@@ -1,9 +1,9 @@
 //! Firecracker's HTTP API on a unix socket.
 //!
-//! One thread serves it, which is confined before it takes a connection, and waits for the main thread to be so: it may open the files of
-//! [`Reach`](crate::jail::Reach), accept, read and write, and remove its socket when the VM has ended. Snapshots are
-//! written here, so that the main thread needs no call that lets a file grow. It never holds anything that the VM waits for. What a request asks of the VM
-//! goes through a [`Controller`](crate::vm::Controller) to the main thread, with files opened here.
+//! One thread serves it. It is confined before it takes a connection, and waits until the main thread is, too. It may open
+//! the files of [`Reach`](crate::jail::Reach), accept, read and write, and remove its socket when the VM has ended.
+//! Snapshots are written here, so that the main thread needs no call that lets a file grow. The thread never holds
+//! anything that the VM waits for. What a request asks of the VM goes through a [`Controller`](crate::vm::Controller) to the main thread, with files opened here.
 //!
 //! - `http`: bytes to requests, responses to bytes; [`server`]: many clients on one thread; `socket`: the file.
 //! - [`route`]: which request is which operation. `vmm/openapi/portcullis-vmm.json` describes them for clients.

@@ -119,6 +119,29 @@ fn flushing(after: impl FnOnce(Guest) -> Guest) -> Driven {
     vm
 }
 
+/// A VM with one disk of so many queues, whose guest has said `ready`, got its `g` and begun a request: the host is at its
+/// flush, and the guest tells at each key how many requests are done.
+fn held_at_its_flush(guest: Guest, queues: u16) -> (Driven, Held) {
+    let (mut setup, _) = with_disk(&guest.serve_keys(&Guest::new(), queue().used_index(), 1), &numbered(4));
+    setup.config.drives[0].cache_type = CacheType::Writeback;
+    setup.config.drives[0].num_queues = queues;
+    let mut vm = Driven::started(setup);
+    vm.vmm.wait_for("ready");
+    let held = Held::at(&vm.vmm, "queue0", libc::SYS_fdatasync);
+    vm.vmm.type_in("g");
+    held.begun();
+    (vm, held)
+}
+
+/// The request is not answered before the host's flush is over, and is then.
+fn is_done_once_let_go(mut vm: Driven, mut held: Held) {
+    assert_eq!(done(&mut vm), "00");
+    held.release();
+    until_done(&mut vm);
+    vm.vmm.type_in("q");
+    vm.vmm.wait().expect_end(EndReason::Reset);
+}
+
 fn second() -> Queue {
     Queue::at(FIRST + 0x1000, 0, 8)
 }
@@ -189,21 +212,10 @@ fn a_disk_of_several_queues_serves_one_while_another_waits() {
     let guest = Guest::new().virtio_start(FIRST, FLUSH | MULTIQUEUE, &[queue(), other]);
     let guest = flush(guest.print("ready").echo_until(b'g')).echo_until(b'h');
     let guest = guest.disk_request_at(other, 1, READ_KIND, 2, &[room(0, 512)]).print_hex(DATA, 1);
-    let (mut setup, _) = with_disk(&guest.serve_keys(&Guest::new(), queue().used_index(), 1), &numbered(4));
-    setup.config.drives[0].cache_type = CacheType::Writeback;
-    setup.config.drives[0].num_queues = 2;
-    let mut vm = Driven::started(setup);
-    vm.vmm.wait_for("ready");
-    let mut held = Held::at(&vm.vmm, "queue0", libc::SYS_fdatasync);
-    vm.vmm.type_in("g");
-    held.begun();
+    let (mut vm, held) = held_at_its_flush(guest, 2);
     vm.vmm.type_in("h");
     vm.vmm.wait_for("gh03");
-    assert_eq!(done(&mut vm), "00");
-    held.release();
-    until_done(&mut vm);
-    vm.vmm.type_in("q");
-    vm.vmm.wait().expect_end(EndReason::Reset);
+    is_done_once_let_go(vm, held);
 }
 
 /// The host tells of a write that it lost once. A guest whose flush has failed while its VM was paused must hear of it all the
@@ -232,20 +244,9 @@ fn a_flush_that_failed_during_a_pause_is_told() {
 #[test]
 fn a_driver_without_a_flush_waits_for_the_hosts_disk() {
     let guest = Guest::new().virtio_start(FIRST, 0, &[queue()]).print("ready").echo_until(b'g');
-    let guest = ask(guest, WRITE_KIND, &[data(0, 512)]).serve_keys(&Guest::new(), queue().used_index(), 1);
-    let (mut setup, _) = with_disk(&guest, &numbered(4));
-    setup.config.drives[0].cache_type = CacheType::Writeback;
-    let mut vm = Driven::started(setup);
-    vm.vmm.wait_for("ready");
-    let mut held = Held::at(&vm.vmm, "queue0", libc::SYS_fdatasync);
-    vm.vmm.type_in("g");
-    held.begun();
+    let (mut vm, held) = held_at_its_flush(ask(guest, WRITE_KIND, &[data(0, 512)]), 1);
     vm.vmm.wait_for("readyg");
-    assert_eq!(done(&mut vm), "00");
-    held.release();
-    until_done(&mut vm);
-    vm.vmm.type_in("q");
-    vm.vmm.wait().expect_end(EndReason::Reset);
+    is_done_once_let_go(vm, held);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn is_zero(value: &u64) -> bool {
 }
 
 impl Default for DriveConfig {
-    /// Nobody's disk yet: no name, no file, one queue.
+    /// A drive without a name or a file yet, with one queue.
     fn default() -> Self {
         Self {
             drive_id: String::new(),

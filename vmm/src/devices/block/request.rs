@@ -59,7 +59,7 @@ pub(super) enum Failure {
     Unsupported,
     /// The host could not do it.
     Host(io::Error),
-    /// Somebody wants the queue: it is to be done again, from its beginning.
+    /// It was interrupted because the queue is wanted; it has to be done again from its beginning.
     Stopped,
 }
 
