@@ -10,10 +10,12 @@ use std::process::Command as Program;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
-use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::config::{DriveConfig, VmConfig};
+use portcullis_vmm::devices::block::{Block, Disk};
 use portcullis_vmm::jail::Reach;
 use portcullis_vmm::mmds::{DEFAULT_LIMIT, Mmds};
 use portcullis_vmm::snapshot::{self, Base, Files, Saved, SnapshotLoad, SnapshotType, Written};
+use portcullis_vmm::virtio::Active;
 use portcullis_vmm::vm::{Clock, Command, Confinement, ControlError, Controller, Options, Supervisor};
 
 use crate::harness::{Setup, Vmm};
@@ -136,6 +138,11 @@ fn obey(controller: &Controller, dir: &Path, base: &Base, words: &[&str]) -> Res
         ["pause"] => done(controller.call(Command::Pause)),
         ["resume"] => done(controller.call(Command::Resume)),
         ["flush"] => done(controller.call(Command::FlushMetrics)),
+        ["replace", path] => {
+            let disk = Disk::open(&DriveConfig::new("rootfs", *path)).unwrap();
+            let replace = |device: &mut Block, _: Option<&mut Active>| (device.replace(disk), true);
+            done(controller.device("drive rootfs", replace))
+        }
         ["keys"] => done(controller.call(Command::SendCtrlAltDel)),
         ["save", path] => {
             let open = |what: &str| {

@@ -249,6 +249,39 @@ fn a_driver_without_a_flush_waits_for_the_hosts_disk() {
     is_done_once_let_go(vm, held);
 }
 
+/// A guest that keeps its queue filled does not keep the file that was taken from it.
+#[test]
+fn a_replaced_disk_is_used_from_the_next_request_on() {
+    // Both are in the queue before the device hears of any.
+    let guest = Guest::new().virtio_start(FIRST, 0, &[queue()]).print("ready").echo_until(b'g');
+    let guest = (1..=2u16).fold(guest, |guest, number| {
+        let first = 3 * u32::from(number - 1);
+        let all = [header(number), room(0x1000 * u32::from(number), 512), status(number)];
+        let guest = all.iter().zip(first..).fold(guest.disk_header(number, READ_KIND, 0), |guest, (part, index)| {
+            let (address, len, flags) = *part;
+            let (flags, next) =
+                (if index < first + 2 { flags | NEXT } else { flags }, u16::try_from(index + 1).unwrap());
+            guest.descriptor(queue().descriptors, index, Descriptor { address, len, flags, next })
+        });
+        guest.offer(queue(), number, u16::try_from(first).unwrap())
+    });
+    let guest = guest.notify(queue()).wait_for16(queue().used_index(), 2);
+    let guest = guest.print_hex(DATA + 0x1000, 1).print_hex(DATA + 0x2000, 1).print_statuses(2).reset();
+    let (setup, path) = with_disk(&guest, &[1; 512]);
+    let other = path.with_file_name("other");
+    std::fs::write(&other, [2; 512]).unwrap();
+    let mut vm = Driven::started(setup);
+    vm.vmm.wait_for("ready");
+    let mut held = Held::at(&vm.vmm, "queue0", libc::SYS_preadv);
+    vm.vmm.type_in("g");
+    held.begun();
+    vm.ok(&format!("replace {}", other.display()));
+    held.release();
+    // The first request had begun.
+    vm.vmm.wait_for("g01020000");
+    vm.vmm.wait().expect_end(EndReason::Reset);
+}
+
 #[test]
 fn a_vm_ends_while_a_flush_takes_long() {
     let mut vm = flushing(|guest| guest.serve_keys(&Guest::new(), queue().used_index(), 1));
