@@ -57,7 +57,7 @@ pub enum JailError {
     },
     /// A filter could not be made.
     #[error(
-        "cannot make the system-call filter of {kind:?} threads: an argument is compared with more than 255 values"
+        "cannot make the system-call filter of {kind:?} threads: an argument is compared with more than 256 values"
     )]
     Filter {
         /// The kind of thread.

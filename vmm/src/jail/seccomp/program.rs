@@ -99,8 +99,24 @@ fn skip(count: usize) -> Option<sock_filter> {
     Some(statement(JUMP, u32::try_from(count).ok()?))
 }
 
+/// Leaves out the next `count` instructions where the comparison holds. Its own distance has 8 bits.
+fn skip_if(code: u16, k: u32, count: usize) -> Option<Vec<sock_filter>> {
+    Some(match u8::try_from(count) {
+        Ok(count) => vec![jump(code, k, count, 0)],
+        Err(_) => vec![jump(code, k, 0, 1), skip(count)?],
+    })
+}
+
+/// Leaves out the next `count` instructions where the comparison does not hold.
+fn skip_unless(code: u16, k: u32, count: usize) -> Option<Vec<sock_filter>> {
+    Some(match u8::try_from(count) {
+        Ok(count) => vec![jump(code, k, 0, count)],
+        Err(_) => vec![jump(code, k, 1, 0), skip(count)?],
+    })
+}
+
 /// The filter that kills the process unless `rules` allow the call, or nothing if an argument is compared with more values
-/// than a jump can pass (255).
+/// than a jump can pass (256).
 pub(super) fn assemble(rules: &Rules) -> Option<Vec<sock_filter>> {
     let mut program = vec![
         statement(LOAD_WORD, ARCHITECTURE),
@@ -119,7 +135,7 @@ fn find(calls: &[(u32, &[Together])]) -> Option<Vec<sock_filter>> {
     match above.first() {
         Some((first, _)) if calls.len() > LEAF => {
             let below = find(below)?;
-            let mut program = vec![jump(JUMP_IF_AT_LEAST, *first, 0, 1), skip(below.len())?];
+            let mut program = skip_if(JUMP_IF_AT_LEAST, *first, below.len())?;
             program.extend(below);
             program.extend(find(above)?);
             Some(program)
@@ -134,7 +150,7 @@ fn leaf(calls: &[(u32, &[Together])]) -> Option<Vec<sock_filter>> {
     let mut program = Vec::new();
     for (number, lists) in with {
         let body = judge(lists)?;
-        program.extend([jump(JUMP_IF_EQUAL, number, 1, 0), skip(body.len())?]);
+        program.extend(skip_unless(JUMP_IF_EQUAL, number, body.len())?);
         program.extend(body);
     }
     program.extend(verdict(&any.iter().map(|(number, _)| *number).collect::<Vec<_>>())?);
@@ -161,20 +177,31 @@ fn all_of(list: &[Condition]) -> Option<Vec<sock_filter>> {
         if condition.mask != u32::MAX {
             program.push(statement(AND, condition.mask));
         }
-        match &condition.test {
-            Test::OneOf(values) => {
-                // From there past the comparisons that are left, and the leaving.
-                for (value, distance) in values.iter().zip((1..=values.len()).rev()) {
-                    program.push(jump(JUMP_IF_EQUAL, *value, u8::try_from(distance).ok()?, 0));
-                }
-            }
-            Test::AtMost(bound) => program.push(jump(JUMP_IF_GREATER, *bound, 0, 1)),
-        }
-        program.push(skip(behind.len())?);
+        program.extend(leave_unless(&condition.test, behind.len())?);
         program.extend(behind);
         behind = program;
     }
     Some(behind)
+}
+
+/// Leaves out the next `count` instructions where what is loaded does not pass the test.
+fn leave_unless(test: &Test, count: usize) -> Option<Vec<sock_filter>> {
+    let values = match test {
+        Test::AtMost(bound) => return skip_if(JUMP_IF_GREATER, *bound, count),
+        Test::OneOf(values) => values,
+    };
+    let Some((last, others)) = values.split_last() else {
+        return Some(vec![skip(count)?]);
+    };
+    let leaving = skip_unless(JUMP_IF_EQUAL, *last, count)?;
+    let mut program = Vec::with_capacity(others.len().checked_add(leaving.len())?);
+    // From there past the comparisons that are left, and the leaving.
+    for (value, left) in others.iter().zip((0..others.len()).rev()) {
+        let distance = left.checked_add(leaving.len())?;
+        program.push(jump(JUMP_IF_EQUAL, *value, u8::try_from(distance).ok()?, 0));
+    }
+    program.extend(leaving);
+    Some(program)
 }
 
 /// Allows where what is loaded is one of these; else death.

@@ -156,12 +156,46 @@ fn every_call_of_every_set_of_numbers_gets_its_verdict() {
 fn a_verdict_is_some_comparisons_away() {
     let rules: Rules = (0..64).map(|number| (number, Vec::new())).collect();
     let program = assemble(&rules).unwrap();
-    // An entry for each call, two ends for four of them, two for each halving, and the head.
-    assert_eq!(program.len(), 64 + 16 * 2 + 15 * 2 + 4);
+    // An entry for each call, two ends for four of them, one for each halving, and the head.
+    assert_eq!(program.len(), 64 + 16 * 2 + 15 + 4);
     let values = |count| (0..count).collect::<Vec<_>>();
     let many = |count| Rules::from([(1, vec![vec![Condition::one_of(1, &values(count))]])]);
-    assert!(assemble(&many(255)).is_some());
-    assert!(assemble(&many(256)).is_none());
+    assert!(assemble(&many(256)).is_some());
+    assert!(assemble(&many(257)).is_none());
+}
+
+#[test]
+fn what_is_left_out_may_be_longer_than_a_comparison_can_pass() {
+    let many = Condition::one_of(2, &(0..250).collect::<Vec<_>>());
+    let [high, low] = Condition::at_most(1, 5);
+    // Behind a bound, behind a value, behind one of several, and behind a call's number and half of all calls.
+    let lists = |first: Condition| vec![vec![first, many.clone()], vec![Condition::one_of(3, &[1])]];
+    let any = (20..30).map(|number| (number, Vec::new()));
+    let with = [low, high, Condition::one_of(0, &[4]), Condition::one_of(0, &[4, 5])];
+    let rules: Rules = (0..8).zip(with.into_iter().cycle()).map(|(number, first)| (number, lists(first))).collect();
+    let rules: Rules = rules.into_iter().chain(any).collect();
+    let program = assemble(&rules).unwrap();
+    // The library's filter would be longer than the kernel takes.
+    let holds = |condition: &Condition, arguments: &[u64; 6]| {
+        let argument = arguments[usize::from(condition.index)];
+        let half = if condition.half == Half::Low { argument & u64::from(u32::MAX) } else { argument >> 32 };
+        match &condition.test {
+            Test::OneOf(values) => values.iter().any(|value| u64::from(*value) == half),
+            Test::AtMost(bound) => half <= u64::from(*bound),
+        }
+    };
+    for number in 0..32 {
+        for (first, second, third, fourth) in
+            [(4, 5, 249, 0), (5, 6, 249, 0), (6, 5, 249, 0), (4, 5, 250, 0), (6, 6, 250, 1), (5, 1 << 32, 249, 0)]
+        {
+            let arguments = [first, second, third, fourth, 0, 0];
+            let call = Call { architecture: X86_64, number, arguments };
+            let allowed = rules.get(&number).is_some_and(|lists| {
+                lists.is_empty() || lists.iter().any(|list| list.iter().all(|one| holds(one, &arguments)))
+            });
+            assert_eq!(run(&program, &call), if allowed { ALLOW } else { KILL_PROCESS }, "{call:?}");
+        }
+    }
 }
 
 #[test]
