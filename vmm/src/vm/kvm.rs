@@ -1,11 +1,15 @@
 //! This host's KVM.
 
 use std::ffi::CString;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use super::STACK;
 
 /// The device.
 pub const DEVICE: &str = "/dev/kvm";
@@ -41,10 +45,13 @@ pub enum KvmError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// The thread that asks KVM has ended early.
+    #[error("the thread that makes the VM has ended early")]
+    Thread,
 }
 
 /// Opens the device and checks that it can do what is needed.
-pub fn open() -> Result<Kvm, KvmError> {
+fn open() -> Result<Kvm, KvmError> {
     let path = CString::new(DEVICE).map_err(|e| KvmError::Device(e.into()))?;
     let kvm = Kvm::new_with_path(&path).map_err(|e| KvmError::Device(e.into()))?;
     let version = kvm.get_api_version();
@@ -57,8 +64,70 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
 }
 
+/// A VM without memory, devices and vCPUs.
+pub struct EmptyVm {
+    /// KVM's descriptor of it.
+    pub vm: VmFd,
+    /// Registers of a vCPU that KVM can save.
+    pub msrs: Vec<u32>,
+    /// Whether KVM emulates the TSC-deadline mode of local APICs.
+    pub tsc_deadline: bool,
+}
+
+/// What takes KVM long and hangs on no configuration: an empty VM, and what CPUID can answer, for which KVM asks the
+/// processor some hundred times; each is an exit where this host is a VM itself. It is made on a thread of its own, beside
+/// what the calling thread has to do.
+pub struct Groundwork {
+    empty: Receiver<EmptyVm>,
+    supported: JoinHandle<Result<CpuId, KvmError>>,
+}
+
+impl Groundwork {
+    /// Begins with it.
+    pub fn begin() -> std::io::Result<Self> {
+        let (done, empty) = sync_channel(1);
+        let thread = std::thread::Builder::new().stack_size(STACK);
+        Ok(Self { empty, supported: thread.spawn(move || lay(&done))? })
+    }
+
+    /// The VM, and what gives the CPUID.
+    pub fn empty_vm(self) -> Result<(EmptyVm, SupportedCpuid), KvmError> {
+        let supported = SupportedCpuid(self.supported);
+        match self.empty.recv() {
+            Ok(empty) => Ok((empty, supported)),
+            // There is none: the thread says why.
+            Err(_) => Err(supported.wait().err().unwrap_or(KvmError::Thread)),
+        }
+    }
+}
+
+/// CPUID that a thread still asks for.
+pub struct SupportedCpuid(JoinHandle<Result<CpuId, KvmError>>);
+
+impl SupportedCpuid {
+    /// Waits for the end of the thread.
+    pub fn wait(self) -> Result<CpuId, KvmError> {
+        self.0.join().unwrap_or(Err(KvmError::Thread))
+    }
+}
+
+fn lay(done: &SyncSender<EmptyVm>) -> Result<CpuId, KvmError> {
+    let kvm = open()?;
+    // Nobody waits for it when the VM has failed for another reason.
+    let _ = done.send(empty_vm(&kvm)?);
+    let step = "say which CPUID it supports";
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|source| KvmError::Step { step, source })
+}
+
+fn empty_vm(kvm: &Kvm) -> Result<EmptyVm, KvmError> {
+    let vm = create_vm(kvm)?;
+    let step = "list its model-specific registers";
+    let msrs = kvm.get_msr_index_list().map_err(|source| KvmError::Step { step, source })?.as_slice().to_vec();
+    Ok(EmptyVm { vm, msrs, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) })
+}
+
 /// Creates an empty VM, without performance counters where this KVM can do that.
-pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     let vm = loop {
         match kvm.create_vm() {
             // Creating a VM can be interrupted by any signal.
@@ -84,10 +153,4 @@ pub fn add_local_apics(vm: &VmFd) -> Result<(), KvmError> {
     // Its first argument is for how many interrupts KVM has to say that they have ended: none, all are edges.
     let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
     vm.enable_cap(&split).map_err(|source| KvmError::Step { step: "emulate local APICs alone", source })
-}
-
-/// CPUID as this host's KVM supports it.
-pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
-    let step = "say which CPUID it supports";
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|source| KvmError::Step { step, source })
 }

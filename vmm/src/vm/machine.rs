@@ -5,12 +5,12 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::kvm::{self, KvmError};
-use super::{STACK, VmError};
+use super::VmError;
+use super::kvm::{self, EmptyVm, Groundwork, KvmError};
 use crate::boot::{BootFiles, Entry};
 use crate::config::{HugePages, MachineConfig, VmConfig};
 use crate::console::Outlet;
@@ -65,30 +65,27 @@ struct Board {
 impl Machine {
     /// Puts the VM of `config` together and loads what it boots. `wake` wakes the main thread.
     pub(super) fn boot(
-        kvm: &Kvm,
+        groundwork: Groundwork,
         config: &VmConfig,
         files: BootFiles,
         virtio: Vec<Box<dyn VirtioDevice>>,
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
-        std::thread::scope(|scope| {
-            // Beside the rest: it takes as long as all that, where each CPUID instruction of this host is an exit.
-            let supported = std::thread::Builder::new().stack_size(STACK);
-            let supported = supported.spawn_scoped(scope, || kvm::supported_cpuid(kvm)).map_err(VmError::Thread)?;
-            let mib = config.machine_config.mem_size_mib;
-            let ram = match config.machine_config.huge_pages {
-                HugePages::None => memory::reserve(mib),
-                HugePages::TwoMib => memory::reserve_huge(mib),
-            }?;
-            let Board { mut machine, places } = Self::assemble(kvm, ram, virtio, boot_timer, wake)?;
-            let entry = files.load(&machine.ram, config, &places)?;
-            vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
-            // A panic in a thread has aborted the process.
-            let supported = supported.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            machine.boot_vcpus(kvm, &supported, &config.machine_config, entry)?;
-            Ok(machine)
-        })
+        let mib = config.machine_config.mem_size_mib;
+        let ram = match config.machine_config.huge_pages {
+            HugePages::None => memory::reserve(mib),
+            HugePages::TwoMib => memory::reserve_huge(mib),
+        }?;
+        let (empty, supported) = groundwork.empty_vm()?;
+        let tsc_deadline = empty.tsc_deadline;
+        let Board { mut machine, places } = Self::assemble(empty, ram, virtio, boot_timer, wake)?;
+        // Its thread may know less confinement than this one. It has ended before anything of a tenant's is looked at.
+        let supported = supported.wait()?;
+        let entry = files.load(&machine.ram, config, &places)?;
+        vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
+        machine.boot_vcpus(&supported, tsc_deadline, &config.machine_config, entry)?;
+        Ok(machine)
     }
 
     /// Puts the VM of a snapshot together, as it stood when it was saved.
@@ -100,9 +97,9 @@ impl Machine {
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
         let ram = memory::map(state.mem_mib, memory)?;
-        let kvm = kvm::open()?;
-        let Board { mut machine, .. } = Self::assemble(&kvm, ram, virtio, options.boot_timer, wake)?;
-        state.check_cpu(&kvm::supported_cpuid(&kvm)?)?;
+        let (empty, supported) = Groundwork::begin().map_err(VmError::Thread)?.empty_vm()?;
+        let Board { mut machine, .. } = Self::assemble(empty, ram, virtio, options.boot_timer, wake)?;
+        state.check_cpu(&supported.wait()?)?;
         let elapsed_ns = if options.clock_realtime { state.clock.elapsed_ns() } else { 0 };
         for (number, vcpu) in (0u8..).zip(&state.vcpus) {
             let fd = create_vcpu(&machine.vm, number)?;
@@ -121,19 +118,18 @@ impl Machine {
 
     /// Memory, KVM's VM and all devices.
     fn assemble(
-        kvm: &Kvm,
+        EmptyVm { vm, msrs, .. }: EmptyVm,
         ram: GuestRam,
         virtio: Vec<Box<dyn VirtioDevice>>,
         boot_timer: bool,
         wake: Arc<EventFd>,
     ) -> Result<Board, VmError> {
         let step = |step| move |source| KvmError::Step { step, source };
-        let vm = Arc::new(kvm::create_vm(kvm)?);
+        let vm = Arc::new(vm);
         // Before the local APICs: with them, every change of the slots waits for a grace period, some milliseconds.
         memory::register(&vm, &ram)?;
         vm.set_tss_address(layout::KVM_TSS).map_err(step("set the TSS address"))?;
         kvm::add_local_apics(&vm)?;
-        let msrs = kvm.get_msr_index_list().map_err(step("list its model-specific registers"))?;
 
         let fixed = Fixed::new(lines(virtio.len()), &vm, wake);
         let (ports, mut mmio) = buses(&fixed, boot_timer);
@@ -147,7 +143,7 @@ impl Machine {
             mmio: Arc::new(mmio),
             devices,
             fixed,
-            msrs: msrs.as_slice().to_vec(),
+            msrs,
             vm,
             ram,
         };
@@ -156,13 +152,12 @@ impl Machine {
 
     fn boot_vcpus(
         &mut self,
-        kvm: &Kvm,
         supported: &CpuId,
+        tsc_deadline: bool,
         config: &MachineConfig,
         entry: Entry,
     ) -> Result<(), VmError> {
         let (count, smt) = (config.vcpu_count, config.smt);
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let shared = vcpu::Shared { supported, vcpus: count, smt, tsc_deadline, entry };
         for number in 0..count {
             let fd = create_vcpu(&self.vm, number)?;

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
-use kvm_ioctls::Kvm;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
@@ -47,6 +46,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::queue_thread::{self, Report};
 use confine::Early;
 use control::Commands;
+use kvm::Groundwork;
 use machine::{Machine, Restore};
 use running::{METRICS_INTERVAL, Running};
 use signals::Signals;
@@ -149,10 +149,11 @@ impl Supervisor {
 
     /// Lets the VM of `config` run. Nothing of its kernel is looked at before the process is restricted.
     fn start(self, config: &VmConfig) -> Result<Running, VmError> {
+        let groundwork = Groundwork::begin().map_err(VmError::Thread)?;
         let opened = self.open(config)?;
         let metrics = open_metrics(config.metrics.as_ref())?;
         let early = self.restrict_opened(config)?;
-        let machine = self.put_together(config, opened)?;
+        let machine = self.put_together(config, opened, groundwork)?;
         let mut running = self.confine(machine, metrics, Some(early))?;
         running.resume();
         Ok(running)
@@ -225,7 +226,7 @@ impl Supervisor {
     /// Opens what the configuration names and puts the VM together. It can be dropped again without a trace.
     fn build(&self, config: &VmConfig) -> Result<Machine, VmError> {
         let opened = self.open(config)?;
-        self.put_together(config, opened)
+        self.put_together(config, opened, Groundwork::begin().map_err(VmError::Thread)?)
     }
 
     /// Opens what the configuration names, and looks into none of it.
@@ -235,12 +236,13 @@ impl Supervisor {
         let files = BootFiles::open(config)?;
         let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(config, &self.options.metadata)?;
-        Ok(Opened { files, outlet, virtio, kvm: kvm::open()? })
+        Ok(Opened { files, outlet, virtio })
     }
 
-    fn put_together(&self, config: &VmConfig, opened: Opened) -> Result<Machine, VmError> {
-        let Opened { files, outlet, virtio, kvm } = opened;
-        let mut machine = Machine::boot(&kvm, config, files, virtio, self.options.boot_timer, Arc::clone(&self.wake))?;
+    fn put_together(&self, config: &VmConfig, opened: Opened, groundwork: Groundwork) -> Result<Machine, VmError> {
+        let Opened { files, outlet, virtio } = opened;
+        let (boot_timer, wake) = (self.options.boot_timer, Arc::clone(&self.wake));
+        let mut machine = Machine::boot(groundwork, config, files, virtio, boot_timer, wake)?;
         machine.outlet = outlet;
         Ok(machine)
     }
@@ -339,7 +341,6 @@ struct Opened {
     files: BootFiles,
     outlet: Outlet,
     virtio: Vec<Box<dyn VirtioDevice>>,
-    kvm: Kvm,
 }
 
 /// Opens where metrics go.
