@@ -25,7 +25,7 @@ use report::Report;
 const PARTS: [&str; 2] = ["start", "memory"];
 
 fn main() {
-    let (mut json, mut rounds, mut vmm, mut parts) = (None, 101, None, Vec::new());
+    let (mut json, mut rounds, mut vmm, mut before, mut parts) = (None, 101, None, None, Vec::new());
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|first| first == lab::inside::WORD).is_some() {
         return lab::inside::main(&arguments.collect::<Vec<_>>());
@@ -38,6 +38,7 @@ fn main() {
         match argument.as_str() {
             "--json" => json = Some(PathBuf::from(value())),
             "--vmm" => vmm = Some(PathBuf::from(value())),
+            "--before" => before = Some(PathBuf::from(value())),
             "--rounds" => rounds = value().parse().expect("--rounds takes a number"),
             // Cargo says so to every benchmark.
             "--bench" => {}
@@ -49,7 +50,7 @@ fn main() {
     }
     let mut report = Report::default();
     let vmm = vmm.expect("--vmm says where portcullis-vmm is");
-    let programs = LazyCell::new(|| programs::Programs::find(vmm.clone()));
+    let programs = LazyCell::new(|| programs::Programs::find(vmm.clone(), before.clone()));
     for part in parts {
         match part.as_str() {
             "start" => start::run(&mut report, rounds, &programs),

@@ -37,8 +37,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Looks for the peers, and compiles the floor.
-    pub fn find(ours: PathBuf) -> Self {
+    /// Looks for the peers, and compiles the floor. `before` is another build of ours.
+    pub fn find(ours: PathBuf, before: Option<PathBuf>) -> Self {
         let directory = tempfile::tempdir().expect("a directory for the guests");
         let floor = directory.path().join("floor");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/vmm/floor.c");
@@ -48,6 +48,7 @@ impl Programs {
             Program { name: "portcullis-vmm", path: ours, arguments: portcullis },
             Program { name: "floor (C program)", path: floor, arguments: |at| vec![shown(&at.join("kernel"))] },
         ];
+        all.extend(before.map(|path| Program { name: "build before", path, arguments: portcullis }));
         let peers: [(&'static str, &str, Arguments); 3] = [
             ("QEMU microvm", "qemu-system-x86_64", qemu),
             ("Firecracker", "firecracker", firecracker),
