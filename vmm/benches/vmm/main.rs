@@ -3,6 +3,7 @@
 //! Times are on the clock, from the call that starts the program; ratios are of turns in the same round. In the [`lab`]
 //! the clock counts instructions. See SPECIFICATION.md.
 
+mod busy;
 #[path = "../../tests/vm/guest.rs"]
 #[allow(dead_code)]
 mod guest;
@@ -15,6 +16,9 @@ mod report;
 #[allow(dead_code)]
 mod rounds;
 mod start;
+#[path = "../../tests/vm/virtio.rs"]
+#[allow(dead_code)]
+mod virtio;
 
 use std::cell::LazyCell;
 use std::path::PathBuf;
@@ -55,6 +59,7 @@ fn main() {
         match part.as_str() {
             "start" => start::run(&mut report, rounds, &programs),
             "memory" => memory::run(&mut report, &programs),
+            "busy" => busy::run(&mut report, &programs),
             "boot" => lab::boot::run(&mut report, &vmm),
             "io" => lab::io::run(&mut report, &vmm),
             _ => panic!("no part is called {part}"),

@@ -7,6 +7,8 @@ use portcullis_vmm::config::VmConfig;
 
 use crate::guest::{Guest, SCRATCH};
 
+const FIRECRACKER: &str = "Firecracker";
+
 /// Guest memory in MiB.
 pub const MEM_MIB: u64 = 128;
 
@@ -24,6 +26,8 @@ type Arguments = fn(&Path) -> Vec<String>;
 /// A VMM that is there.
 pub struct Program {
     pub name: &'static str,
+    /// A build of portcullis-vmm.
+    pub is_ours: bool,
     path: PathBuf,
     arguments: Arguments,
 }
@@ -45,19 +49,24 @@ impl Programs {
         let compiled = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&floor).arg(source).status();
         assert!(compiled.is_ok_and(|status| status.success()), "the floor needs a C compiler: install gcc");
         let mut all = vec![
-            Program { name: "portcullis-vmm", path: ours, arguments: portcullis },
-            Program { name: "floor (C program)", path: floor, arguments: |at| vec![shown(&at.join("kernel"))] },
+            Program { name: "portcullis-vmm", is_ours: true, path: ours, arguments: portcullis },
+            Program {
+                name: "floor (C program)",
+                is_ours: false,
+                path: floor,
+                arguments: |at| vec![shown(&at.join("kernel"))],
+            },
         ];
-        all.extend(before.map(|path| Program { name: "build before", path, arguments: portcullis }));
+        all.extend(before.map(|path| Program { name: "build before", is_ours: true, path, arguments: portcullis }));
         let peers: [(&'static str, &str, Arguments); 3] = [
             ("QEMU microvm", "qemu-system-x86_64", qemu),
-            ("Firecracker", "firecracker", firecracker),
+            (FIRECRACKER, "firecracker", firecracker),
             ("Cloud Hypervisor", "cloud-hypervisor", cloud_hypervisor),
         ];
         let mut missing = Vec::new();
         for (name, file, arguments) in peers {
             match on_path(file) {
-                Some(path) => all.push(Program { name, path, arguments }),
+                Some(path) => all.push(Program { name, is_ours: false, path, arguments }),
                 None => missing.push(name),
             }
         }
@@ -89,6 +98,15 @@ impl Program {
         let mut command = Command::new(&self.path);
         command.args((self.arguments)(at)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         command
+    }
+
+    /// The command that runs `serving.json` at `at` and serves Firecracker's API on `socket`, if this program has it.
+    pub fn serving(&self, at: &Path, socket: &Path) -> Option<Command> {
+        let has_it = self.is_ours || self.name == FIRECRACKER;
+        let mut command = Command::new(&self.path);
+        command.arg("--api-sock").arg(socket).arg("--config-file").arg(at.join("serving.json"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        has_it.then_some(command)
     }
 }
 
