@@ -76,7 +76,7 @@ pub struct EmptyVm {
 
 /// What takes KVM long and hangs on no configuration: an empty VM, and what CPUID can answer, for which KVM asks the
 /// processor some hundred times; each is an exit where this host is a VM itself. It is made on a thread of its own, beside
-/// what the calling thread has to do.
+/// what the calling thread has to do: [`groundwork`] does the same at once.
 pub struct Groundwork {
     empty: Receiver<EmptyVm>,
     supported: JoinHandle<Result<CpuId, KvmError>>,
@@ -115,6 +115,16 @@ fn lay(done: &SyncSender<EmptyVm>) -> Result<CpuId, KvmError> {
     let kvm = open()?;
     // Nobody waits for it when the VM has failed for another reason.
     let _ = done.send(empty_vm(&kvm)?);
+    supported_cpuid(&kvm)
+}
+
+/// An empty VM, and CPUID as this host's KVM supports it.
+pub fn groundwork() -> Result<(EmptyVm, CpuId), KvmError> {
+    let kvm = open()?;
+    Ok((empty_vm(&kvm)?, supported_cpuid(&kvm)?))
+}
+
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     let step = "say which CPUID it supports";
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|source| KvmError::Step { step, source })
 }

@@ -97,9 +97,9 @@ impl Machine {
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
         let ram = memory::map(state.mem_mib, memory)?;
-        let (empty, supported) = Groundwork::begin().map_err(VmError::Thread)?.empty_vm()?;
+        let (empty, supported) = kvm::groundwork()?;
         let Board { mut machine, .. } = Self::assemble(empty, ram, virtio, options.boot_timer, wake)?;
-        state.check_cpu(&supported.wait()?)?;
+        state.check_cpu(&supported)?;
         let elapsed_ns = if options.clock_realtime { state.clock.elapsed_ns() } else { 0 };
         for (number, vcpu) in (0u8..).zip(&state.vcpus) {
             let fd = create_vcpu(&machine.vm, number)?;
