@@ -7,6 +7,7 @@ use crate::guest::Guest;
 use crate::programs::{MEM_MIB, Program, Programs};
 use crate::report::{Report, Row};
 use crate::rounds::Summary;
+use crate::virtio::{BUFFERS, FIRST, Queue, WRITE};
 
 /// Times that each is measured.
 const TIMES: usize = 5;
@@ -46,5 +47,18 @@ pub fn run(report: &mut Report, programs: &Programs) {
     for program in &programs.all {
         let figures = (0..TIMES).map(|_| measure(program, &at)).collect();
         report.row(Row::figure("tiny guest, 1 vCPU, 128 MiB", program.name, Summary::of(figures), "KiB"));
+    }
+    // With both disks' drivers ready, and a request to each.
+    let disks = [FIRST, FIRST + 0x1000].map(|device| Queue::at(device, 0, 256));
+    let guest = disks.iter().fold(Guest::new(), |guest, queue| {
+        let (header, status, data) = (BUFFERS, BUFFERS + 0x100, BUFFERS + 0x1000);
+        let guest = guest.virtio_start(queue.device, 0, &[*queue]).store64(header, 0).store64(header + 8, 0);
+        let parts = [(header, 16, 0), (data, 4096, WRITE), (status, 1, WRITE)];
+        guest.request(*queue, 1, 0, &parts.map(|(address, len, flags)| (u64::from(address), len, flags)))
+    });
+    let at = programs.guest_with_disks("disks", &guest.print("!").hang(), disks.len());
+    for program in programs.all.iter().filter(|program| program.is_like_firecracker()) {
+        let figures = (0..TIMES).map(|_| measure(program, &at)).collect();
+        report.row(Row::figure("the same with two disks", program.name, Summary::of(figures), "KiB"));
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use portcullis_vmm::config::VmConfig;
+use portcullis_vmm::config::{DriveConfig, VmConfig};
 
 use crate::guest::{Guest, SCRATCH};
 
@@ -75,17 +75,31 @@ impl Programs {
 
     /// Writes the files of one guest, for every VMM.
     pub fn guest(&self, name: &str, guest: &Guest) -> PathBuf {
+        self.guest_with_disks(name, guest, 0)
+    }
+
+    /// The same, with so many disks of 1 MiB for those that are told so in Firecracker's format.
+    pub fn guest_with_disks(&self, name: &str, guest: &Guest, disks: usize) -> PathBuf {
         let at = self.directory.path().join(name);
         let write = |file: &str, bytes: &[u8]| std::fs::write(at.join(file), bytes).expect("a guest's files");
         std::fs::create_dir(&at).expect("a guest's directory");
         write("kernel", &guest.elf());
         write("pvh", &guest.pvh_elf());
+        let disks: Vec<String> = (0..disks).map(|number| format!("disk{number}")).collect();
+        for disk in &disks {
+            write(disk, &vec![0; 1 << 20]);
+        }
         let config = VmConfig::new(at.join("kernel")).with_mem_mib(MEM_MIB);
+        let config = disks.iter().fold(config, |all, disk| all.with_drive(DriveConfig::new(disk, at.join(disk))));
         write("vm.json", config.to_json().expect("a configuration").as_bytes());
+        let drive = |disk: &String| {
+            serde_json::json!({"drive_id": disk, "path_on_host": at.join(disk), "is_root_device": false,
+                               "is_read_only": false})
+        };
         let firecracker = serde_json::json!({
             "boot-source": {"kernel_image_path": at.join("kernel")},
             "machine-config": {"vcpu_count": 1, "mem_size_mib": MEM_MIB},
-            "drives": [],
+            "drives": disks.iter().map(drive).collect::<Vec<_>>(),
         });
         write("firecracker.json", firecracker.to_string().as_bytes());
         at
@@ -102,11 +116,15 @@ impl Program {
 
     /// The command that runs `serving.json` at `at` and serves Firecracker's API on `socket`, if this program has it.
     pub fn serving(&self, at: &Path, socket: &Path) -> Option<Command> {
-        let has_it = self.is_ours || self.name == FIRECRACKER;
         let mut command = Command::new(&self.path);
         command.arg("--api-sock").arg(socket).arg("--config-file").arg(at.join("serving.json"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        has_it.then_some(command)
+        self.is_like_firecracker().then_some(command)
+    }
+
+    /// Whether it takes Firecracker's configuration.
+    pub fn is_like_firecracker(&self) -> bool {
+        self.is_ours || self.name == FIRECRACKER
     }
 }
 
