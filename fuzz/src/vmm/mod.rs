@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ports::PORTS,
     boot::KERNEL,
     config::VM_CONFIG,
+    config::CPU_CONFIG,
     snapshot::SNAPSHOT,
     api::API,
     mmds::MMDS_HTTP,

@@ -20,6 +20,8 @@ pub enum Operation {
     PutMachineConfig,
     /// vCPUs and memory, in parts.
     PatchMachineConfig,
+    /// A CPU template.
+    PutCpuConfig,
     /// A disk.
     PutDrive,
     /// A disk, in parts.
@@ -75,6 +77,7 @@ pub const ROUTES: &[(Method, &str, Operation)] = &[
     (Method::Get, "/machine-config", Operation::GetMachineConfig),
     (Method::Put, "/machine-config", Operation::PutMachineConfig),
     (Method::Patch, "/machine-config", Operation::PatchMachineConfig),
+    (Method::Put, "/cpu-config", Operation::PutCpuConfig),
     (Method::Put, "/drives/{id}", Operation::PutDrive),
     (Method::Patch, "/drives/{id}", Operation::PatchDrive),
     (Method::Put, "/network-interfaces/{id}", Operation::PutNetworkInterface),
@@ -101,7 +104,6 @@ pub const ROUTES: &[(Method, &str, Operation)] = &[
 
 /// What Firecracker has and this VMM has not: any method, the path or what it begins with, its name, and what to do instead.
 const NOT_SUPPORTED: &[(Option<Method>, &str, &str, &str)] = &[
-    (None, "/cpu-config", "a CPU template", "guests see the host's CPU, less what a VM cannot have"),
     (None, "/pmem", "a persistent memory (pmem) device", "use a read-only drive"),
     (None, "/hotplug/memory", "memory hotplug", "start the VM with the most memory that it may need, and a balloon"),
     (None, "/balloon/hinting", "free page hinting", "use free_page_reporting"),
@@ -179,7 +181,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (method, path, word) in [
-            (Method::Put, "/cpu-config", "CPU template"),
             (Method::Put, "/pmem/p0", "pmem"),
             (Method::Get, "/hotplug/memory", "hotplug"),
             (Method::Patch, "/balloon/hinting/start", "hinting"),

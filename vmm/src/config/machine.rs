@@ -23,7 +23,8 @@ pub enum HugePages {
     TwoMib,
 }
 
-/// Firecracker's CPU templates: only [`CpuTemplate::None`], the host's CPU, is supported.
+/// Firecracker's static CPU templates: only [`CpuTemplate::None`] is supported. A template of one's own is
+/// [`super::CpuConfig`].
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // Firecracker's names of its templates for x86
 pub enum CpuTemplate {

@@ -9,6 +9,7 @@ mod machine;
 mod object;
 mod output;
 mod source;
+mod template;
 mod unsupported;
 
 use std::fs::OpenOptions;
@@ -16,6 +17,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::balloon::BalloonConfig;
@@ -26,10 +28,12 @@ pub use crate::devices::vsock::VsockConfig;
 use crate::memory::layout;
 pub use crate::mmds::MmdsConfig;
 pub use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
+pub use crate::vcpu::CpuConfig;
 pub use machine::{CpuTemplate, HugePages, MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, MachineConfig};
 pub(crate) use object::objects_only;
 pub use output::{LoggerConfig, MetricsConfig, SerialConfig};
 pub use source::{BootSource, DEFAULT_CMDLINE, MAX_CMDLINE};
+pub use template::CpuConfigOrPath;
 pub use unsupported::Unsupported;
 
 /// Most virtio devices of one VM: disks, network cards, and those of which there is one.
@@ -41,7 +45,7 @@ pub const MAX_CONFIG_FILE: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be opened or read.
-    #[error("cannot read the configuration {path}: {source}; give a readable file with --config-file")]
+    #[error("cannot read the configuration {path}: {source}; give a readable file with --config-file or as cpu-config")]
     Read {
         /// The file that was asked for.
         path: PathBuf,
@@ -83,13 +87,26 @@ fn advice(what: &str) -> &'static str {
         "drives.io_engine: Async" => "leave it out, or say Sync",
         "drives.socket" => "give the disk's file or block device as path_on_host: vhost-user is not supported",
         "balloon.free_page_hinting" => "use free_page_reporting",
-        "machine-config.cpu_template" | "cpu-config" => {
-            "leave it out: guests see the host's CPU, less what a VM cannot have"
+        "machine-config.cpu_template" => {
+            "give the template itself as cpu-config: Firecracker has it in tests/data/custom_cpu_templates"
         }
         "pmem" => "use a read-only drive",
         "memory-hotplug" => "give the VM the most memory that it may need, and a balloon",
         _ => "remove it",
     }
+}
+
+/// Reads a file of JSON.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let read = |source| ConfigError::Read { path: path.to_owned(), source };
+    // Non-blocking: a FIFO without a writer must not hang the start.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read)?;
+    let mut text = Vec::new();
+    file.take(MAX_CONFIG_FILE + 1).read_to_end(&mut text).map_err(read)?;
+    if u64::try_from(text.len()).is_ok_and(|len| len > MAX_CONFIG_FILE) {
+        return Err(ConfigError::TooLong { path: path.to_owned() });
+    }
+    serde_json::from_slice(&text).map_err(|source| ConfigError::Json { path: path.to_owned(), source })
 }
 
 // serde's `skip_serializing_if` hands over a reference.
@@ -107,6 +124,9 @@ pub struct VmConfig {
     /// vCPUs and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,
+    /// A CPU template, or the file with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_config: Option<CpuConfigOrPath>,
     /// Disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drives: Vec<DriveConfig>,
@@ -127,8 +147,6 @@ pub struct VmConfig {
     pmem: Unsupported,
     #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
     memory_hotplug: Unsupported,
-    #[serde(default, skip_serializing_if = "Unsupported::is_absent")]
-    cpu_config: Unsupported,
     /// Which network cards reach the metadata service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mmds_config: Option<MmdsConfig>,
@@ -151,6 +169,7 @@ impl VmConfig {
         Self {
             boot_source: BootSource { kernel_image_path: kernel.into(), initrd_path: None, boot_args: None },
             machine_config: MachineConfig::default(),
+            cpu_config: None,
             drives: Vec::new(),
             network_interfaces: Vec::new(),
             vsock: None,
@@ -158,7 +177,6 @@ impl VmConfig {
             balloon: None,
             pmem: Unsupported::default(),
             memory_hotplug: Unsupported::default(),
-            cpu_config: Unsupported::default(),
             mmds_config: None,
             logger: None,
             metrics: None,
@@ -201,20 +219,17 @@ impl VmConfig {
         self
     }
 
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file, and the file of its CPU template.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        // Non-blocking: a FIFO without a writer must not hang the start.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read)?;
-        let mut text = Vec::new();
-        file.take(MAX_CONFIG_FILE + 1).read_to_end(&mut text).map_err(read)?;
-        if u64::try_from(text.len()).is_ok_and(|len| len > MAX_CONFIG_FILE) {
-            return Err(ConfigError::TooLong { path: path.to_owned() });
-        }
-        let config: Self =
-            serde_json::from_slice(&text).map_err(|source| ConfigError::Json { path: path.to_owned(), source })?;
+        let mut config: Self = read_json(path)?;
+        config.cpu_config = config.cpu_config.map(CpuConfigOrPath::load).transpose()?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The CPU template. A file that [`VmConfig::from_file`] has not read is none: [`VmConfig::check`] refuses it.
+    pub fn cpu_config(&self) -> Option<&CpuConfig> {
+        self.cpu_config.as_ref().and_then(CpuConfigOrPath::template)
     }
 
     /// Checks every value against what this VMM supports. [`VmConfig::from_file`] has done it.
@@ -223,6 +238,7 @@ impl VmConfig {
             return Err(ConfigError::NotSupported(part));
         }
         self.machine_config.check()?;
+        self.cpu_config.as_ref().map_or(Ok(()), CpuConfigOrPath::check)?;
         if self.balloon.is_some() && self.machine_config.huge_pages != HugePages::None {
             // The guest gives up pages of 4 KiB, and the host takes back none that is a part of a huge one.
             return Err(ConfigError::NotSupported("balloon beside machine-config.huge_pages"));
@@ -269,7 +285,7 @@ impl VmConfig {
 
     /// The first part of the configuration that asks for what this VMM does not have.
     fn asked_for_in_vain(&self) -> Option<&'static str> {
-        let parts = [("pmem", &self.pmem), ("memory-hotplug", &self.memory_hotplug), ("cpu-config", &self.cpu_config)];
+        let parts = [("pmem", &self.pmem), ("memory-hotplug", &self.memory_hotplug)];
         parts.into_iter().find(|(_, part)| !part.is_absent()).map(|(name, _)| name)
     }
 

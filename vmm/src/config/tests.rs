@@ -42,13 +42,51 @@ fn firecrackers_whole_example_is_read_when_it_asks_for_nothing_more() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    match parse(r#"{"boot-source": {"kernel_image_path": "/k"}, "cpu-config": {}}"#) {
-        Err(ConfigError::NotSupported(found)) => assert_eq!(found, "cpu-config"),
+    match parse(r#"{"boot-source": {"kernel_image_path": "/k"}, "pmem": [{}]}"#) {
+        Err(ConfigError::NotSupported(found)) => assert_eq!(found, "pmem"),
         other => panic!("{other:?}"),
     }
     let text = r#"{"boot-source": {"kernel_image_path": "/k"},
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": "T2"}}"#;
-    assert!(matches!(parse(text), Err(ConfigError::NotSupported("machine-config.cpu_template"))));
+    let error = parse(text).unwrap_err();
+    assert!(matches!(error, ConfigError::NotSupported("machine-config.cpu_template")), "{error}");
+    assert!(error.to_string().contains("as cpu-config"), "{error}");
+}
+
+#[test]
+fn a_cpu_template_is_in_the_configuration_or_in_a_file_of_its_own() {
+    let with =
+        |part: &str| parse(&format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "cpu-config": {part}}}"#));
+    let template = r#"{"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1"}]}"#;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |text: &str| {
+        let path = dir.path().join(format!("{}.json", text.len()));
+        std::fs::write(&path, text).unwrap();
+        serde_json::to_string(&path).unwrap()
+    };
+    let inside = with(template).unwrap();
+    assert_eq!(inside.cpu_config().unwrap().msrs(), [0x10a]);
+    assert_eq!(with(&file(template)).unwrap(), inside);
+    assert_eq!(with("null").unwrap().cpu_config(), None);
+    // What is written has the template, and names no file.
+    assert_eq!(parse(&inside.to_json().unwrap()).unwrap(), inside);
+    for (part, named) in [
+        (file(r#"{"msr_modifiers": [{"addr": "0x10", "bitmap": "0b1"}]}"#), "0x10 (the time-stamp counter"),
+        (file(r#"{"colour": 1}"#), "13.json is not valid: unknown field `colour`"),
+        (file("nonsense"), "8.json"),
+        ("\"/nonexistent\"".to_owned(), "/nonexistent"),
+        ("\"/dev/zero\"".to_owned(), "/dev/zero"),
+        ("[]".to_owned(), "object"),
+        ("17".to_owned(), "object"),
+    ] {
+        let error = with(&part).unwrap_err().to_string();
+        assert!(error.contains(named), "{part}: {error}");
+    }
+    // Only a configuration file may name one: a snapshot's configuration is not read from one.
+    let mut unread = VmConfig::new("/k");
+    unread.cpu_config = Some(CpuConfigOrPath::Path("/t".into()));
+    let error = unread.check().unwrap_err().to_string();
+    assert!(error.contains("cpu-config") && error.contains("/t"), "{error}");
 }
 
 #[test]

@@ -5,11 +5,13 @@ mod exit;
 mod registers;
 mod start;
 mod state;
+pub mod template;
 mod thread;
 
 pub use exit::{Fault, FaultKind};
 pub use start::{Shared, configure, first_run};
 pub use state::VcpuState;
+pub use template::{CpuConfig, TemplateError};
 pub use thread::{Message, Threads, VcpuContext, install_kick_handler};
 
 /// What to do when the kernel makes no more threads (EAGAIN of `clone` and of the first `KVM_RUN`).
@@ -54,6 +56,9 @@ pub enum VcpuError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The CPU template does not go together with this host.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The signal that interrupts vCPU threads could not be set up.
     #[error("cannot set up the signal that interrupts vCPUs: {0}")]
     Signal(nix::errno::Errno),

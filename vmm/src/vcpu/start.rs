@@ -1,10 +1,10 @@
 //! The state in which vCPUs start.
 
-use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{VcpuError, cpuid};
+use super::{CpuConfig, VcpuError, cpuid, template};
 use crate::boot::Entry;
 use crate::memory::{GuestRam, layout};
 
@@ -37,6 +37,8 @@ const MTRR_WRITE_BACK: u64 = (1 << 11) | 6;
 pub struct Shared<'a> {
     /// CPUID as this host's KVM supports it.
     pub supported: &'a CpuId,
+    /// What is changed of that, and of model-specific registers.
+    pub template: Option<&'a CpuConfig>,
     /// Number of vCPUs of the VM.
     pub vcpus: u8,
     /// Whether two of them are the threads of a core.
@@ -50,8 +52,17 @@ pub struct Shared<'a> {
 /// Configures vCPU `vcpu`, and gives its CPUID. All but the first wait for INIT and SIPI, so that they need no registers.
 pub fn configure(fd: &VcpuFd, vcpu: u8, shared: &Shared<'_>, ram: &GuestRam) -> Result<CpuId, VcpuError> {
     let kvm = |step| move |source| VcpuError::Kvm { vcpu, step, source };
-    let table = cpuid::for_vcpu(shared.supported, vcpu, shared.vcpus, shared.smt, shared.tsc_deadline)?;
+    let own = |from: &CpuId| cpuid::for_vcpu(from, vcpu, shared.vcpus, shared.smt, shared.tsc_deadline);
+    let mut table = own(shared.supported)?;
+    if let Some(template) = shared.template {
+        table = own(&template.apply(shared.supported, &table)?)?;
+    }
     fd.set_cpuid2(&table).map_err(kvm("set its CPUID"))?;
+    if let Some(template) = shared.template {
+        let shown = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(kvm("tell its CPUID"))?;
+        template.check_shown(&table, &shown)?;
+        template::msrs::set(fd, &template.msr_modifiers)?;
+    }
     set_msrs(fd, vcpu)?;
     if vcpu == 0 {
         let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..kvm_fpu::default() };

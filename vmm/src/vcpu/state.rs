@@ -126,7 +126,7 @@ fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
 }
 
 /// Reads what can be read of these registers: KVM lists some that this guest's processor does not have.
-fn read_msrs(fd: &VcpuFd, list: &[u32]) -> Result<Vec<(u32, u64)>, kvm_ioctls::Error> {
+pub(super) fn read_msrs(fd: &VcpuFd, list: &[u32]) -> Result<Vec<(u32, u64)>, kvm_ioctls::Error> {
     let mut found = Vec::with_capacity(list.len().min(MAX_MSRS));
     let mut rest = list.get(..MAX_MSRS).unwrap_or(list);
     while !rest.is_empty() {

@@ -82,6 +82,7 @@ impl VmError {
             },
             Self::Kvm(_) => "kvm-unavailable",
             Self::Memory(_) => "no-memory",
+            Self::Vcpu(VcpuError::Template(_)) => "cpu-config",
             Self::Vcpu(_) => "vcpu-setup",
             Self::Jail(_) => "jail",
             Self::Device(_) => "device",
@@ -102,7 +103,11 @@ impl VmError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Guest(_) => 1,
-            Self::Boot(_) | Self::Config(_) | Self::Snapshot(_) | Self::Metrics { .. } => 2,
+            Self::Boot(_)
+            | Self::Config(_)
+            | Self::Snapshot(_)
+            | Self::Metrics { .. }
+            | Self::Vcpu(VcpuError::Template(_)) => 2,
             Self::Device(error) => error.exit_code(),
             _ => 3,
         }

@@ -10,6 +10,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::STACK;
+use crate::vcpu::CpuConfig;
+use crate::vcpu::template::KvmCapability;
+use crate::vcpu::template::msrs::{FilterError, protect};
 
 /// The device.
 pub const DEVICE: &str = "/dev/kvm";
@@ -37,6 +40,12 @@ pub enum KvmError {
     /// This KVM lacks something.
     #[error("this host's KVM lacks {0}")]
     Capability(&'static str),
+    /// This KVM lacks what a CPU template asks for.
+    #[error("this host's KVM lacks the capability {0}, which kvm_capabilities of cpu-config name")]
+    Asked(u32),
+    /// The guest cannot be kept from writing what its CPU template sets.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// KVM refused a step.
     #[error("KVM refused to {step}: {source}")]
     Step {
@@ -72,6 +81,26 @@ pub struct EmptyVm {
     pub msrs: Vec<u32>,
     /// Whether KVM emulates the TSC-deadline mode of local APICs.
     pub tsc_deadline: bool,
+}
+
+impl EmptyVm {
+    /// Checks that KVM can do what a CPU template asks for, and keeps the guest from writing the registers that it sets.
+    pub fn prepare(&mut self, template: &CpuConfig) -> Result<(), KvmError> {
+        for capability in &template.kvm_capabilities {
+            match capability {
+                KvmCapability::Needed(number) if self.vm.check_extension_raw(u64::from(*number)) <= 0 => {
+                    return Err(KvmError::Asked(*number));
+                }
+                KvmCapability::Needed(_) | KvmCapability::NotNeeded(_) => {}
+            }
+        }
+        let own = template.msrs();
+        protect(&self.vm, &own)?;
+        // KVM lists no register that says what a processor can do.
+        let more: Vec<_> = own.into_iter().filter(|msr| !self.msrs.contains(msr)).collect();
+        self.msrs.extend(more);
+        Ok(())
+    }
 }
 
 /// What takes KVM long and hangs on no configuration: an empty VM, and what CPUID can answer, for which KVM asks the

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::VmError;
 use super::kvm::{self, EmptyVm, Groundwork, KvmError};
 use crate::boot::{BootFiles, Entry};
-use crate::config::{HugePages, MachineConfig, VmConfig};
+use crate::config::{HugePages, VmConfig};
 use crate::console::Outlet;
 use crate::devices::acpi_power::{self, AcpiPower};
 use crate::devices::boot_timer;
@@ -77,27 +77,30 @@ impl Machine {
             HugePages::None => memory::reserve(mib),
             HugePages::TwoMib => memory::reserve_huge(mib),
         }?;
-        let (empty, supported) = groundwork.empty_vm()?;
+        let (mut empty, supported) = groundwork.empty_vm()?;
+        config.cpu_config().map_or(Ok(()), |template| empty.prepare(template))?;
         let tsc_deadline = empty.tsc_deadline;
         let Board { mut machine, places } = Self::assemble(empty, ram, virtio, boot_timer, wake)?;
         // Its thread may know less confinement than this one. It has ended before anything of a tenant's is looked at.
         let supported = supported.wait()?;
         let entry = files.load(&machine.ram, config, &places)?;
         vm_generation::renew(&machine.ram).map_err(VmError::Random)?;
-        machine.boot_vcpus(&supported, tsc_deadline, &config.machine_config, entry)?;
+        machine.boot_vcpus(&supported, tsc_deadline, config, entry)?;
         Ok(machine)
     }
 
     /// Puts the VM of a snapshot together, as it stood when it was saved.
     pub(super) fn restore(
         state: &State,
+        config: &VmConfig,
         memory: &File,
         virtio: Vec<Box<dyn VirtioDevice>>,
         options: Restore,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
         let ram = memory::map(state.mem_mib, memory)?;
-        let (empty, supported) = kvm::groundwork()?;
+        let (mut empty, supported) = kvm::groundwork()?;
+        config.cpu_config().map_or(Ok(()), |template| empty.prepare(template))?;
         let Board { mut machine, .. } = Self::assemble(empty, ram, virtio, options.boot_timer, wake)?;
         state.check_cpu(&supported)?;
         let elapsed_ns = if options.clock_realtime { state.clock.elapsed_ns() } else { 0 };
@@ -154,11 +157,12 @@ impl Machine {
         &mut self,
         supported: &CpuId,
         tsc_deadline: bool,
-        config: &MachineConfig,
+        config: &VmConfig,
         entry: Entry,
     ) -> Result<(), VmError> {
-        let (count, smt) = (config.vcpu_count, config.smt);
-        let shared = vcpu::Shared { supported, vcpus: count, smt, tsc_deadline, entry };
+        let (count, smt) = (config.machine_config.vcpu_count, config.machine_config.smt);
+        let template = config.cpu_config();
+        let shared = vcpu::Shared { supported, template, vcpus: count, smt, tsc_deadline, entry };
         for number in 0..count {
             let fd = create_vcpu(&self.vm, number)?;
             let cpuid = vcpu::configure(&fd, number, &shared, &self.ram)?;

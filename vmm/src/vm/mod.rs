@@ -256,7 +256,7 @@ impl Supervisor {
         let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(&config, &self.options.metadata)?;
         let options = Restore { boot_timer: self.options.boot_timer, clock_realtime: request.clock_realtime };
-        let mut machine = Machine::restore(&state, &files.memory, virtio, options, Arc::clone(&self.wake))?;
+        let mut machine = Machine::restore(&state, &config, &files.memory, virtio, options, Arc::clone(&self.wake))?;
         self.commands.shared.metrics.latencies.load_snapshot.set_since(begin);
         machine.outlet = outlet;
         Ok((machine, Box::new(config)))

@@ -346,10 +346,41 @@ fn drives_are_replaced_by_name_and_only_one_is_the_root() {
 }
 
 #[test]
+fn the_last_cpu_template_counts_and_is_tried_at_the_start() {
+    let vmm = Vmm::new();
+    for (method, path, body) in configuration(&vmm) {
+        vmm.must(method, path, &body);
+    }
+    let leaf = |number: &str| {
+        json!({"cpuid_modifiers": [{"leaf": number, "subleaf": "0x0", "flags": 0,
+            "modifiers": [{"register": "ecx", "bitmap": "0b0"}]}]})
+    };
+    let start = |part: &str| vmm.refused("PUT", "/actions", Some(&json!({"action_type": "InstanceStart"})), part);
+    vmm.must("PUT", "/cpu-config", &leaf("0x1234"));
+    assert_eq!(vmm.get("/vm/config").1["cpu-config"], Value::Null);
+    start("leaf 0x1234");
+    // What is refused, and a size that says nothing of templates, change nothing.
+    vmm.refused("PUT", "/cpu-config", Some(&json!({"vcpu_features": []})), "ARM");
+    vmm.refused("PUT", "/cpu-config", Some(&json!({"msr_modifiers": [{"addr": "0x10", "bitmap": "0b1"}]})), "0x10");
+    vmm.refused(
+        "PUT",
+        "/machine-config",
+        Some(&json!({"vcpu_count": 1, "mem_size_mib": 4, "cpu_template": "T2"})),
+        "as cpu-config",
+    );
+    vmm.must("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 4}));
+    start("leaf 0x1234");
+    vmm.must("PUT", "/cpu-config", &leaf("0x4321"));
+    start("leaf 0x4321");
+    vmm.must("PATCH", "/machine-config", &json!({"cpu_template": "None"}));
+    vmm.act("InstanceStart");
+    vmm.refused("PUT", "/cpu-config", Some(&leaf("0x1")), LATE);
+}
+
+#[test]
 fn what_firecracker_has_and_this_has_not_is_named() {
     let vmm = Vmm::new();
     for (method, path, word) in [
-        ("PUT", "/cpu-config", "CPU template"),
         ("PUT", "/pmem/p", "pmem"),
         ("GET", "/hotplug/memory", "hotplug"),
         ("PATCH", "/balloon/hinting/start", "hinting"),

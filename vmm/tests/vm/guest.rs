@@ -157,6 +157,26 @@ impl Guest {
         guest.raw(&[back.wrapping_neg()])
     }
 
+    /// Writes what `CPUID` answers to memory: EAX, EBX, ECX and EDX.
+    pub fn cpuid(self, leaf: u32, subleaf: u32, to: u32) -> Self {
+        // mov eax, leaf; mov ecx, subleaf; cpuid; mov [rdi], eax; mov [rdi+4], ebx; mov [rdi+8], ecx; mov [rdi+12], edx
+        let guest = self.edi(to).raw(&[0xb8]).raw(&leaf.to_le_bytes()).raw(&[0xb9]).raw(&subleaf.to_le_bytes());
+        guest.raw(&[0x0f, 0xa2, 0x89, 0x07, 0x89, 0x5f, 4, 0x89, 0x4f, 8, 0x89, 0x57, 12])
+    }
+
+    /// Writes a model-specific register to memory.
+    pub fn rdmsr(self, msr: u32, to: u32) -> Self {
+        // mov ecx, msr; rdmsr; mov [rdi], eax; mov [rdi+4], edx
+        self.edi(to).raw(&[0xb9]).raw(&msr.to_le_bytes()).raw(&[0x0f, 0x32, 0x89, 0x07, 0x89, 0x57, 4])
+    }
+
+    /// Sets both halves of a model-specific register to `half`.
+    pub fn wrmsr(self, msr: u32, half: u32) -> Self {
+        // mov ecx, msr; mov eax, half; mov edx, eax; wrmsr
+        let guest = self.raw(&[0xb9]).raw(&msr.to_le_bytes()).raw(&[0xb8]).raw(&half.to_le_bytes());
+        guest.raw(&[0x89, 0xc2, 0x0f, 0x30])
+    }
+
     /// Waits until the byte at `address` is `value`.
     pub fn wait_for(self, address: u32, value: u8) -> Self {
         // cmp byte [rdi], value; pause; jne back

@@ -9,6 +9,7 @@ mod block_file;
 mod block_limits;
 mod console;
 mod control;
+mod cpu_template;
 mod driver;
 mod entropy;
 mod faults;

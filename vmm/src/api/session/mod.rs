@@ -18,8 +18,8 @@ use crate::api::route::{self, Operation};
 use crate::api::server::Service;
 use crate::boot::BootFiles;
 use crate::config::{
-    BalloonConfig, BootSource, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig, SerialConfig,
-    VmConfig, VsockConfig,
+    BalloonConfig, BootSource, CpuConfig, CpuConfigOrPath, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig,
+    MetricsConfig, SerialConfig, VmConfig, VsockConfig,
 };
 use crate::devices::vsock::Vsock;
 use crate::log;
@@ -122,10 +122,11 @@ impl Session {
             Operation::GetConfig => Ok(self.whole_config()),
             Operation::GetMachineConfig => Ok(Response::json(&self.config.machine_config)),
             Operation::PutBootSource => self.put_boot_source(body),
-            Operation::PutMachineConfig => {
-                self.configure(body, |config, new: MachineConfig| config.machine_config = new)
-            }
+            Operation::PutMachineConfig => self.configure(body, set_machine_config),
             Operation::PatchMachineConfig => self.patch_machine_config(body),
+            Operation::PutCpuConfig => self.configure(body, |config, new: CpuConfig| {
+                config.cpu_config = Some(CpuConfigOrPath::Template(new));
+            }),
             Operation::PutEntropy => self.configure(body, |config, new: EntropyConfig| config.entropy = Some(new)),
             Operation::PutVsock => self.put_vsock(body),
             Operation::PutBalloon => self.configure(body, |config, new: BalloonConfig| config.balloon = Some(new)),
@@ -174,6 +175,8 @@ impl Session {
             // Also where it was not named.
             all.insert("mmds-config".to_owned(), serde_json::json!(mmds.clone().with_address()));
         }
+        // As in Firecracker, which never shows it.
+        all.insert("cpu-config".to_owned(), Value::Null);
         // The order in which the guest finds them.
         all.insert(
             "drives".to_owned(),
@@ -265,7 +268,7 @@ impl Session {
         };
         whole.extend(patch);
         let next = MachineConfig::deserialize(Value::Object(whole))?;
-        self.put_part(|config| config.machine_config = next)
+        self.put_part(|config| set_machine_config(config, next))
     }
 
     fn put_logger(&mut self, body: &[u8]) -> Answer {
@@ -375,6 +378,14 @@ impl Session {
     }
 }
 
+/// Takes a new size over. If it names a CPU template, that goes before one of `/cpu-config`: the last one counts.
+fn set_machine_config(config: &mut VmConfig, new: MachineConfig) {
+    if new.cpu_template.is_some() {
+        config.cpu_config = None;
+    }
+    config.machine_config = new;
+}
+
 /// Reads a body. All of this API's are objects; a list of values in the order of the fields is none.
 fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     if body.trim_ascii_start().first() != Some(&b'{') {
@@ -405,7 +416,6 @@ fn same_name(path: &str, body: &str) -> Result<(), Fault> {
 /// The parts of a configuration that may be absent, and how Firecracker shows one that is.
 const PARTS: &[(&str, &str)] = &[
     ("balloon", "null"),
-    ("cpu-config", "null"),
     ("entropy", "null"),
     ("logger", "null"),
     ("memory-hotplug", "null"),
