@@ -197,7 +197,7 @@ fn obey(commands: &Commands) {
             }
             Command::LoadSnapshot { files, request, reply, .. } => {
                 let state = snapshot::read(&files.state).and_then(|state| state.config(&request));
-                let loaded = state.map(|config| (Box::new(config), files.memory));
+                let loaded = state.map(|config| (Box::new(config), files.memory.file()));
                 reply.send(loaded.map_err(|error| ControlError::Failed(error.to_string())));
             }
             // There are no vCPUs whose state could be saved.

@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 
 use super::fault::Fault;
 use crate::jail::REACH_HINT;
-use crate::snapshot::{Files, SnapshotCreate, SnapshotLoad, SnapshotType};
+use crate::snapshot::{Files, Loading, MemoryBackendType, MemorySource, SnapshotCreate, SnapshotLoad, SnapshotType};
 
 /// Who may read what holds a guest's memory: its owner.
 const PRIVATE: u32 = 0o600;
@@ -172,14 +172,20 @@ pub(super) fn create(request: &SnapshotCreate, memory_size: u64) -> Result<(File
 }
 
 /// The files of a snapshot that is there. The lock on the memory's lasts as long as the VM whose memory it is.
-pub(super) fn open(request: &SnapshotLoad) -> Result<Files, Fault> {
+pub(super) fn open(request: &SnapshotLoad) -> Result<Loading, Fault> {
     let open = |path: &Path| -> Result<File, Fault> {
         let file = open_regular(OpenOptions::new().read(true), "open", path)?;
         file.try_lock_shared().map_err(|error| locked(error, path, "somebody writes to it"))?;
         Ok(file)
     };
-    let memory_path = request.memory_path().ok_or_else(|| Fault::new("a load needs a mem_backend"))?;
-    Ok(Files { state: open(&request.snapshot_path)?, memory: open(memory_path)? })
+    let state = open(&request.snapshot_path)?;
+    let memory = match request.memory() {
+        Some((MemoryBackendType::File, path)) => MemorySource::File(open(path)?),
+        // The main thread connects to it.
+        Some((MemoryBackendType::Uffd, path)) => MemorySource::Handler(path.to_owned()),
+        None => return Err(Fault::new("a load needs a mem_backend")),
+    };
+    Ok(Loading { state, memory })
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ const BUILD_RIGHTS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{MakeSock | Re
 const FILE_RIGHTS: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate | IoctlDev});
 /// The devices that building a VM takes.
-const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/net/tun"];
+const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"];
 const DEVICE_RIGHTS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
 
 impl Domain {

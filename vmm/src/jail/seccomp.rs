@@ -21,6 +21,8 @@ pub enum ThreadKind {
     Main,
     /// Serves one queue of a device: waits for it, and for the host.
     Queue,
+    /// Watches the process that hands out the guest's pages, and touches none of them.
+    Watch,
     /// Serves the API: takes connections, opens files and hands them on.
     Api,
     /// Builds a VM: the main thread before it is of the kind above, under whose filter it comes then.
@@ -131,7 +133,7 @@ mod tests {
 
     #[test]
     fn nothing_that_opens_files_makes_processes_or_sockets_is_allowed() {
-        for kind in [ThreadKind::Vcpu, ThreadKind::Main, ThreadKind::Queue, ThreadKind::Api] {
+        for kind in [ThreadKind::Vcpu, ThreadKind::Main, ThreadKind::Queue, ThreadKind::Watch, ThreadKind::Api] {
             let rules = rules(kind, &[]);
             // Only the API's thread opens files and takes connections.
             let api = kind == ThreadKind::Api;

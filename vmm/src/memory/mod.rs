@@ -1,5 +1,6 @@
 //! Guest memory: where it lies in the guest, and how it is made known to KVM.
 
+mod handler;
 pub mod layout;
 
 use std::fs::File;
@@ -11,6 +12,8 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
+
+pub use handler::{Handler, HandlerError, map as map_handed_out};
 
 /// The guest's memory. All access goes through `vm-memory`'s typed, bounds-checked operations.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -59,6 +62,9 @@ pub enum MemoryError {
         /// The guest's memory.
         expected: u64,
     },
+    /// Its pages cannot come from another process.
+    #[error(transparent)]
+    Handler(#[from] HandlerError),
     /// A size that this machine's integers cannot hold.
     #[error("{0} MiB of guest memory cannot be addressed")]
     Size(u64),

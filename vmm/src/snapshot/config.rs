@@ -47,7 +47,7 @@ fn yes() -> bool {
 pub enum MemoryBackendType {
     /// The file is mapped; pages are read when the guest touches them.
     File,
-    /// Another process hands out pages: not supported.
+    /// Another process hands out pages, which listens on a socket.
     Uffd,
 }
 
@@ -55,9 +55,9 @@ pub enum MemoryBackendType {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct MemoryBackend {
-    /// Only `File`.
+    /// What it is.
     pub backend_type: MemoryBackendType,
-    /// The file.
+    /// The file, or the socket.
     pub backend_path: PathBuf,
 }
 
@@ -129,9 +129,6 @@ impl SnapshotLoad {
         match (&self.mem_backend, &self.mem_file_path) {
             (Some(_), Some(_)) => return refused("mem_file_path beside mem_backend"),
             (None, None) => return refused("a load without mem_backend"),
-            (Some(backend), None) if backend.backend_type != MemoryBackendType::File => {
-                return refused("mem_backend Uffd");
-            }
             _ => {}
         }
         if !self.huge_pages.as_deref().is_none_or(|pages| ["None", "Snapshot"].contains(&pages)) {
@@ -147,10 +144,10 @@ impl SnapshotLoad {
         Ok(())
     }
 
-    /// The file with the memory; [`SnapshotLoad::check`] has found exactly one.
-    pub fn memory_path(&self) -> Option<&Path> {
-        let backend = self.mem_backend.as_ref().map(|backend| backend.backend_path.as_path());
-        backend.or(self.mem_file_path.as_deref())
+    /// Where the memory comes from; [`SnapshotLoad::check`] has found exactly one place.
+    pub fn memory(&self) -> Option<(MemoryBackendType, &Path)> {
+        let backend = self.mem_backend.as_ref().map(|backend| (backend.backend_type, backend.backend_path.as_path()));
+        backend.or(self.mem_file_path.as_deref().map(|path| (MemoryBackendType::File, path)))
     }
 }
 
@@ -169,7 +166,10 @@ mod tests {
         let new =
             load(r#", "mem_backend": {"backend_type": "File", "backend_path": "/m"}, "resume_vm": true"#).unwrap();
         let old = load(r#", "mem_file_path": "/m", "enable_diff_snapshots": false"#).unwrap();
-        assert_eq!((new.memory_path(), old.memory_path()), (Some(Path::new("/m")), Some(Path::new("/m"))));
+        let file = Some((MemoryBackendType::File, Path::new("/m")));
+        assert_eq!((new.memory(), old.memory()), (file, file));
+        let handed = load(r#", "mem_backend": {"backend_type": "Uffd", "backend_path": "/m"}"#).unwrap();
+        assert_eq!(handed.memory(), Some((MemoryBackendType::Uffd, Path::new("/m"))));
         assert!(new.resume_vm && !old.resume_vm);
     }
 
@@ -179,7 +179,6 @@ mod tests {
         for (more, name) in [
             (String::new(), "mem_backend"),
             (format!(r#"{memory}, "mem_backend": {{"backend_type": "File", "backend_path": "/m"}}"#), "mem_file_path"),
-            (r#", "mem_backend": {"backend_type": "Uffd", "backend_path": "/m"}"#.to_owned(), "Uffd"),
             (format!(r#"{memory}, "huge_pages": "2M""#), "huge_pages"),
             (format!(r#"{memory}, "resume": true"#), "resume"),
         ] {

@@ -18,7 +18,7 @@ mod state;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::devices::ioapic::WrongPins;
 use crate::memory::GuestRam;
@@ -39,6 +39,34 @@ pub struct Files {
     pub state: File,
     /// The guest's memory.
     pub memory: File,
+}
+
+/// What a VM is loaded from.
+#[derive(Debug)]
+pub struct Loading {
+    /// The state of vCPUs and devices.
+    pub state: File,
+    /// The guest's memory.
+    pub memory: MemorySource,
+}
+
+/// Where the memory of a loaded VM comes from.
+#[derive(Debug)]
+pub enum MemorySource {
+    /// This file, which is mapped.
+    File(File),
+    /// The page-fault handler that listens at this path.
+    Handler(PathBuf),
+}
+
+impl MemorySource {
+    /// The file, if it is one.
+    pub fn file(self) -> Option<File> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Handler(_) => None,
+        }
+    }
 }
 
 /// What a snapshot is made of.

@@ -103,6 +103,7 @@ impl Supervisor {
                 .into_iter()
                 .chain(metrics.map(AsRawFd::as_raw_fd))
                 .chain([self.commands.shared.ended_descriptor()])
+                .chain(machine.handler.as_ref().map(|(_, watch)| watch.descriptor()))
                 .collect(),
             watched: machine.devices.watched(),
             events: vec![machine.devices.as_raw_fd()],

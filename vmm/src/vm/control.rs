@@ -6,9 +6,10 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -16,8 +17,11 @@ use super::VmError;
 use crate::config::{MetricsConfig, VmConfig};
 use crate::jail;
 use crate::metrics::Metrics;
-use crate::snapshot::{Files, Saved, SnapshotLoad};
+use crate::snapshot::{Loading, Saved, SnapshotLoad};
 use crate::virtio::{Active, EventLoop, VirtioDevice};
+
+/// How often somebody who waits for an answer looks whether one can still come.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a VM does, as Firecracker's `InstanceInfo` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,16 +112,16 @@ pub enum Command {
         reply: Reply<Saved>,
     },
     /// Build the VM that lies in these files, instead of a start. It is paused, unless the request says otherwise. The
-    /// answer is its configuration, and the memory's file again. On an error nothing has been started, and something else may be tried.
+    /// answer is its configuration, and the memory's file again, if there is one. On an error nothing has been started, and something else may be tried.
     LoadSnapshot {
         /// Where from.
-        files: Files,
+        files: Loading,
         /// How; the paths in it are not looked at.
         request: Box<SnapshotLoad>,
         /// Where its metrics go.
         metrics: Option<MetricsConfig>,
         /// The answer.
-        reply: Reply<(Box<VmConfig>, File)>,
+        reply: Reply<(Box<VmConfig>, Option<File>)>,
     },
     /// Press Ctrl, Alt and Delete on the guest's keyboard.
     SendCtrlAltDel(Reply<()>),
@@ -136,6 +140,8 @@ pub(super) struct Shared {
     ended: EventFd,
     /// Set once the main thread is restricted, or has ended.
     restricted: OnceLock<()>,
+    /// The process that hands out the guest's pages has ended.
+    handler_lost: AtomicBool,
     pub(super) metrics: Metrics,
 }
 
@@ -152,6 +158,21 @@ impl Shared {
     /// Lets requests be read: what they bring meets a main thread that is restricted.
     pub(super) fn set_restricted(&self) {
         let _ = self.restricted.set(());
+    }
+
+    /// Lets the main thread end the VM, as its pages are gone.
+    pub(super) fn lose_handler(&self) {
+        self.handler_lost.store(true, Ordering::SeqCst);
+        let _ = self.bell.write(1);
+    }
+
+    pub(super) fn has_lost_handler(&self) -> bool {
+        self.handler_lost.load(Ordering::SeqCst)
+    }
+
+    /// Readable once the VM has ended.
+    pub(super) fn ended(&self) -> BorrowedFd<'_> {
+        super::borrow(&self.ended)
     }
 
     pub(super) fn ended_descriptor(&self) -> RawFd {
@@ -198,6 +219,7 @@ pub fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
         bell,
         ended,
         restricted: OnceLock::new(),
+        handler_lost: AtomicBool::new(false),
         metrics: Metrics::default(),
     });
     let (commands, inbox) = channel();
@@ -211,7 +233,15 @@ impl Controller {
         self.commands.send(make(Reply(reply))).map_err(|_| ControlError::Ended)?;
         // Full only if the main thread has not looked for very long, and it will.
         let _ = self.shared.bell.write(1);
-        answer.recv().unwrap_or(Err(ControlError::Ended))
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Disconnected) => return Err(ControlError::Ended),
+                // Where another thread had to end the VM, none comes.
+                Err(RecvTimeoutError::Timeout) if self.state() == VmState::Ended => return Err(ControlError::Ended),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 
     /// Waits until the main thread is restricted: before that nothing is to be read that others have sent.
@@ -249,8 +279,7 @@ impl Controller {
 
     /// Readable once the VM has ended: the thread that serves commands is to clean up and end then.
     pub fn ended(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor lives as long as `self.shared`, which this borrow keeps.
-        unsafe { BorrowedFd::borrow_raw(self.shared.ended.as_raw_fd()) }
+        self.shared.ended()
     }
 
     /// Does `work` with the device of type `D` that has this name ([`VirtioDevice::name`]), on the main thread and

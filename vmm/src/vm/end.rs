@@ -62,6 +62,9 @@ pub enum VmError {
     /// The host gave no random bytes.
     #[error("the host gives no random bytes: {0}")]
     Random(std::io::Error),
+    /// The process that hands out the guest's pages has ended.
+    #[error("the page-fault handler has ended: the guest's memory is gone with it")]
+    HandlerEnded,
     /// Waiting for events failed.
     #[error("cannot wait for events: {0}")]
     Poll(nix::errno::Errno),
@@ -83,6 +86,7 @@ impl VmError {
             Self::Kvm(_) => "kvm-unavailable",
             Self::Memory(_) => "no-memory",
             Self::Vcpu(VcpuError::Template(_)) => "cpu-config",
+            Self::HandlerEnded => "page-fault-handler",
             Self::Vcpu(_) => "vcpu-setup",
             Self::Jail(_) => "jail",
             Self::Device(_) => "device",

@@ -1,6 +1,5 @@
 //! The VM's parts, put together.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VmError;
 use super::kvm::{self, EmptyVm, Groundwork, KvmError};
+use super::watch::Watch;
 use crate::boot::{BootFiles, Entry};
 use crate::config::{HugePages, VmConfig};
 use crate::console::Outlet;
@@ -21,7 +21,7 @@ use crate::devices::ioapic::{self, Ioapic, Pin};
 use crate::devices::serial::{self, Serial};
 use crate::devices::vm_generation;
 use crate::devices::{Bus, Line as _};
-use crate::memory::{self, GuestRam, layout, layout::VirtioPlace};
+use crate::memory::{self, GuestRam, Handler, layout, layout::VirtioPlace};
 use crate::snapshot::{KvmClock, SnapshotError, State};
 use crate::vcpu::{self, VcpuError, VcpuState};
 use crate::virtio::{EventLoop, MmioTransport, Slot, VirtioDevice};
@@ -44,6 +44,8 @@ pub(super) struct Machine {
     msrs: Vec<u32>,
     vm: Arc<VmFd>,
     ram: GuestRam,
+    /// Who hands out the pages of the memory, and who watches it.
+    pub(super) handler: Option<(Handler, Watch)>,
 }
 
 /// The devices that every VM has.
@@ -93,12 +95,11 @@ impl Machine {
     pub(super) fn restore(
         state: &State,
         config: &VmConfig,
-        memory: &File,
+        ram: GuestRam,
         virtio: Vec<Box<dyn VirtioDevice>>,
         options: Restore,
         wake: Arc<EventFd>,
     ) -> Result<Self, VmError> {
-        let ram = memory::map(state.mem_mib, memory)?;
         let (mut empty, supported) = kvm::groundwork()?;
         config.cpu_config().map_or(Ok(()), |template| empty.prepare(template))?;
         let Board { mut machine, .. } = Self::assemble(empty, ram, virtio, options.boot_timer, wake)?;
@@ -149,6 +150,7 @@ impl Machine {
             msrs,
             vm,
             ram,
+            handler: None,
         };
         Ok(Board { machine, places })
     }

@@ -14,6 +14,7 @@ mod machine;
 mod panic;
 mod running;
 mod signals;
+mod watch;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -36,11 +37,12 @@ use crate::boot::BootFiles;
 use crate::config::{MetricsConfig, VmConfig};
 use crate::console::{Console, Outlet};
 use crate::devices::{self, serial};
-use crate::jail::seccomp::{self, ThreadKind};
-use crate::log::{EndReason, Event};
+use crate::jail::seccomp::{self, Descriptors, ThreadKind};
+use crate::log::{self, EndReason, Event};
+use crate::memory::{self, Handler};
 use crate::metrics::Output;
 use crate::mmds::SharedMmds;
-use crate::snapshot::{self, Files, SnapshotLoad};
+use crate::snapshot::{self, Loading, MemorySource, SnapshotLoad};
 use crate::vcpu::{self, Threads, VcpuContext};
 use crate::virtio::VirtioDevice;
 use crate::virtio::queue_thread::{self, Report};
@@ -50,6 +52,7 @@ use kvm::Groundwork;
 use machine::{Machine, Restore};
 use running::{METRICS_INTERVAL, Running};
 use signals::Signals;
+use watch::Watch;
 
 /// What stands beside the configuration on the command line.
 #[derive(Clone, Debug)]
@@ -176,7 +179,7 @@ impl Supervisor {
                         match self.load(&files, &request).and_then(opened) {
                             Ok(((machine, config), metrics)) => {
                                 let made = (machine, metrics);
-                                let answer = (config, files.memory);
+                                let answer = (config, files.memory.file());
                                 return self.confine_and_answer(made, request.resume_vm, reply, answer).map(Some);
                             }
                             Err(error) => reply.send(Err(error.into())),
@@ -248,7 +251,7 @@ impl Supervisor {
     }
 
     /// Puts the VM of a snapshot together. It can be dropped again without a trace.
-    fn load(&self, files: &Files, request: &SnapshotLoad) -> Result<(Machine, Box<VmConfig>), VmError> {
+    fn load(&self, files: &Loading, request: &SnapshotLoad) -> Result<(Machine, Box<VmConfig>), VmError> {
         let begin = Instant::now();
         let state = snapshot::read(&files.state)?;
         let config = state.config(request)?;
@@ -256,10 +259,30 @@ impl Supervisor {
         let outlet = Outlet::open(config.serial.as_ref())?;
         let virtio = devices::virtio(&config, &self.options.metadata)?;
         let options = Restore { boot_timer: self.options.boot_timer, clock_realtime: request.clock_realtime };
-        let mut machine = Machine::restore(&state, &config, &files.memory, virtio, options, Arc::clone(&self.wake))?;
+        let (ram, handler) = match &files.memory {
+            MemorySource::File(file) => (memory::map(state.mem_mib, file)?, None),
+            MemorySource::Handler(path) => {
+                let (ram, handler) = memory::map_handed_out(state.mem_mib, path)?;
+                // Before anything touches it.
+                (ram, Some(self.watch(handler)?))
+            }
+        };
+        let mut machine = Machine::restore(&state, &config, ram, virtio, options, Arc::clone(&self.wake))?;
+        machine.handler = handler;
         self.commands.shared.metrics.latencies.load_snapshot.set_since(begin);
         machine.outlet = outlet;
         Ok((machine, Box::new(config)))
+    }
+
+    /// Lets a thread watch the process that hands out pages.
+    fn watch(&self, handler: Handler) -> Result<(Handler, Watch), VmError> {
+        let shared = Arc::clone(&self.commands.shared);
+        let rung = [self.wake.as_raw_fd(), shared.ended_descriptor(), log::descriptor(), libc::STDERR_FILENO];
+        let known = Descriptors { rung: rung.to_vec(), ..Descriptors::default() };
+        let filter = self.filter(ThreadKind::Watch, &[], &known)?;
+        let process = handler.process.try_clone().map_err(VmError::EventFd)?;
+        let watch = Watch::start(process, shared, self.clock, filter)?;
+        Ok((handler, watch))
     }
 
     fn announce(&self, config: &VmConfig) {

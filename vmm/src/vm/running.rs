@@ -132,6 +132,9 @@ impl Running {
         if let Some(end) = self.take_messages() {
             return Some(end);
         }
+        if self.commands.shared.has_lost_handler() {
+            return Some(Err(VmError::HandlerEnded));
+        }
         if self.paused.is_none() {
             self.threads.give_back_late();
         }

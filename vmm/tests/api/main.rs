@@ -20,6 +20,7 @@ mod hostile;
 mod life;
 mod network;
 mod openapi;
+mod page_faults;
 mod processes;
 mod snapshots;
 mod states;

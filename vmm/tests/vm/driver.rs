@@ -14,7 +14,7 @@ use portcullis_vmm::config::{DriveConfig, VmConfig};
 use portcullis_vmm::devices::block::{Block, Disk};
 use portcullis_vmm::jail::Reach;
 use portcullis_vmm::mmds::{DEFAULT_LIMIT, Mmds};
-use portcullis_vmm::snapshot::{self, Base, Files, Saved, SnapshotLoad, SnapshotType, Written};
+use portcullis_vmm::snapshot::{self, Base, Files, Loading, MemorySource, Saved, SnapshotLoad, SnapshotType, Written};
 use portcullis_vmm::virtio::Active;
 use portcullis_vmm::vm::{Clock, Command, Confinement, ControlError, Controller, Options, Supervisor};
 
@@ -158,7 +158,7 @@ fn obey(controller: &Controller, dir: &Path, base: &Base, words: &[&str]) -> Res
         }
         ["load", path, more @ ..] => {
             let open = |what: &str| OpenOptions::new().read(true).open(format!("{path}.{what}")).unwrap();
-            let files = Files { state: open("state"), memory: open("memory") };
+            let files = Loading { state: open("state"), memory: MemorySource::File(open("memory")) };
             let text = r#"{"snapshot_path": "state", "mem_file_path": "memory"}"#;
             let mut request: Box<SnapshotLoad> = serde_json::from_str(text).unwrap();
             request.resume_vm = more.contains(&"resume");

@@ -96,11 +96,11 @@ impl Bench {
         [vec![[0; 6], [usize::MAX; 6], [self.page(), 64, 0, 0, 0, 0]], fds.map(on).to_vec()].concat()
     }
 
-    /// Calls as they would be made, with whether they are to get through for main, vCPU, queue and API threads.
-    fn chosen(&self) -> Vec<(&'static str, i64, Arguments, [bool; 4])> {
+    /// Calls as they would be made, with whether they are to get through for main, vCPU, queue, API and watching threads.
+    fn chosen(&self) -> Vec<(&'static str, i64, Arguments, [bool; 5])> {
         const GIB: usize = 1 << 30;
-        const NONE: [bool; 4] = [false; 4];
-        const ALL: [bool; 4] = [true; 4];
+        const NONE: [bool; 5] = [false; 5];
+        const ALL: [bool; 5] = [true; 5];
         let flags = |flags: i32| usize::try_from(flags).unwrap();
         let [counter, vcpu, vm] = [self.known.rung[0], self.known.vcpus[0], self.known.vm[0]].map(Self::number);
         let (file, page) = (Self::number(self.file.as_raw_fd()), self.page());
@@ -125,12 +125,12 @@ impl Bench {
             ("much memory", libc::SYS_mmap, [0, GIB, read_write, own, usize::MAX, 0], NONE),
             ("very much memory", libc::SYS_mmap, [0, (4 * GIB) + 4096, read_write, own, usize::MAX, 0], NONE),
             ("growing memory", libc::SYS_mremap, [page, 4096, GIB, 1, 0, 0], NONE),
-            ("a little more memory", libc::SYS_mremap, [page, 4096, 4096, 1, 0, 0], [true, false, false, true]),
+            ("a little more memory", libc::SYS_mremap, [page, 4096, 4096, 1, 0, 0], [true, false, false, true, false]),
             (
                 "whether it is open",
                 libc::SYS_fcntl,
                 [counter, flags(libc::F_GETFD), 0, 0, 0, 0],
-                [cfg!(debug_assertions); 4],
+                [cfg!(debug_assertions); 5],
             ),
             ("its flags", libc::SYS_fcntl, [counter, flags(libc::F_SETFL), 0, 0, 0, 0], NONE),
             ("moving memory", libc::SYS_mremap, [page, 4096, 4096, 3, page + 4096, 0], NONE),
@@ -140,27 +140,37 @@ impl Bench {
             ("huge", libc::SYS_madvise, [page, 4096, flags(libc::MADV_HUGEPAGE), 0, 0, 0], NONE),
             ("dumped", libc::SYS_madvise, [page, 4096, flags(libc::MADV_DODUMP), 0, 0, 0], NONE),
             ("ringing", libc::SYS_write, [counter, page, 8, 0, 0, 0], ALL),
-            ("writing to the file", libc::SYS_write, [file, page, 8, 0, 0, 0], [false, false, false, true]),
-            ("writing to the VM", libc::SYS_write, [vm, page, 8, 0, 0, 0], [false, false, false, true]),
-            ("reading from the file", libc::SYS_read, [file, page, 8, 0, 0, 0], [false, false, false, true]),
-            ("writing at 1 TiB", libc::SYS_pwrite64, [file, page, 8, 1024 * GIB, 0, 0], [false, false, false, true]),
-            ("cutting the file", libc::SYS_ftruncate, [file, 0, 0, 0, 0, 0], [false, false, false, true]),
+            ("writing to the file", libc::SYS_write, [file, page, 8, 0, 0, 0], [false, false, false, true, false]),
+            ("writing to the VM", libc::SYS_write, [vm, page, 8, 0, 0, 0], [false, false, false, true, false]),
+            ("reading from the file", libc::SYS_read, [file, page, 8, 0, 0, 0], [false, false, false, true, false]),
+            (
+                "writing at 1 TiB",
+                libc::SYS_pwrite64,
+                [file, page, 8, 1024 * GIB, 0, 0],
+                [false, false, false, true, false],
+            ),
+            ("cutting the file", libc::SYS_ftruncate, [file, 0, 0, 0, 0, 0], [false, false, false, true, false]),
             ("set-uid", libc::SYS_fchmod, [file, 0o4755, 0, 0, 0, 0], NONE),
-            ("for its owner", libc::SYS_fchmod, [file, 0o600, 0, 0, 0, 0], [false, false, false, true]),
-            ("opening", libc::SYS_openat, open(libc::O_RDWR), [false, false, false, true]),
+            ("for its owner", libc::SYS_fchmod, [file, 0o600, 0, 0, 0, 0], [false, false, false, true, false]),
+            ("opening", libc::SYS_openat, open(libc::O_RDWR), [false, false, false, true, false]),
             ("opening beside a folder", libc::SYS_openat, [file, page, 0, 0, 0, 0], NONE),
             ("opening and cutting", libc::SYS_openat, open(libc::O_WRONLY | libc::O_TRUNC), NONE),
             ("opening a way only", libc::SYS_openat, open(libc::O_PATH), NONE),
-            ("running the guest", libc::SYS_ioctl, [vcpu, 0xae80, 0, 0, 0, 0], [false, true, false, false]),
-            ("its registers", libc::SYS_ioctl, [vcpu, 0x8090_ae81, page, 0, 0, 0], [true, true, false, false]),
+            ("running the guest", libc::SYS_ioctl, [vcpu, 0xae80, 0, 0, 0, 0], [false, true, false, false, false]),
+            ("its registers", libc::SYS_ioctl, [vcpu, 0x8090_ae81, page, 0, 0, 0], [true, true, false, false, false]),
             ("changing its registers", libc::SYS_ioctl, [vcpu, 0x4090_ae82, page, 0, 0, 0], NONE),
             ("more guest memory", libc::SYS_ioctl, [vm, 0x4020_ae46, page, 0, 0, 0], NONE),
             ("one more vCPU", libc::SYS_ioctl, [vm, 0xae41, 1, 0, 0, 0], NONE),
-            ("an interrupt", libc::SYS_ioctl, [vm, 0x4020_aea5, page, 0, 0, 0], [true, true, true, false]),
+            ("an interrupt", libc::SYS_ioctl, [vm, 0x4020_aea5, page, 0, 0, 0], [true, true, true, false, false]),
             ("an interrupt of a vCPU", libc::SYS_ioctl, [vcpu, 0x4020_aea5, page, 0, 0, 0], NONE),
             ("typing into the terminal", libc::SYS_ioctl, [0, 0x5412, page, 0, 0, 0], NONE),
             ("an abort", libc::SYS_tgkill, [parent, 0, flags(libc::SIGABRT), 0, 0, 0], ALL),
-            ("a kick", libc::SYS_tgkill, [parent, 0, flags(libc::SIGUSR1), 0, 0, 0], [true, false, false, false]),
+            (
+                "a kick",
+                libc::SYS_tgkill,
+                [parent, 0, flags(libc::SIGUSR1), 0, 0, 0],
+                [true, false, false, false, false],
+            ),
             ("a stop", libc::SYS_tgkill, [parent, 0, flags(libc::SIGSTOP), 0, 0, 0], NONE),
             ("a signal to another", libc::SYS_tgkill, [1, 1, flags(libc::SIGABRT), 0, 0, 0], NONE),
             ("waiting for many", libc::SYS_poll, [page, 1000, 0, 0, 0, 0], NONE),
@@ -177,6 +187,7 @@ fn expected(kind: ThreadKind) -> BTreeSet<(&'static str, i64)> {
     let own = match kind {
         ThreadKind::Vcpu => calls![SYS_exit SYS_rt_sigreturn].to_vec(),
         ThreadKind::Queue => calls![SYS_close SYS_epoll_wait SYS_exit].to_vec(),
+        ThreadKind::Watch => calls![SYS_clock_nanosleep SYS_close SYS_exit SYS_exit_group].to_vec(),
         ThreadKind::Main => {
             calls![SYS_clock_nanosleep SYS_close SYS_epoll_wait SYS_exit_group SYS_mremap SYS_read].to_vec()
         }
@@ -187,7 +198,8 @@ fn expected(kind: ThreadKind) -> BTreeSet<(&'static str, i64)> {
         .to_vec(),
     };
     let debug = if cfg!(debug_assertions) { calls![SYS_fcntl].to_vec() } else { Vec::new() };
-    let no_ioctl = |(name, _): &(&str, i64)| kind != ThreadKind::Api || *name != "SYS_ioctl";
+    let has_ioctl = !matches!(kind, ThreadKind::Api | ThreadKind::Watch);
+    let no_ioctl = |(name, _): &(&str, i64)| has_ioctl || *name != "SYS_ioctl";
     common.into_iter().filter(no_ioctl).chain(own).chain(debug).collect()
 }
 
@@ -203,7 +215,7 @@ fn what_gets_through_is_what_is_written_down() {
     let bench = Bench::new();
     // Whatever should get through has nothing to harm then.
     restrict_process(Omitted::default()).unwrap();
-    let kinds = [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Queue, ThreadKind::Api];
+    let kinds = [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Queue, ThreadKind::Api, ThreadKind::Watch];
     for (place, kind) in kinds.into_iter().enumerate() {
         let filter = compile(kind, &[], &bench.known).unwrap();
         let through = |call, arguments| gets_through(kind, &filter, call, arguments);

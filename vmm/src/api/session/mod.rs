@@ -371,7 +371,11 @@ impl Session {
         let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
         let (config, memory) = loaded;
         self.config = *config;
-        self.base.load(memory);
+        // Pages that another process hands out are compared with nothing.
+        match memory {
+            Some(file) => self.base.load(file),
+            None => self.base.forget(),
+        }
         (self.config.logger, self.config.metrics) = (logger, metrics);
         (self.bootable, self.configured) = (false, true);
         Ok(Response::done())

@@ -62,6 +62,10 @@ const MAIN: &[i64] = &[libc::SYS_clock_nanosleep, libc::SYS_close, libc::SYS_exi
 /// of a disk that was replaced, when the last request to it is done.
 const QUEUE: &[i64] = &[libc::SYS_close, libc::SYS_exit];
 
+/// What only the watching thread needs beside [`COMMON`]: its end and the process's, a wait between the two, and to close
+/// what it watched.
+const WATCH: &[i64] = &[libc::SYS_clock_nanosleep, libc::SYS_close, libc::SYS_exit, libc::SYS_exit_group];
+
 /// What only the API's thread needs beside [`COMMON`]. It opens files, where its Landlock domain lets it; it connects to
 /// nothing and starts nothing.
 const API: &[i64] = &[
@@ -165,6 +169,7 @@ pub(super) fn rules(kind: ThreadKind, devices: &[Call], known: &Descriptors) -> 
         ThreadKind::Vcpu => vcpu(&mut list, known),
         ThreadKind::Main => main(&mut list, known),
         ThreadKind::Queue => queue(&mut list, known),
+        ThreadKind::Watch => watch(&mut list, known),
         ThreadKind::Api => api(&mut list),
         ThreadKind::Building => building(&mut list),
     }
@@ -216,6 +221,15 @@ fn queue(list: &mut List, known: &Descriptors) {
     list.poll(1);
 }
 
+fn watch(list: &mut List, known: &Descriptors) {
+    list.any(WATCH);
+    list.memory(SMALL);
+    list.signals(&[bits(libc::SIGABRT)]);
+    list.on(libc::SYS_write, &[&known.rung]);
+    // The process, or the VM's end, and its own end.
+    list.poll(2);
+}
+
 fn api(list: &mut List) {
     list.any(API);
     list.memory(LARGE);
@@ -242,12 +256,16 @@ const BUILDING: &[i64] = &[
     libc::SYS_fstat,
     libc::SYS_geteuid,
     libc::SYS_getpgrp,
+    libc::SYS_getsockopt,
     libc::SYS_getuid,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_restrict_self,
     libc::SYS_listen,
     libc::SYS_lseek,
+    // A page-fault handler: its process, and what it is sent.
+    libc::SYS_pidfd_open,
+    libc::SYS_sendmsg,
     libc::SYS_newfstatat,
     libc::SYS_prlimit64,
     libc::SYS_rseq,
