@@ -94,6 +94,11 @@ fn a_failed_write_leaves_nothing_that_could_be_loaded() {
     let written = |kind| Written { state: state(), ram: &ram, kind, base: &base, track: false };
     write(&good, &written(SnapshotType::Full), true).unwrap();
     assert!(read(&open("state").unwrap()).is_ok());
+    // Of a longer one that was there nothing is left behind the new one's end.
+    let length = good.state.metadata().unwrap().len();
+    good.state.set_len(length + 100).unwrap();
+    write(&good, &written(SnapshotType::Full), true).unwrap();
+    assert_eq!(good.state.metadata().unwrap().len(), length);
     // The memory's file can only be read: an earlier state, which it would now belong to, must be gone.
     for kind in [SnapshotType::Full, SnapshotType::Diff] {
         write(&good, &written(kind), true).unwrap();

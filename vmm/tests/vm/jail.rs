@@ -245,6 +245,15 @@ fn each_layer_is_left_out_alone_and_said_so() {
         let out: Vec<_> = unconfined.iter().filter(|(_, value)| **value == 1).map(|(name, _)| name.as_str()).collect();
         assert_eq!((out, unconfined.len()), (vec![layer], 4));
     }
+    // Where neither of the two that need it is there, the process gains nothing all the same.
+    let setup = Setup::new(&Guest::new().print("ready").hang());
+    let mut command = setup.command();
+    command.args(["--unconfined", "landlock", "--unconfined", "seccomp"]);
+    let mut vmm = Vmm::start(command, setup.dir);
+    vmm.wait_for("ready");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vmm.pid())).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    drop(vmm);
     let (code, errors) = refused(Setup::new(&Guest::new().reset()).command().args(["--unconfined", "all"]));
     assert!(code == 2 && errors.contains("landlock, seccomp, capabilities, user"), "{code} {errors}");
 }

@@ -223,3 +223,24 @@ fn idle_connections_make_room_and_busy_ones_do_not() {
     busy[3].write_all(b"Content-Length: 1\r\n\r\nx").unwrap();
     assert!(response(&mut busy[3]).0.starts_with("HTTP/1.1 200"));
 }
+
+#[test]
+fn a_client_that_has_begun_a_request_has_some_time_to_end_it() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let begin = Instant::now();
+    let mut connection = Connection::new(ours.into(), Limits::default(), begin);
+    assert_eq!(connection.deadline(), None, "one that sends nothing is not slow");
+    theirs.write_all(b"PUT /actions HTTP/1.1\r\n").unwrap();
+    assert!(matches!(connection.serve(begin), Turn::Wait));
+    let deadline = connection.deadline().unwrap();
+    assert_eq!(deadline, begin + super::super::connection::SLOWEST);
+    // It is told so, and the connection ends.
+    let mut turn = connection.expire(deadline);
+    while !matches!(turn, Turn::End) {
+        turn = connection.serve(deadline);
+    }
+    let mut text = [0; 64];
+    let length = theirs.read(&mut text).unwrap();
+    assert!(String::from_utf8_lossy(&text[..length]).starts_with("HTTP/1.1 408 "), "{text:?}");
+}
