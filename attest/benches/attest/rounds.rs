@@ -87,12 +87,21 @@ impl Summary {
     }
 }
 
-/// Lets every contender have one turn in each round. Who is first changes from round to round; the first round only warms
-/// up and does not count.
+/// Lets every contender have one turn in each round. The order is another in each, so that nobody always comes behind the
+/// same one and finds the machine as that has left it; the first round only warms up and does not count.
 pub fn run(contenders: &mut [Contender<'_>], rounds: usize) {
+    let mut order: Vec<usize> = (0..contenders.len()).collect();
+    // A linear congruential generator (Knuth's MMIX): any mixture will do, and the same each time.
+    let mut state = 1u64;
+    let mut below = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).expect("31 bits") % bound
+    };
     for round in 0..=rounds {
-        for turn in 0..contenders.len() {
-            let place = (round + turn) % contenders.len();
+        for place in (1..order.len()).rev() {
+            order.swap(place, below(place + 1));
+        }
+        for place in order.iter().copied() {
             let cost = (contenders[place].turn)();
             contenders[place].costs.push(cost);
         }
