@@ -92,13 +92,13 @@ fn ask(api: &mut BufReader<UnixStream>, body: &Value) -> Option<()> {
     done.then_some(())
 }
 
-/// One life: milliseconds of each pause, and of the end after SIGTERM. Nothing if the program has no such API.
-fn life(program: &Program, at: &Path, number: u64) -> Option<(Vec<f64>, f64)> {
+/// One life: milliseconds of each pause, and of the end after SIGTERM.
+fn life(program: &Program, at: &Path, number: u64) -> (Vec<f64>, f64) {
     let socket = at.join("api.sock");
     let _ = std::fs::remove_file(&socket);
     let disk = std::fs::File::create(at.join("disk")).expect("a disk");
     nix::fcntl::fallocate(&disk, nix::fcntl::FallocateFlags::empty(), 0, DISK).expect("room for a disk");
-    let mut child = program.serving(at, &socket)?.spawn().expect("a program that was found");
+    let mut child = program.serving(at, &socket).spawn().expect("a program that was found");
     let mut output = child.stdout.take().expect("standard output is a pipe");
     let mut byte = [0];
     while byte != *b"!" {
@@ -121,10 +121,10 @@ fn life(program: &Program, at: &Path, number: u64) -> Option<(Vec<f64>, f64)> {
     let begin = Instant::now();
     kill(Pid::from_raw(i32::try_from(child.id()).expect("a process")), Signal::SIGTERM).expect("a child");
     child.wait().expect("a child");
-    Some((pauses, milliseconds(begin)))
+    (pauses, milliseconds(begin))
 }
 
-/// Measures every VMM that has this API. Peers meet the writes only: their disks have not all of these requests.
+/// Measures the builds of ours.
 pub fn run(report: &mut Report, programs: &Programs) {
     for load in &LOADS {
         report.section(load.name);
@@ -136,9 +136,8 @@ pub fn run(report: &mut Report, programs: &Programs) {
                         "is_read_only": false, "cache_type": "Writeback"}],
         });
         std::fs::write(at.join("serving.json"), config.to_string()).expect("a guest's files");
-        for program in programs.all.iter().filter(|program| load.features == 0 || program.is_ours) {
-            let lives: Option<Vec<_>> = (0..LIVES).map(|number| life(program, &at, number)).collect();
-            let Some(lives) = lives else { continue };
+        for program in programs.all.iter().filter(|program| program.is_ours) {
+            let lives: Vec<_> = (0..LIVES).map(|number| life(program, &at, number)).collect();
             let pauses: Vec<f64> = lives.iter().flat_map(|(pauses, _)| pauses.clone()).collect();
             let ends: Vec<f64> = lives.iter().map(|(_, end)| *end).collect();
             for (what, figures) in [("pause", pauses), ("SIGTERM to the end", ends)] {

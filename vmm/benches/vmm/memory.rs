@@ -57,7 +57,7 @@ pub fn run(report: &mut Report, programs: &Programs) {
         guest.request(*queue, 1, 0, &parts.map(|(address, len, flags)| (u64::from(address), len, flags)))
     });
     let at = programs.guest_with_disks("disks", &guest.print("!").hang(), disks.len());
-    for program in programs.all.iter().filter(|program| program.is_like_firecracker()) {
+    for program in programs.all.iter().filter(|program| program.is_ours) {
         let figures = (0..TIMES).map(|_| measure(program, &at)).collect();
         report.row(Row::figure("the same with two disks", program.name, Summary::of(figures), "KiB"));
     }

@@ -7,8 +7,6 @@ use portcullis_vmm::config::{DriveConfig, VmConfig};
 
 use crate::guest::{Guest, SCRATCH};
 
-const FIRECRACKER: &str = "Firecracker";
-
 /// Guest memory in MiB.
 pub const MEM_MIB: u64 = 128;
 
@@ -60,7 +58,7 @@ impl Programs {
         all.extend(before.map(|path| Program { name: "build before", is_ours: true, path, arguments: portcullis }));
         let peers: [(&'static str, &str, Arguments); 3] = [
             ("QEMU microvm", "qemu-system-x86_64", qemu),
-            (FIRECRACKER, "firecracker", firecracker),
+            ("Firecracker", "firecracker", firecracker),
             ("Cloud Hypervisor", "cloud-hypervisor", cloud_hypervisor),
         ];
         let mut missing = Vec::new();
@@ -78,7 +76,7 @@ impl Programs {
         self.guest_with_disks(name, guest, 0)
     }
 
-    /// The same, with so many disks of 1 MiB for those that are told so in Firecracker's format.
+    /// The same, with so many disks of 1 MiB for ours.
     pub fn guest_with_disks(&self, name: &str, guest: &Guest, disks: usize) -> PathBuf {
         let at = self.directory.path().join(name);
         let write = |file: &str, bytes: &[u8]| std::fs::write(at.join(file), bytes).expect("a guest's files");
@@ -92,14 +90,10 @@ impl Programs {
         let config = VmConfig::new(at.join("kernel")).with_mem_mib(MEM_MIB);
         let config = disks.iter().fold(config, |all, disk| all.with_drive(DriveConfig::new(disk, at.join(disk))));
         write("vm.json", config.to_json().expect("a configuration").as_bytes());
-        let drive = |disk: &String| {
-            serde_json::json!({"drive_id": disk, "path_on_host": at.join(disk), "is_root_device": false,
-                               "is_read_only": false})
-        };
         let firecracker = serde_json::json!({
             "boot-source": {"kernel_image_path": at.join("kernel")},
             "machine-config": {"vcpu_count": 1, "mem_size_mib": MEM_MIB},
-            "drives": disks.iter().map(drive).collect::<Vec<_>>(),
+            "drives": [],
         });
         write("firecracker.json", firecracker.to_string().as_bytes());
         at
@@ -114,17 +108,12 @@ impl Program {
         command
     }
 
-    /// The command that runs `serving.json` at `at` and serves Firecracker's API on `socket`, if this program has it.
-    pub fn serving(&self, at: &Path, socket: &Path) -> Option<Command> {
+    /// The command that runs `serving.json` at `at` and serves the API on `socket`. Of ours only.
+    pub fn serving(&self, at: &Path, socket: &Path) -> Command {
         let mut command = Command::new(&self.path);
         command.arg("--api-sock").arg(socket).arg("--config-file").arg(at.join("serving.json"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        self.is_like_firecracker().then_some(command)
-    }
-
-    /// Whether it takes Firecracker's configuration.
-    pub fn is_like_firecracker(&self) -> bool {
-        self.is_ours || self.name == FIRECRACKER
+        command
     }
 }
 

@@ -63,7 +63,7 @@ pub enum HandlerError {
 
 /// `struct uffdio_api`.
 #[repr(C)]
-struct Features {
+struct Agreement {
     api: u64,
     features: u64,
     ioctls: u64,
@@ -139,8 +139,8 @@ fn hand_over(ram: &GuestRam) -> Result<OwnedFd, HandlerError> {
     }
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     let faults = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut features = Features { api: UFFD_API, features: EVENT_REMOVE, ioctls: 0 };
-    ask(&faults, API, &raw mut features, "agree on what it can")?;
+    let mut agreement = Agreement { api: UFFD_API, features: EVENT_REMOVE, ioctls: 0 };
+    ask(&faults, API, &raw mut agreement, "agree on what it can")?;
     for region in ram.iter() {
         let (start, len) = (region.as_ptr().addr() as u64, region.len());
         let mut registered = Registered { start, len, mode: MODE_MISSING, ioctls: 0 };
