@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -140,8 +140,6 @@ pub(super) struct Shared {
     ended: EventFd,
     /// Set once the main thread is restricted, or has ended.
     restricted: OnceLock<()>,
-    /// The process that hands out the guest's pages has ended.
-    handler_lost: AtomicBool,
     pub(super) metrics: Metrics,
 }
 
@@ -160,14 +158,10 @@ impl Shared {
         let _ = self.restricted.set(());
     }
 
-    /// Lets the main thread end the VM, as its pages are gone.
-    pub(super) fn lose_handler(&self) {
-        self.handler_lost.store(true, Ordering::SeqCst);
+    /// Wakes the main thread.
+    pub(super) fn ring(&self) {
+        // Full only if it has not looked for very long, and it will.
         let _ = self.bell.write(1);
-    }
-
-    pub(super) fn has_lost_handler(&self) -> bool {
-        self.handler_lost.load(Ordering::SeqCst)
     }
 
     /// Readable once the VM has ended.
@@ -219,7 +213,6 @@ pub fn connect(bell: Arc<EventFd>) -> Result<(Controller, Commands), VmError> {
         bell,
         ended,
         restricted: OnceLock::new(),
-        handler_lost: AtomicBool::new(false),
         metrics: Metrics::default(),
     });
     let (commands, inbox) = channel();
@@ -231,8 +224,7 @@ impl Controller {
     pub fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, ControlError> {
         let (reply, answer) = sync_channel(1);
         self.commands.send(make(Reply(reply))).map_err(|_| ControlError::Ended)?;
-        // Full only if the main thread has not looked for very long, and it will.
-        let _ = self.shared.bell.write(1);
+        self.shared.ring();
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(answer) => return answer,

@@ -132,7 +132,7 @@ impl Running {
         if let Some(end) = self.take_messages() {
             return Some(end);
         }
-        if self.commands.shared.has_lost_handler() {
+        if self.machine.handler.as_ref().is_some_and(|(_, watch)| watch.has_lost()) {
             return Some(Err(VmError::HandlerEnded));
         }
         if self.paused.is_none() {

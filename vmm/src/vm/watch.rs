@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,6 +25,7 @@ const CLEANING: Duration = Duration::from_millis(500);
 /// Watches the process until it is dropped.
 pub(super) struct Watch {
     done: Arc<EventFd>,
+    lost: Arc<AtomicBool>,
 }
 
 impl Watch {
@@ -36,7 +38,8 @@ impl Watch {
     ) -> Result<Self, VmError> {
         let done = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
         let done = Arc::new(done);
-        let hears = Arc::clone(&done);
+        let lost = Arc::new(AtomicBool::new(false));
+        let (hears, sees) = (Arc::clone(&done), Arc::clone(&lost));
         let builder = std::thread::Builder::new().name("watch".to_owned()).stack_size(STACK);
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let thread = move || {
@@ -44,12 +47,17 @@ impl Watch {
             let ok = confined.is_ok();
             let _ = tell.send(confined);
             if ok {
-                watch(&process, &hears, &shared, clock);
+                watch(&process, &hears, &sees, &shared, clock);
             }
         };
         builder.spawn(thread).map_err(VmError::Thread)?;
         told.recv().map_err(|_| VmError::HandlerEnded)??;
-        Ok(Self { done })
+        Ok(Self { done, lost })
+    }
+
+    /// Whether the process has ended.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
     }
 
     /// What is written when it is dropped.
@@ -64,7 +72,7 @@ impl Drop for Watch {
     }
 }
 
-fn watch(process: &OwnedFd, done: &EventFd, shared: &Shared, clock: Clock) {
+fn watch(process: &OwnedFd, done: &EventFd, lost: &AtomicBool, shared: &Shared, clock: Clock) {
     let waited = |fd, timeout: PollTimeout| {
         let mut set = [fd, borrow(done)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let _ = poll(&mut set, timeout);
@@ -77,7 +85,8 @@ fn watch(process: &OwnedFd, done: &EventFd, shared: &Shared, clock: Clock) {
             _ => {}
         }
     }
-    shared.lose_handler();
+    lost.store(true, Ordering::SeqCst);
+    shared.ring();
     if waited(shared.ended(), PollTimeout::from(GRACE)) != [false, false] {
         return;
     }
