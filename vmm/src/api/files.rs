@@ -57,9 +57,7 @@ struct Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if self.origin == Origin::Made {
-            let _ = std::fs::remove_file(&self.path);
-        }
+        let _ = self.remove();
     }
 }
 
@@ -83,6 +81,21 @@ impl Name {
                 let file = open_regular(options.create_new(true), "create", path)?;
                 Ok((name(Origin::Made), file))
             }
+        }
+    }
+
+    /// Removes a file that was made.
+    fn remove(&mut self) -> std::io::Result<()> {
+        match std::mem::replace(&mut self.origin, Origin::Replaced) {
+            Origin::Made => std::fs::remove_file(&self.path),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same; if this thread may not, nothing is left in it.
+    fn take_back(&mut self, file: &File) {
+        if self.remove().is_err() {
+            let _ = file.set_len(0);
         }
     }
 
@@ -112,19 +125,21 @@ fn link(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// The names of the files of a new snapshot. Dropped, what was made is gone again.
+/// The files of a new snapshot, and their names. Dropped, what was made is gone again, or empty where this thread may not
+/// remove it.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct Unpublished {
+    pub(super) files: Files,
     state: Name,
     memory: Name,
 }
 
-impl Names {
+impl Unpublished {
     /// The snapshot is whole: its files get their names, and keep them. If `sync`, the names are on disk too.
-    pub(super) fn publish(mut self, files: &Files, sync: bool) -> Result<(), Fault> {
-        self.memory.publish(&files.memory)?;
-        self.state.publish(&files.state)?;
-        for (name, file) in [(&self.memory, &files.memory), (&self.state, &files.state)] {
+    pub(super) fn publish(mut self, sync: bool) -> Result<(), Fault> {
+        self.memory.publish(&self.files.memory)?;
+        self.state.publish(&self.files.state)?;
+        for (name, file) in [(&self.memory, &self.files.memory), (&self.state, &self.files.state)] {
             if sync && name.origin == Origin::Made {
                 // A folder that may not be read: most file systems put the name on disk with the file.
                 let synced = File::open(folder(&name.path)).and_then(|folder| folder.sync_all());
@@ -137,13 +152,21 @@ impl Names {
     }
 }
 
-/// The files of a new snapshot, emptied, and their names, which they may not have before [`Names::publish`]. A memory
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        for (name, file) in [(&mut self.memory, &self.files.memory), (&mut self.state, &self.files.state)] {
+            name.take_back(file);
+        }
+    }
+}
+
+/// The files of a new snapshot, emptied, without their names before [`Unpublished::publish`]. A memory
 /// file of `memory_size` bytes is not emptied for a differential snapshot, which is merged into it.
 ///
 /// They are locked (`flock`) until they are closed: a file that is a disk of a VM, or that the memory of one is mapped
 /// from, is another's, and losing it would be the end of that VM. A file that is replaced is its owner's alone from now on;
 /// who has it open already goes on reading it.
-pub(super) fn create(request: &SnapshotCreate, memory_size: u64) -> Result<(Files, Names), Fault> {
+pub(super) fn create(request: &SnapshotCreate, memory_size: u64) -> Result<Unpublished, Fault> {
     let (state_name, state) = Name::open(&request.snapshot_path)?;
     let (memory_name, memory) = Name::open(&request.mem_file_path)?;
     let id = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
@@ -168,7 +191,7 @@ pub(super) fn create(request: &SnapshotCreate, memory_size: u64) -> Result<(File
     if request.snapshot_type == SnapshotType::Full || !is_memory {
         empty(&memory, &request.mem_file_path)?;
     }
-    Ok((Files { state, memory }, Names { state: state_name, memory: memory_name }))
+    Ok(Unpublished { files: Files { state, memory }, state: state_name, memory: memory_name })
 }
 
 /// The files of a snapshot that is there. The lock on the memory's lasts as long as the VM whose memory it is.
@@ -190,6 +213,8 @@ pub(super) fn open(request: &SnapshotLoad) -> Result<Loading, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn request(dir: &Path, state: &str, memory: &str) -> SnapshotCreate {
@@ -219,9 +244,9 @@ mod tests {
         let memory = dir.path().join("m");
         std::fs::write(&memory, "old").unwrap();
         std::fs::set_permissions(&memory, Permissions::from_mode(0o644)).unwrap();
-        let (files, new) = create(&request(dir.path(), "s", "m"), 0).unwrap();
-        assert_eq!((files.memory.metadata().unwrap().len(), mode(&memory)), (0, 0o600));
-        new.publish(&files, true).unwrap();
+        let new = create(&request(dir.path(), "s", "m"), 0).unwrap();
+        assert_eq!((new.files.memory.metadata().unwrap().len(), mode(&memory)), (0, 0o600));
+        new.publish(true).unwrap();
         assert_eq!((names(dir.path()), mode(&dir.path().join("s"))), (vec!["m".to_owned(), "s".to_owned()], 0o600));
     }
 
@@ -233,9 +258,9 @@ mod tests {
                 std::fs::write(dir.path().join(name), "old").unwrap();
             }
             let request = SnapshotCreate { snapshot_type: kind, ..request(dir.path(), "s", "m") };
-            let (files, _) = create(&request, size).unwrap();
+            let new = create(&request, size).unwrap();
             let len = |file: &File| file.metadata().unwrap().len();
-            assert_eq!((len(&files.state), len(&files.memory)), (0, kept), "{kind:?} {size}");
+            assert_eq!((len(&new.files.state), len(&new.files.memory)), (0, kept), "{kind:?} {size}");
         }
     }
 
@@ -257,9 +282,9 @@ mod tests {
         drop(create(&request(dir.path(), "s", "m"), 0).unwrap());
         assert_eq!(names(dir.path()), before);
         // The name of the state is taken before it is whole: the memory, named before, goes again.
-        let (files, new) = create(&request(dir.path(), "s", "m"), 0).unwrap();
+        let new = create(&request(dir.path(), "s", "m"), 0).unwrap();
         std::fs::write(dir.path().join("s"), "another's").unwrap();
-        assert!(new.publish(&files, false).unwrap_err().message.contains("exists"));
+        assert!(new.publish(false).unwrap_err().message.contains("exists"));
         assert_eq!(names(dir.path()), [before, vec!["s".to_owned()]].concat());
         assert_eq!(std::fs::read_to_string(dir.path().join("s")).unwrap(), "another's");
     }
@@ -272,11 +297,19 @@ mod tests {
             (Name { path: path.clone(), origin: Origin::Made }, File::create_new(path).unwrap())
         };
         let ((state, state_file), (memory, memory_file)) = (made("s"), made("m"));
-        let (names_of_both, files) = (Names { state, memory }, Files { state: state_file, memory: memory_file });
-        names_of_both.publish(&files, true).unwrap();
+        Unpublished { files: Files { state: state_file, memory: memory_file }, state, memory }.publish(true).unwrap();
         assert_eq!(names(dir.path()), ["m", "s"]);
         drop((made("s2"), made("m2")));
         assert_eq!(names(dir.path()), ["m", "s"]);
+        // One that cannot be removed: another thing has its name.
+        let ((state, state_file), (memory, mut memory_file)) = (made("s3"), made("m3"));
+        memory_file.write_all(b"a guest's memory").unwrap();
+        let other_name = dir.path().join("m4");
+        std::fs::rename(dir.path().join("m3"), &other_name).unwrap();
+        std::fs::create_dir(dir.path().join("m3")).unwrap();
+        drop(Unpublished { files: Files { state: state_file, memory: memory_file }, state, memory });
+        assert_eq!(names(dir.path()), ["m", "m3", "m4", "s"]);
+        assert_eq!(other_name.metadata().unwrap().len(), 0);
     }
 
     #[test]

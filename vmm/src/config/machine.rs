@@ -1,5 +1,6 @@
 //! `machine-config`: vCPUs and memory.
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, Unsupported, objects_only};
@@ -66,9 +67,23 @@ pub struct MachineConfig {
 
 objects_only!(MachineConfig);
 
-/// Firecracker's clients also write `null` for what they do not ask for.
+/// Firecracker's clients also write `null` for what they do not ask for, and later versions know one more kind.
 fn or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HugePages, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+    /// What the host does for a guest's memory is the host's setting, for all of its processes.
+    const ADVICE: &str = "huge_pages `Transparent` is not supported: say `None` on a host where \
+                          /sys/kernel/mm/transparent_hugepage/enabled is `always`, or `2M`";
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Wanted {
+        Known(HugePages),
+        Other(String),
+    }
+    match Option::deserialize(deserializer)? {
+        None => Ok(HugePages::default()),
+        Some(Wanted::Known(pages)) => Ok(pages),
+        Some(Wanted::Other(name)) if name == "Transparent" => Err(D::Error::custom(ADVICE)),
+        Some(Wanted::Other(name)) => Err(D::Error::unknown_variant(&name, &["None", "2M"])),
+    }
 }
 
 impl Default for MachineConfig {

@@ -102,6 +102,7 @@ fn huge_pages_are_asked_for_as_firecracker_has_it() {
     for (machine, more, named) in [
         (r#""mem_size_mib": 65, "huge_pages": "2M""#, "", "mem_size_mib"),
         (r#""mem_size_mib": 64, "huge_pages": "1G""#, "", "1G"),
+        (r#""mem_size_mib": 64, "huge_pages": "Transparent""#, "", "transparent_hugepage/enabled"),
         (
             r#""mem_size_mib": 64, "huge_pages": "2M""#,
             r#", "balloon": {"amount_mib": 0, "deflate_on_oom": false}"#,

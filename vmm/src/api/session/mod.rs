@@ -335,7 +335,7 @@ impl Session {
         if self.controller.state() != VmState::Paused {
             return Err(Fault::new("a snapshot needs a paused VM"));
         }
-        let (files, names) = files::create(&request, self.config.machine_config.mem_size_mib << 20)?;
+        let new = files::create(&request, self.config.machine_config.mem_size_mib << 20)?;
         let (begin, kind, sync) = (Instant::now(), request.snapshot_type, request.sync_snapshot_files);
         let config = Box::new(self.config.clone());
         let saved = self.controller.call(|reply| Command::CreateSnapshot { config, reply });
@@ -344,8 +344,8 @@ impl Session {
         // It stays paused meanwhile: only requests let it go on, and they are answered one by one.
         let track = self.config.machine_config.track_dirty_pages;
         let written = Written { state, ram: &ram, kind, base: &self.base, track };
-        let next = snapshot::write(&files, &written, sync).map_err(|error| Fault::new(error.to_string()));
-        let next = next.and_then(|next| names.publish(&files, sync).map(|()| next));
+        let next = snapshot::write(&new.files, &written, sync).map_err(|error| Fault::new(error.to_string()));
+        let next = next.and_then(|next| new.publish(sync).map(|()| next));
         // A difference to what nobody can find, or what is half written, is worth nothing.
         self.base = next.inspect_err(|_| self.base.forget())?;
         let latencies = &self.controller.metrics().latencies;

@@ -7,15 +7,16 @@ use vmm_sys_util::eventfd::EventFd;
 use super::*;
 use crate::memory;
 use crate::mmds::Mmds;
-use crate::vm::control;
+use crate::vm::control::{self, ControlError};
 
 fn request(method: Method, path: &str, body: &Value) -> Request {
     Request { method, path: path.to_owned(), body: body.to_string().into_bytes(), keep_alive: true }
 }
 
 /// Three differences of a paused VM whose memory stays as it is: the status of each request, and the bytes that its memory
-/// takes on disk. Somebody else takes the first one's name while it is written.
-fn differences(dir: &Path) -> Vec<(u16, Option<u64>)> {
+/// takes on disk. The first one fails: while it is written somebody else takes its name, or, before that, its state cannot be
+/// had.
+fn differences(dir: &Path, written: bool) -> Vec<(u16, Option<u64>)> {
     let (controller, commands) = control::connect(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())).unwrap();
     let options = Options { id: "x".to_owned(), boot_timer: false, metadata: Mmds::new(100).into_shared() };
     let mut config = VmConfig::new("k").with_mem_mib(2);
@@ -24,10 +25,16 @@ fn differences(dir: &Path) -> Vec<(u16, Option<u64>)> {
     commands.set_state(VmState::Paused);
     let taken = dir.join("state0");
     let main = std::thread::spawn(move || {
-        let ram = memory::reserve(2).unwrap();
+        let (ram, mut first) = (memory::reserve(2).unwrap(), true);
         while let Some(command) = commands.wait() {
             let Command::CreateSnapshot { reply, .. } = command else { panic!("another command") };
-            std::fs::write(&taken, "").unwrap();
+            if std::mem::take(&mut first) {
+                if !written {
+                    reply.send(Err(ControlError::Failed("no state".to_owned())));
+                    continue;
+                }
+                std::fs::write(&taken, "").unwrap();
+            }
             reply.send(Ok(Saved { state: snapshot::tests::state(), ram: ram.clone() }));
         }
     });
@@ -44,9 +51,11 @@ fn differences(dir: &Path) -> Vec<(u16, Option<u64>)> {
 }
 
 #[test]
-fn a_snapshot_without_its_names_is_nothing_to_compare_with() {
-    let dir = tempfile::tempdir().unwrap();
-    // The second one has all of the memory, though it is as it was; the third is a difference to it.
-    let expected = [(400, None), (204, Some(2 << 20)), (204, Some(0))];
-    assert_eq!(differences(dir.path()), expected);
+fn a_snapshot_that_failed_is_nothing_to_compare_with() {
+    for written in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        // The second one has all of the memory, though it is as it was; the third is a difference to it.
+        let expected = [(400, None), (204, Some(2 << 20)), (204, Some(0))];
+        assert_eq!(differences(dir.path(), written), expected, "{written}");
+    }
 }
