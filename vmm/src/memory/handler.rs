@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, sendmsg, sockopt,
 };
@@ -91,16 +92,47 @@ struct Mapping {
 /// A handler that hands out pages.
 #[derive(Debug)]
 pub struct Handler {
-    /// The process. Readable when it has ended.
-    pub process: OwnedFd,
     /// Held open: were its last descriptor closed, pages that nobody has handed out would be zeros.
     _faults: OwnedFd,
     /// Held open: handlers may see from it that the VM has ended.
     _stream: OwnedFd,
 }
 
+/// What shows that a handler has ended.
+#[derive(Debug)]
+pub struct HandlerEnd {
+    descriptor: OwnedFd,
+    /// Those beside the end of a connection, of which `poll` always tells.
+    events: PollFlags,
+}
+
+impl HandlerEnd {
+    /// Ready when it has.
+    pub fn poll_fd(&self) -> PollFd<'_> {
+        PollFd::new(self.descriptor.as_fd(), self.events)
+    }
+
+    /// Of the process that listened on the other end. Where that is none of this PID namespace, or has passed the socket on
+    /// to another, the other end's closing stands for it: a handler that may be anywhere must keep it open.
+    fn of_peer(stream: &OwnedFd) -> io::Result<Self> {
+        let peer = getsockopt(stream, sockopt::PeerCredentials)?;
+        // SAFETY: the call takes numbers and makes a descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, peer.pid(), 0) };
+        if let Ok(fd @ 0..) = libc::c_int::try_from(fd) {
+            // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+            return Ok(Self { descriptor: unsafe { OwnedFd::from_raw_fd(fd) }, events: PollFlags::POLLIN });
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) || peer.pid() == 0 => {
+                Ok(Self { descriptor: stream.try_clone()?, events: PollFlags::empty() })
+            }
+            error => Err(error),
+        }
+    }
+}
+
 /// `mib` MiB of memory whose pages come from the handler that listens at `path`.
-pub fn map(mib: u64, path: &Path) -> Result<(GuestRam, Handler), MemoryError> {
+pub fn map(mib: u64, path: &Path) -> Result<(GuestRam, Handler, HandlerEnd), MemoryError> {
     let stream = reach(path).map_err(|source| HandlerError::Connect { path: path.to_owned(), source })?;
     let ram = from_mappings(mib, anonymous(mib, libc::MAP_NORESERVE)?, |e| MemoryError::Reserve {
         mib,
@@ -108,9 +140,9 @@ pub fn map(mib: u64, path: &Path) -> Result<(GuestRam, Handler), MemoryError> {
     })?;
     let faults = hand_over(&ram)?;
     let step = |step| move |source: io::Error| HandlerError::Step { step, source };
-    let process = process(&stream).map_err(step("watch the handler's process"))?;
+    let end = HandlerEnd::of_peer(&stream).map_err(step("watch the handler's process"))?;
     send(&stream, &ram, &faults).map_err(step("tell the handler"))?;
-    Ok((ram, Handler { process, _faults: faults, _stream: stream }))
+    Ok((ram, Handler { _faults: faults, _stream: stream }, end))
 }
 
 /// Connects to the socket, or fails at once. Landlock does not know of that, so it is asked for the folder.
@@ -154,18 +186,6 @@ fn ask<T>(faults: &OwnedFd, request: libc::c_ulong, argument: *mut T, step: &'st
     match unsafe { libc::ioctl(faults.as_raw_fd(), request, argument) } {
         0.. => Ok(()),
         _ => Err(HandlerError::Step { step, source: io::Error::last_os_error() }),
-    }
-}
-
-/// The process that listened on the other end.
-fn process(stream: &OwnedFd) -> io::Result<OwnedFd> {
-    let peer = getsockopt(stream, sockopt::PeerCredentials)?;
-    // SAFETY: the call takes numbers and makes a descriptor.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, peer.pid(), 0) };
-    match libc::c_int::try_from(fd) {
-        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -13,7 +13,7 @@ use vm_memory::{
     MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
-pub use handler::{Handler, HandlerError, map as map_handed_out};
+pub use handler::{Handler, HandlerEnd, HandlerError, map as map_handed_out};
 
 /// The guest's memory. All access goes through `vm-memory`'s typed, bounds-checked operations.
 pub type GuestRam = GuestMemoryMmap<()>;

@@ -6,10 +6,10 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -22,6 +22,8 @@ use crate::virtio::{Active, EventLoop, VirtioDevice};
 
 /// How often somebody who waits for an answer looks whether one can still come.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long the main thread of a VM that runs may take to come to a command. A turn of its loop takes milliseconds.
+const TURN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a VM does, as Firecracker's `InstanceInfo` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,12 @@ pub enum ControlError {
     /// It was tried and failed.
     #[error("{0}")]
     Failed(String),
+    /// The main thread did not come to it, and will not do it later.
+    #[error(
+        "nothing was done: the VM's main thread stands still, as if a page-fault handler did not hand out a page; \
+         SIGTERM ends the VM"
+    )]
+    Stuck,
     /// The VM ended before the answer.
     #[error("the VM has ended")]
     Ended,
@@ -131,6 +139,27 @@ pub enum Command {
     FlushMetrics(Reply<()>),
 }
 
+/// A command on its way. The first to claim it has it: the main thread, or the sender that waits no longer.
+struct Sent {
+    command: Command,
+    claim: Claim,
+}
+
+impl Sent {
+    fn claimed(self) -> Option<Command> {
+        self.claim.take().then_some(self.command)
+    }
+}
+
+#[derive(Clone, Default)]
+struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::SeqCst)
+    }
+}
+
 /// What both ends share.
 pub(super) struct Shared {
     state: AtomicU8,
@@ -180,23 +209,29 @@ impl Shared {
     }
 }
 
-/// The asking end. Calls wait for their answer; the main thread gives it within one turn of its loop.
+/// The asking end. Calls wait for their answer; the main thread gives it within one turn of its loop. A command that the
+/// main thread of a VM that runs does not come to is taken back after some seconds.
 #[derive(Clone)]
 pub struct Controller {
-    commands: Sender<Command>,
+    commands: Sender<Sent>,
     shared: Arc<Shared>,
 }
 
 /// The end that carries commands out: the main thread's.
 pub struct Commands {
-    pub(super) inbox: Receiver<Command>,
+    inbox: Receiver<Sent>,
     pub(super) shared: Arc<Shared>,
 }
 
 impl Commands {
     /// Waits for the next command; `None` when nobody is left who could send one.
     pub fn wait(&self) -> Option<Command> {
-        self.inbox.recv().ok()
+        self.inbox.iter().find_map(Sent::claimed)
+    }
+
+    /// The next command that is there and still wanted.
+    pub(super) fn take(&self) -> Option<Command> {
+        self.inbox.try_iter().find_map(Sent::claimed)
     }
 
     /// Says what the VM does from now on.
@@ -223,15 +258,24 @@ impl Controller {
     /// Sends the command that `make` puts around a reply, and waits for the answer.
     pub fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, ControlError> {
         let (reply, answer) = sync_channel(1);
-        self.commands.send(make(Reply(reply))).map_err(|_| ControlError::Ended)?;
+        let (claim, limit) = (Claim::default(), Instant::now() + TURN_LIMIT);
+        let sent = Sent { command: make(Reply(reply)), claim: claim.clone() };
+        self.commands.send(sent).map_err(|_| ControlError::Ended)?;
         self.shared.ring();
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(answer) => return answer,
                 Err(RecvTimeoutError::Disconnected) => return Err(ControlError::Ended),
-                // Where another thread had to end the VM, none comes.
-                Err(RecvTimeoutError::Timeout) if self.state() == VmState::Ended => return Err(ControlError::Ended),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            match self.state() {
+                // Where another thread had to end the VM, no answer comes.
+                VmState::Ended => return Err(ControlError::Ended),
+                VmState::Running | VmState::Paused if Instant::now() >= limit && claim.take() => {
+                    return Err(ControlError::Stuck);
+                }
+                // It may take its time to build a VM.
+                _ => {}
             }
         }
     }

@@ -39,7 +39,7 @@ use crate::console::{Console, Outlet};
 use crate::devices::{self, serial};
 use crate::jail::seccomp::{self, Descriptors, ThreadKind};
 use crate::log::{self, EndReason, Event};
-use crate::memory::{self, Handler};
+use crate::memory::{self, HandlerEnd};
 use crate::metrics::Output;
 use crate::mmds::SharedMmds;
 use crate::snapshot::{self, Loading, MemorySource, SnapshotLoad};
@@ -52,7 +52,7 @@ use kvm::Groundwork;
 use machine::{Machine, Restore};
 use running::{METRICS_INTERVAL, Running};
 use signals::Signals;
-use watch::Watch;
+use watch::{Watch, Watched};
 
 /// What stands beside the configuration on the command line.
 #[derive(Clone, Debug)]
@@ -165,7 +165,7 @@ impl Supervisor {
     /// Takes commands until one makes a VM; `None` when a signal came first.
     fn wait_for_start(self) -> Result<Option<Running>, VmError> {
         loop {
-            while let Ok(command) = self.commands.inbox.try_recv() {
+            while let Some(command) = self.commands.take() {
                 match command {
                     Command::Start(config, reply) => {
                         let opened = |machine| Ok((machine, open_metrics(config.metrics.as_ref())?));
@@ -262,9 +262,9 @@ impl Supervisor {
         let (ram, handler) = match &files.memory {
             MemorySource::File(file) => (memory::map(state.mem_mib, file)?, None),
             MemorySource::Handler(path) => {
-                let (ram, handler) = memory::map_handed_out(state.mem_mib, path)?;
+                let (ram, handler, end) = memory::map_handed_out(state.mem_mib, path)?;
                 // Before anything touches it.
-                (ram, Some(self.watch(handler)?))
+                (ram, Some((handler, self.watch(end)?)))
             }
         };
         let mut machine = Machine::restore(&state, &config, ram, virtio, options, Arc::clone(&self.wake))?;
@@ -274,15 +274,14 @@ impl Supervisor {
         Ok((machine, Box::new(config)))
     }
 
-    /// Lets a thread watch the process that hands out pages.
-    fn watch(&self, handler: Handler) -> Result<(Handler, Watch), VmError> {
+    /// Lets a thread watch for the end of the process that hands out pages, and for signals.
+    fn watch(&self, handler: HandlerEnd) -> Result<Watch, VmError> {
         let shared = Arc::clone(&self.commands.shared);
         let rung = [self.wake.as_raw_fd(), shared.ended_descriptor(), log::descriptor(), libc::STDERR_FILENO];
         let known = Descriptors { rung: rung.to_vec(), ..Descriptors::default() };
         let filter = self.filter(ThreadKind::Watch, &[], &known)?;
-        let process = handler.process.try_clone().map_err(VmError::EventFd)?;
-        let watch = Watch::start(process, shared, self.clock, filter)?;
-        Ok((handler, watch))
+        let signals = self.signals.as_fd().try_clone_to_owned().map_err(VmError::EventFd)?;
+        Watch::start(Watched { handler, signals, shared, clock: self.clock }, filter)
     }
 
     fn announce(&self, config: &VmConfig) {

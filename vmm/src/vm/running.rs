@@ -138,7 +138,7 @@ impl Running {
         if self.paused.is_none() {
             self.threads.give_back_late();
         }
-        if let Ok(command) = self.commands.inbox.try_recv() {
+        if let Some(command) = self.commands.take() {
             self.obey(command);
             // One a turn: what happens meanwhile is seen before the next.
             let _ = self.wake.write(1);
@@ -299,6 +299,9 @@ impl Running {
             Err(device) => tracing::warn!(device, "the host does not finish a request"),
         }
         let line = self.machine.fixed.serial.counters();
+        // The API's thread may be reading the memory for a snapshot. Were the last descriptor of its page faults closed now,
+        // it would find zeros where no page was handed out. The watch goes on to the end of the process, too.
+        std::mem::forget(self.machine.handler.take());
         if !stopped {
             // A vCPU may still touch guest memory: leave it mapped until the process ends, which is now.
             tracing::warn!("vCPU threads did not stop in time");

@@ -1,7 +1,7 @@
-//! A thread that sees the end of the process that hands out the guest's pages.
+//! A thread that sees the end of the process that hands out the guest's pages, and the signals that end the VM.
 //!
-//! Whoever touches a page that nobody hands out any more stands still for ever, and that can be every other thread. So this
-//! one touches none of the guest's memory: it tells the main thread, and where that does not end the VM, ends the process.
+//! Whoever touches a page that nobody hands out stands still, and that can be every other thread. So this one touches none of
+//! the guest's memory: it tells the main thread, and where that does not end the VM, ends the process.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -16,26 +16,31 @@ use super::control::{Shared, VmState};
 use super::{Clock, STACK, VmError, borrow};
 use crate::jail::seccomp::{self, ThreadKind};
 use crate::log::{EndReason, Event};
+use crate::memory::HandlerEnd;
 
 /// Milliseconds that the main thread has to end the VM as it ends others.
 const GRACE: u16 = 5000;
 /// What the API's thread has to remove its socket.
 const CLEANING: Duration = Duration::from_millis(500);
 
-/// Watches the process until it is dropped.
+/// Watches until it is dropped.
 pub(super) struct Watch {
     done: Arc<EventFd>,
     lost: Arc<AtomicBool>,
 }
 
+/// What is watched, and who is told.
+pub(super) struct Watched {
+    pub(super) handler: HandlerEnd,
+    /// Readable while a signal waits for the main thread.
+    pub(super) signals: OwnedFd,
+    pub(super) shared: Arc<Shared>,
+    pub(super) clock: Clock,
+}
+
 impl Watch {
     /// Starts the thread. `filter` is of its kind, unless filters are left out.
-    pub(super) fn start(
-        process: OwnedFd,
-        shared: Arc<Shared>,
-        clock: Clock,
-        filter: Option<BpfProgram>,
-    ) -> Result<Self, VmError> {
+    pub(super) fn start(watched: Watched, filter: Option<BpfProgram>) -> Result<Self, VmError> {
         let done = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(VmError::EventFd)?;
         let done = Arc::new(done);
         let lost = Arc::new(AtomicBool::new(false));
@@ -47,7 +52,7 @@ impl Watch {
             let ok = confined.is_ok();
             let _ = tell.send(confined);
             if ok {
-                watch(&process, &hears, &sees, &shared, clock);
+                watched.watch(&hears, &sees);
             }
         };
         builder.spawn(thread).map_err(VmError::Thread)?;
@@ -55,7 +60,7 @@ impl Watch {
         Ok(Self { done, lost })
     }
 
-    /// Whether the process has ended.
+    /// Whether the handler has ended.
     pub(super) fn has_lost(&self) -> bool {
         self.lost.load(Ordering::SeqCst)
     }
@@ -72,31 +77,50 @@ impl Drop for Watch {
     }
 }
 
-fn watch(process: &OwnedFd, done: &EventFd, lost: &AtomicBool, shared: &Shared, clock: Clock) {
-    let waited = |fd, timeout: PollTimeout| {
-        let mut set = [fd, borrow(done)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let _ = poll(&mut set, timeout);
-        set.map(|entry| entry.any().unwrap_or(false))
-    };
-    loop {
-        match waited(process.as_fd(), PollTimeout::NONE) {
-            [_, true] => return,
-            [true, _] => break,
-            _ => {}
+impl Watched {
+    fn watch(&self, done: &EventFd, lost: &AtomicBool) {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let error = loop {
+            let mut set = [self.handler.poll_fd(), readable(self.signals.as_fd()), readable(borrow(done))];
+            let _ = poll(&mut set, PollTimeout::NONE);
+            match set.map(|entry| entry.any().unwrap_or(false)) {
+                [_, _, true] => return,
+                [true, _, _] => break Some(VmError::HandlerEnded),
+                // The main thread reads it, and ends the VM, if it can.
+                [_, true, _] => break None,
+                _ => {}
+            }
+        };
+        if error.is_some() {
+            lost.store(true, Ordering::SeqCst);
+            self.shared.ring();
         }
+        let mut set = [readable(self.shared.ended()), readable(borrow(done))];
+        let _ = poll(&mut set, PollTimeout::from(GRACE));
+        if set.iter().any(|entry| entry.any().unwrap_or(false)) {
+            return;
+        }
+        self.end(error)
     }
-    lost.store(true, Ordering::SeqCst);
-    shared.ring();
-    if waited(shared.ended(), PollTimeout::from(GRACE)) != [false, false] {
-        return;
+
+    /// Ends the process, whatever its other threads wait for.
+    fn end(&self, error: Option<VmError>) -> ! {
+        if error.is_none() {
+            tracing::warn!("the main thread stands still: the page-fault handler does not hand out what it waits for");
+        }
+        Event::End {
+            reason: if error.is_some() { EndReason::Error } else { EndReason::Killed },
+            error: error.as_ref().map(|error| error.code().to_owned()),
+            text: error.as_ref().map(ToString::to_string),
+            run_us: self.clock.elapsed_us(),
+            serial_out: 0,
+            serial_lost: 0,
+        }
+        .emit();
+        self.shared.set_state(VmState::Ended);
+        std::thread::sleep(CLEANING);
+        // Not `exit`, which would wait for what other threads hold.
+        // SAFETY: it does not return.
+        unsafe { libc::_exit(error.map_or(0, |error| i32::from(error.exit_code()))) }
     }
-    let error = VmError::HandlerEnded;
-    let (reason, text) = (EndReason::Error, Some(error.to_string()));
-    let run_us = clock.elapsed_us();
-    Event::End { reason, error: Some(error.code().to_owned()), text, run_us, serial_out: 0, serial_lost: 0 }.emit();
-    shared.set_state(VmState::Ended);
-    std::thread::sleep(CLEANING);
-    // Not `exit`, which would wait for what other threads hold.
-    // SAFETY: it does not return.
-    unsafe { libc::_exit(i32::from(error.exit_code())) }
 }

@@ -7,16 +7,19 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::client::{LIMIT, Vmm};
+use crate::client::{LIMIT, Vmm, command};
 use crate::guest::Guest;
+use crate::virtio::{FIRST, Queue, WRITE};
 
-/// Says to this test program, run again, that it hands out pages: the socket, the memory's file, how many pages.
+/// Says to this test program, run again, that it hands out pages: its folder, how many pages, and which not.
 const HANDLER: &str = "PORTCULLIS_TEST_HANDLER";
 /// Pages that a handler hands out which is never tired.
 const ALL: usize = 1 << 20;
@@ -25,6 +28,8 @@ const PAGE: u64 = 4096;
 const PLACE: u32 = 0x20_0000;
 /// Pages of the guest's memory.
 const PAGES: usize = 1024;
+/// A page that a handler withholds. Nothing touches it by itself.
+const WITHHELD: u32 = 0x30_0000;
 
 /// A page-fault handler in its own process.
 struct Handler {
@@ -33,19 +38,43 @@ struct Handler {
 }
 
 impl Handler {
-    fn start(dir: &Path, memory: &Path, pages: usize) -> Self {
+    /// One that hands out so many pages, then no more.
+    fn start(dir: &Path, pages: usize) -> Self {
+        Self::run(dir, pages, u64::MAX)
+    }
+
+    /// One that hands out every page but the one at this address, until it is told to ([`Handler::release`]).
+    fn withholding(dir: &Path, page: u32) -> Self {
+        Self::run(dir, ALL, page.into())
+    }
+
+    fn run(dir: &Path, pages: usize, withheld: u64) -> Self {
         let socket = dir.join("handler.sock");
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "page_faults::play_the_handler", "--nocapture"]);
-        command.env(HANDLER, format!("{} {} {pages}", socket.display(), memory.display()));
+        command.env(HANDLER, format!("{} {pages} {withheld}", dir.display()));
         command.stdout(File::create(dir.join("handler.log")).unwrap());
         let child = command.spawn().unwrap();
         let limit = Instant::now() + LIMIT;
         while !socket.exists() {
             assert!(Instant::now() < limit, "no handler");
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
         }
         Self { child, socket }
+    }
+
+    /// Waits until somebody waits for the page that is withheld.
+    fn wait_for_victim(dir: &Path) {
+        let limit = Instant::now() + LIMIT;
+        while !std::fs::read_to_string(dir.join("handler.log")).unwrap().contains("withheld") {
+            assert!(Instant::now() < limit, "nobody touches the page");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Lets it hand out what it withheld.
+    fn release(dir: &Path) {
+        std::fs::write(dir.join("release"), "").unwrap();
     }
 
     fn kill(&mut self) {
@@ -67,8 +96,10 @@ fn play_the_handler() {
         return;
     };
     let told: Vec<&str> = told.split(' ').collect();
-    let (memory, pages) = (File::open(told[1]).unwrap(), told[2].parse::<usize>().unwrap());
-    let listener = UnixListener::bind(told[0]).unwrap();
+    let (dir, pages, withheld) =
+        (Path::new(told[0]), told[1].parse::<usize>().unwrap(), told[2].parse::<u64>().unwrap());
+    let memory = File::open(dir.join("memory")).unwrap();
+    let listener = UnixListener::bind(dir.join("handler.sock")).unwrap();
     let (stream, _) = listener.accept().unwrap();
     let (mut text, mut room) = (vec![0; 4096], nix::cmsg_space!([i32; 1]));
     let mut parts = [IoSliceMut::new(&mut text)];
@@ -83,8 +114,15 @@ fn play_the_handler() {
     for mapping in &mappings {
         assert_eq!((&mapping["page_size"], &mapping["page_size_kib"]), (&json!(PAGE), &json!(PAGE)));
     }
+    let mut held = None;
     for count in 1.. {
-        let Some(address) = next_fault(&faults) else { return };
+        let address = loop {
+            match next_fault(&faults) {
+                Some(address) => break address,
+                None if held.is_some() && dir.join("release").exists() => break held.take().unwrap(),
+                None => {}
+            }
+        };
         if count > pages {
             // Tired: nothing is handed out any more.
             std::thread::park();
@@ -97,16 +135,24 @@ fn play_the_handler() {
         let mapping = mappings.iter().find(within).expect("a fault in the guest's memory");
         let mut page = vec![0; usize::try_from(PAGE).unwrap()];
         let at = address - number(mapping, "base_host_virt_addr") + number(mapping, "offset");
+        if at == withheld && !dir.join("release").exists() {
+            held = Some(address);
+            println!("withheld");
+            continue;
+        }
         memory.read_exact_at(&mut page, at).unwrap();
         copy(&faults, address, &page);
         println!("page {count}");
     }
 }
 
-/// The page of the next fault.
+/// The page of the next fault, if there is one soon.
 fn next_fault(faults: &OwnedFd) -> Option<u64> {
     loop {
-        poll(&mut [PollFd::new(faults.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+        let mut set = [PollFd::new(faults.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut set, PollTimeout::from(20u16)).unwrap() == 0 {
+            return None;
+        }
         // `struct uffd_msg`: what it is, and of a page fault (0x12) the address.
         let mut message = [0; 32];
         match nix::unistd::read(faults, &mut message) {
@@ -138,10 +184,34 @@ fn snapshot() -> tempfile::TempDir {
     vmm.boot_source(&guest);
     vmm.act("InstanceStart");
     vmm.wait_for("kept");
-    vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
-    let create = json!({"snapshot_path": dir.path().join("state"), "mem_file_path": dir.path().join("memory")});
-    vmm.must("PUT", "/snapshot/create", &create);
+    save(&vmm, dir.path(), "state", "memory");
     dir
+}
+
+/// A snapshot of a guest that asks for random bytes again and again, and for them at this address, which the main thread of
+/// its VMM writes to.
+fn asking(address: u32) -> tempfile::TempDir {
+    let queue = Queue::at(FIRST, 0, 8);
+    let ask = |guest: Guest, number| guest.request(queue, number, 0, &[(address.into(), 16, WRITE)]).print(".");
+    let guest = (1..=200).fold(Guest::new().virtio_start(FIRST, 0, &[queue]), ask).print("done").hang();
+    let (mut vmm, dir) = (Vmm::new(), tempfile::tempdir().unwrap());
+    vmm.boot_source(&guest);
+    vmm.must("PUT", "/entropy", &json!({"rate_limiter": {"ops": {"size": 1, "refill_time": 50}}}));
+    vmm.act("InstanceStart");
+    vmm.wait_for(".");
+    save(&vmm, dir.path(), "state", "memory");
+    dir
+}
+
+/// Pauses the VM and writes a snapshot of it.
+fn save(vmm: &Vmm, dir: &Path, state: &str, memory: &str) {
+    vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+    let create = json!({"snapshot_path": dir.join(state), "mem_file_path": dir.join(memory)});
+    vmm.must("PUT", "/snapshot/create", &create);
+}
+
+fn terminate(vmm: &Vmm) {
+    kill(Pid::from_raw(vmm.pid().try_into().unwrap()), Signal::SIGTERM).unwrap();
 }
 
 fn load(dir: &Path, socket: &Path) -> Value {
@@ -152,7 +222,7 @@ fn load(dir: &Path, socket: &Path) -> Value {
 #[test]
 fn a_guest_goes_on_in_memory_that_is_handed_out_page_by_page() {
     let dir = snapshot();
-    let handler = Handler::start(dir.path(), &dir.path().join("memory"), ALL);
+    let handler = Handler::start(dir.path(), ALL);
     let mut vmm = Vmm::new();
     vmm.must("PUT", "/snapshot/load", &load(dir.path(), &handler.socket));
     vmm.wait_for("kept");
@@ -177,20 +247,12 @@ fn a_vm_ends_with_the_process_that_hands_out_its_memory_whoever_waits_for_a_page
     let dir = snapshot();
     // With one that hands out nothing, the main thread waits while it loads; with few, a vCPU does.
     for pages in [0, 4, ALL] {
-        let mut handler = Handler::start(dir.path(), &dir.path().join("memory"), pages);
+        let mut handler = Handler::start(dir.path(), pages);
         let mut vmm = Vmm::new();
         std::thread::scope(|scope| {
-            let (loader, socket) = (&vmm, handler.socket.clone());
-            let path = dir.path();
-            let loading = scope.spawn(move || {
-                let mut stream = loader.connect();
-                let body = load(path, &socket).to_string();
-                let head = format!("PUT /snapshot/load HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
-                std::io::Write::write_all(&mut stream, (head + &body).as_bytes()).unwrap();
-                let mut answer = Vec::new();
-                let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
-            });
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            let (loader, body) = (&vmm, load(dir.path(), &handler.socket));
+            let loading = scope.spawn(move || loader.try_send("PUT", "/snapshot/load", &body));
+            std::thread::sleep(Duration::from_millis(300));
             handler.kill();
             loading.join().unwrap();
         });
@@ -227,7 +289,128 @@ fn a_handler_that_cannot_be_reached_is_named_and_the_load_can_be_tried_again() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&far, &link).unwrap();
     refused(&vmm, &link, "it is no socket");
-    let handler = Handler::start(dir.path(), &dir.path().join("memory"), ALL);
+    let handler = Handler::start(dir.path(), ALL);
     vmm.must("PUT", "/snapshot/load", &load(dir.path(), &handler.socket));
     vmm.wait_for("kept");
+}
+
+#[test]
+fn a_snapshot_of_memory_that_is_lost_meanwhile_is_none() {
+    let dir = snapshot();
+    for (word, memory) in [("whole", true), ("lost", false)] {
+        let mut handler = Handler::withholding(dir.path(), WITHHELD);
+        let mut vmm = Vmm::new();
+        vmm.must("PUT", "/snapshot/load", &load(dir.path(), &handler.socket));
+        vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+        std::thread::scope(|scope| {
+            let (again, path) = (&vmm, dir.path());
+            let saving = scope.spawn(move || {
+                let create =
+                    json!({"snapshot_path": path.join(format!("{word}.state")), "mem_file_path": path.join(word)});
+                again.try_send("PUT", "/snapshot/create", &create)
+            });
+            Handler::wait_for_victim(dir.path());
+            if memory {
+                Handler::release(dir.path());
+            } else {
+                handler.kill();
+            }
+            let answer = saving.join().unwrap();
+            assert_eq!(answer.starts_with("HTTP/1.1 204"), memory, "{word}: {answer}");
+        });
+        let files = [dir.path().join(word), dir.path().join(format!("{word}.state"))];
+        assert_eq!(files.map(|file| file.exists()), [memory; 2], "{word}");
+        if !memory {
+            assert_eq!(vmm.end().code(), Some(3));
+        }
+        drop(handler);
+        std::fs::remove_file(dir.path().join("handler.sock")).unwrap();
+        let _ = std::fs::remove_file(dir.path().join("release"));
+    }
+}
+
+#[test]
+fn a_signal_ends_a_vm_whose_handler_lives_and_hands_nothing_out() {
+    // While it loads.
+    let dir = snapshot();
+    let handler = Handler::start(dir.path(), 0);
+    let mut vmm = Vmm::new();
+    std::thread::scope(|scope| {
+        let (loader, body) = (&vmm, load(dir.path(), &handler.socket));
+        let loading = scope.spawn(move || loader.try_send("PUT", "/snapshot/load", &body));
+        let limit = Instant::now() + LIMIT;
+        while !vmm.read("vm.log").contains("\"event\":\"start\"") {
+            assert!(Instant::now() < limit, "it is not loaded");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        terminate(&vmm);
+        assert!(!loading.join().unwrap().contains("204"));
+    });
+    ends_by_signal(&mut vmm);
+    // While it runs, and the main thread stands still; while it is saved, and the API's thread does.
+    for saved in [false, true] {
+        let dir = if saved { snapshot() } else { asking(WITHHELD) };
+        let handler = Handler::withholding(dir.path(), WITHHELD);
+        let mut vmm = Vmm::new();
+        vmm.must("PUT", "/snapshot/load", &load(dir.path(), &handler.socket));
+        std::thread::scope(|scope| {
+            let (again, path) = (&vmm, dir.path());
+            if saved {
+                vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+                let create = json!({"snapshot_path": path.join("state2"), "mem_file_path": path.join("memory2")});
+                scope.spawn(move || again.try_send("PUT", "/snapshot/create", &create));
+            }
+            Handler::wait_for_victim(dir.path());
+            terminate(&vmm);
+        });
+        ends_by_signal(&mut vmm);
+        assert!(!dir.path().join("memory2").exists());
+    }
+}
+
+/// Asserts that a signal has ended the VM.
+fn ends_by_signal(vmm: &mut Vmm) {
+    assert_eq!(vmm.end().code(), Some(0));
+    let log = vmm.read("vm.log");
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains("\"event\":\"end\"") && last.contains("\"killed\""), "{log}");
+    assert_eq!(log.matches("\"event\":\"end\"").count(), 1, "{log}");
+}
+
+#[test]
+fn a_request_that_the_main_thread_cannot_take_fails_and_is_not_carried_out_later() {
+    let dir = asking(WITHHELD);
+    let _handler = Handler::withholding(dir.path(), WITHHELD);
+    let mut vmm = Vmm::new();
+    vmm.must("PUT", "/snapshot/load", &load(dir.path(), &dir.path().join("handler.sock")));
+    Handler::wait_for_victim(dir.path());
+    vmm.refused("PATCH", "/vm", Some(&json!({"state": "Paused"})), "page-fault handler");
+    assert_eq!(vmm.state(), "Running");
+    Handler::release(dir.path());
+    vmm.wait_for("...");
+    assert_eq!(vmm.state(), "Running");
+    vmm.must("PATCH", "/vm", &json!({"state": "Paused"}));
+    assert_eq!(vmm.state(), "Paused");
+}
+
+#[test]
+fn a_handler_of_another_pid_namespace_is_seen_to_end() {
+    let dir = snapshot();
+    let mut handler = Handler::start(dir.path(), ALL);
+    let own = tempfile::tempdir().unwrap();
+    let mut vmm = Vmm::run(in_pid_namespace(&command(own.path())), own);
+    vmm.must("PUT", "/snapshot/load", &load(dir.path(), &handler.socket));
+    vmm.wait_for("kept");
+    handler.kill();
+    assert_eq!(vmm.end().code(), Some(3));
+    assert!(vmm.read("vm.log").contains("page-fault-handler"), "{}", vmm.read("vm.log"));
+}
+
+/// A program with its arguments, in a PID namespace of its own.
+fn in_pid_namespace(program: &Command) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--"]).arg(program.get_program()).args(program.get_args());
+    command.current_dir(program.get_current_dir().unwrap());
+    command
 }

@@ -226,8 +226,8 @@ fn watch(list: &mut List, known: &Descriptors) {
     list.memory(SMALL);
     list.signals(&[bits(libc::SIGABRT)]);
     list.on(libc::SYS_write, &[&known.rung]);
-    // The process, or the VM's end, and its own end.
-    list.poll(2);
+    // The handler's end, signals, and its own end.
+    list.poll(3);
 }
 
 fn api(list: &mut List) {
