@@ -76,7 +76,7 @@ impl Programs {
         self.guest_with_disks(name, guest, 0)
     }
 
-    /// The same, with so many disks of 1 MiB for ours.
+    /// The same, with `disks` disks of 1 MiB in the configuration of our own builds.
     pub fn guest_with_disks(&self, name: &str, guest: &Guest, disks: usize) -> PathBuf {
         let at = self.directory.path().join(name);
         let write = |file: &str, bytes: &[u8]| std::fs::write(at.join(file), bytes).expect("a guest's files");

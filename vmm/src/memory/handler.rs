@@ -102,7 +102,7 @@ pub struct Handler {
 #[derive(Debug)]
 pub struct HandlerEnd {
     descriptor: OwnedFd,
-    /// Those beside the end of a connection, of which `poll` always tells.
+    /// What to poll for. A connection that was closed is always reported.
     events: PollFlags,
 }
 

@@ -103,9 +103,9 @@ impl EmptyVm {
     }
 }
 
-/// What takes KVM long and hangs on no configuration: an empty VM, and what CPUID can answer, for which KVM asks the
-/// processor some hundred times; each is an exit where this host is a VM itself. It is made on a thread of its own, beside
-/// what the calling thread has to do: [`groundwork`] does the same at once.
+/// The slow parts of a VM that need no configuration: the empty VM, and the CPUID that KVM supports. For the latter KVM
+/// executes CPUID some hundred times, and each is an exit if this host is a VM itself. A thread of its own does both while the
+/// caller goes on; [`groundwork`] does them on the calling thread.
 pub struct Groundwork {
     empty: Receiver<EmptyVm>,
     supported: JoinHandle<Result<CpuId, KvmError>>,
@@ -119,7 +119,7 @@ impl Groundwork {
         Ok(Self { empty, supported: thread.spawn(move || lay(&done))? })
     }
 
-    /// The VM, and what gives the CPUID.
+    /// Waits for the empty VM. The thread then still reads the CPUID.
     pub fn empty_vm(self) -> Result<(EmptyVm, SupportedCpuid), KvmError> {
         let supported = SupportedCpuid(self.supported);
         match self.empty.recv() {

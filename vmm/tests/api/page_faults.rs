@@ -38,7 +38,7 @@ struct Handler {
 }
 
 impl Handler {
-    /// One that hands out so many pages, then no more.
+    /// Starts a handler that serves this many pages and then stops answering.
     fn start(dir: &Path, pages: usize) -> Self {
         Self::run(dir, pages, u64::MAX)
     }
@@ -169,7 +169,7 @@ fn next_fault(faults: &OwnedFd) -> Option<u64> {
 fn copy(faults: &OwnedFd, address: u64, page: &[u8]) {
     // `UFFDIO_COPY` and its structure: to, from, length, mode, and how much it was.
     let mut copy = [address, page.as_ptr().addr() as u64, PAGE, 0, 0];
-    // SAFETY: the kernel reads the page and writes the structure, both of which are there.
+    // SAFETY: the kernel reads the page and writes the structure; both are live and of the right size.
     let done = unsafe { libc::ioctl(faults.as_raw_fd(), 0xc028_aa03, copy.as_mut_ptr()) };
     let error = std::io::Error::last_os_error();
     // Another fault of the same page came before.
